@@ -1,0 +1,284 @@
+"""Configuration of SHIRG-LaViDa: one vision tower, one projector, one bidirectional language model, and between them a
+view policy (which pixels are looked at) and a selection (which of their tokens the language model reads).
+
+The number of image tokens follows from this file alone, so the processor can write the placeholders before the model runs.
+"""
+
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .geometry_shirg import grid_side
+from .presets_shirg import GEOMETRIES, PRESETS, geometry_of, preset_fields
+
+_MODULE = "modeling_shirg_lavida"
+_MODEL = f"{_MODULE}.ShirgLavidaForConditionalGeneration"
+
+# Keys that transformers itself may hand to a config besides its fields.
+_TRANSFORMERS_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "use_cache",
+}
+
+# A sub-config given without `model_type` starts from these, LaViDa's own sizes.
+_VISION_DEFAULTS = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+_TEXT_DEFAULTS = {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 126464,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "is_causal": False,
+}
+
+
+@strict
+class ShirgLavidaConfig(PreTrainedConfig):
+    r"""
+    Args:
+        vision_config (`dict` or `SiglipVisionConfig`, *optional*): SigLIP with its last layer and its pooling head; the
+            default is so400m-patch14-384.
+        text_config (`dict` or `LlamaConfig`, *optional*): the language model; the default is LLaDA-8B. It is always
+            bidirectional: `is_causal` is set to `False`.
+        prune_method (`str`, defaults to `"shirg"`): name of the preset that these fields came from, for reports.
+        view_policy (`"foveal"` or `"anyres"`, defaults to `"foveal"`): `foveal` looks at the whole image squashed to the
+            base size and at one square fovea; `anyres` at the whole image and at tiles of a padded canvas, as LaViDa does.
+        fovea_size (`int`, *optional*, defaults to 448): side of the fovea in pixels; `None` with `anyres`.
+        fovea_placement (`"center"`, `"salient"` or `"box"`, defaults to `"center"`): where the fovea sits.
+        image_grid_pinpoints (`list[list[int]]`, *optional*): canvases (width, height) that `anyres` may choose from.
+        patch_merge_type (`"flat"`, defaults to `"flat"`): how the tokens of several views are joined.
+        pooled_grid_size (`int`, *optional*, defaults to 16): side of the grid that the tokens of a base-size view are pooled
+            to after the projector; `None` keeps the view's own grid.
+        selection_method (`"none"`, `"shirg"`, `"random"`, `"uniform"` or `"pool"`, defaults to `"shirg"`): how the fovea's
+            tokens are reduced to `selection_budget`.
+        selection_budget (`int`, *optional*, defaults to 724): number of foveal tokens that are kept.
+        attention_weight, text_weight, diversity_weight (`float`, default 0.5, 0.3, 0.1): weights of the score
+            `attention_weight * a + text_weight * s - diversity_weight * d`. Without a question the text weight moves to `a`.
+        selection_temperature (`float`, defaults to 0.15): temperature of the reported probability map
+            `softmax(score / T)`. It changes no top-K.
+        selection_seed (`int`, defaults to 0): seed of the `random` control.
+        attention_source (`"map"`, `"received"` or `"norm"`, defaults to `"map"`): `a` is the attention of SigLIP's pooling
+            probe; or the mean attention a token receives in the last kept layer; or the feature norm. The last two need no
+            pooling head.
+        text_relevance (`"lm"` or `"none"`, defaults to `"lm"`): `s` is the cosine of the projected patch with the language
+            model's embeddings of the question, or absent.
+        vision_feature_layer (`int`, defaults to -2): which hidden state of the vision tower is projected; -1 is the last.
+        image_token_id, mask_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids, and the id of `<image>`.
+
+    Raises:
+        ValueError: the fields contradict each other; the message names both values.
+
+    Example:
+
+    ```python
+    >>> from configuration_shirg import ShirgLavidaConfig
+    >>> ShirgLavidaConfig.from_preset("shirg").num_image_tokens
+    980
+    >>> ShirgLavidaConfig.from_preset("shirg", geometry="toy").num_image_tokens
+    245
+    ```
+    """
+
+    model_type = "shirg_lavida"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="siglip_vision_model", init_kwargs=_VISION_DEFAULTS
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=_TEXT_DEFAULTS),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    prune_method: str = "shirg"
+    view_policy: Literal["foveal", "anyres"] = "foveal"
+    fovea_size: int | None = 448
+    fovea_placement: Literal["center", "salient", "box"] = "center"
+    image_grid_pinpoints: list[list[int]] | None = None
+    patch_merge_type: Literal["flat"] = "flat"
+    pooled_grid_size: int | None = 16
+    selection_method: Literal["none", "shirg", "random", "uniform", "pool"] = "shirg"
+    selection_budget: int | None = 724
+    attention_weight: float = 0.5
+    text_weight: float = 0.3
+    diversity_weight: float = 0.1
+    selection_temperature: float = 0.15
+    selection_seed: int = 0
+    attention_source: Literal["map", "received", "norm"] = "map"
+    text_relevance: Literal["lm", "none"] = "lm"
+    vision_feature_layer: int = -2
+    image_token_id: int = 126349
+    mask_token_id: int = 126336
+    bos_token_id: int = 126080
+    eos_token_id: int = 126081
+    pad_token_id: int = 126081
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        unknown = sorted(key for key in kwargs if key not in _TRANSFORMERS_KEYS and not key.startswith("_"))
+        if unknown:
+            raise ValueError(f"ShirgLavidaConfig has no field {', '.join(map(repr, unknown))}. Check the spelling.")
+        self.auto_map = {
+            "AutoConfig": "configuration_shirg_lavida.ShirgLavidaConfig",
+            "AutoModel": _MODEL,
+            "AutoModelForImageTextToText": _MODEL,
+            "AutoModelForMultimodalLM": _MODEL,
+            **(kwargs.pop("auto_map", None) or {}),
+        }
+        super().__post_init__(**kwargs)
+        self.text_config.is_causal = False
+
+    @classmethod
+    def from_preset(cls, name: str, geometry: str | None = None, **overrides) -> "ShirgLavidaConfig":
+        """A config of the system `name` (one of `PRESETS`).
+
+        Args:
+            name: preset name, the same as `--prune_method`.
+            geometry: `"full"` or `"toy"`; by default the one of `overrides["vision_config"]`'s image size, else `"full"`.
+            **overrides: any field of this class; they win over the preset.
+        """
+        vision = _as_dict(overrides.pop("vision_config", None))
+        text = _as_dict(overrides.pop("text_config", None))
+        if geometry is None:
+            geometry = geometry_of(vision.get("image_size", _VISION_DEFAULTS["image_size"]))
+        fields = preset_fields(name, geometry)
+        vision = {**_VISION_DEFAULTS, "image_size": GEOMETRIES[geometry]["image_size"], **vision}
+        return cls(vision_config=vision, text_config={**_TEXT_DEFAULTS, **text}, **{**fields, **overrides})
+
+    def with_preset(self, name: str, **overrides) -> "ShirgLavidaConfig":
+        """This config with the views and the selection of preset `name`; the model's sizes and token ids stay."""
+        fields = preset_fields(name, geometry_of(self.vision_config.image_size))
+        return type(self).from_dict({**self.to_dict(), **fields, **overrides})
+
+    @property
+    def base_grid(self) -> int:
+        """Side of the patch grid of a base-size view."""
+        return grid_side(self.vision_config.image_size, self.vision_config.patch_size)
+
+    @property
+    def fovea_grid(self) -> int | None:
+        """Side of the patch grid of the fovea; `None` without a fovea."""
+        return None if self.fovea_size is None else grid_side(self.fovea_size, self.vision_config.patch_size)
+
+    @property
+    def num_base_views(self) -> int:
+        """Number of base-size views per image: 1 with `foveal`, 1 + tiles with `anyres`."""
+        if self.view_policy == "foveal":
+            return 1
+        width, height = self.image_grid_pinpoints[0]
+        return 1 + (width // self.vision_config.image_size) * (height // self.vision_config.image_size)
+
+    @property
+    def tokens_per_base_view(self) -> int:
+        """Number of tokens of one base-size view after pooling."""
+        return (self.pooled_grid_size or self.base_grid) ** 2
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Number of image tokens of one image, whatever its size."""
+        return self.num_base_views * self.tokens_per_base_view + (self.selection_budget or 0)
+
+    def validate_geometry(self):
+        """Part of `@strict` validation: views, selection and score source fit each other, checked in this order."""
+        if self.prune_method not in PRESETS:
+            raise ValueError(f"Unknown prune_method {self.prune_method!r}. Known: {', '.join(sorted(PRESETS))}.")
+        self._validate_views()
+        self._validate_selection()
+        self._validate_vision_features()
+
+    def _validate_views(self):
+        base, patch = self.vision_config.image_size, self.vision_config.patch_size
+        if base < patch:
+            raise ValueError(f"vision_config.image_size={base} is smaller than vision_config.patch_size={patch}.")
+        if self.pooled_grid_size is not None and not 1 <= self.pooled_grid_size <= self.base_grid:
+            raise ValueError(
+                f"pooled_grid_size={self.pooled_grid_size} must be between 1 and the {self.base_grid} patches per side "
+                f"of a {base} pixel view."
+            )
+        if self.view_policy == "foveal":
+            if self.fovea_size is None or self.fovea_size < patch:
+                raise ValueError(
+                    f"view_policy='foveal' needs fovea_size >= the patch size {patch}, got fovea_size={self.fovea_size}."
+                )
+            if self.image_grid_pinpoints is not None:
+                raise ValueError(
+                    f"view_policy='foveal' has no tiles, got image_grid_pinpoints={self.image_grid_pinpoints}."
+                )
+            return
+        if self.fovea_size is not None:
+            raise ValueError(f"view_policy='anyres' has no fovea, got fovea_size={self.fovea_size}.")
+        pinpoints = self.image_grid_pinpoints or []
+        if len(pinpoints) != 1 or any(len(point) != 2 or point[0] % base or point[1] % base for point in pinpoints):
+            raise ValueError(
+                f"patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, a multiple of the "
+                f"base view {base}, got {self.image_grid_pinpoints}."
+            )
+
+    def _validate_selection(self):
+        if self.view_policy == "anyres":
+            if self.selection_method != "none" or self.selection_budget is not None:
+                raise ValueError(
+                    "view_policy='anyres' keeps every token: it needs selection_method='none' and selection_budget=None, "
+                    f"got {self.selection_method!r} and {self.selection_budget}."
+                )
+            return
+        available = self.fovea_grid**2
+        if self.selection_method == "none" and self.selection_budget != available:
+            raise ValueError(
+                f"selection_method='none' keeps all {available} foveal tokens, got selection_budget={self.selection_budget}."
+            )
+        if self.selection_budget is None or not 1 <= self.selection_budget <= available:
+            raise ValueError(
+                f"selection_budget={self.selection_budget} must be between 1 and the {available} tokens of a "
+                f"{self.fovea_size} pixel fovea."
+            )
+        if self.selection_method == "pool" and math.isqrt(self.selection_budget) ** 2 != self.selection_budget:
+            raise ValueError(
+                f"selection_method='pool' needs a square selection_budget, got {self.selection_budget}; "
+                f"the nearest below is {math.isqrt(self.selection_budget) ** 2}."
+            )
+        if self.selection_temperature <= 0:
+            raise ValueError(f"selection_temperature must be > 0, got {self.selection_temperature}.")
+
+    def _validate_vision_features(self):
+        layers = self.vision_config.num_hidden_layers
+        if not -layers <= self.vision_feature_layer <= -1:
+            raise ValueError(
+                f"vision_feature_layer={self.vision_feature_layer} must be between -{layers} and -1: the vision tower "
+                f"has {layers} layers."
+            )
+        if self.selection_method != "shirg" or self.attention_source != "map":
+            return
+        if not self.vision_config.vision_use_head or self.vision_feature_layer == -1:
+            raise ValueError(
+                "attention_source='map' needs SigLIP's pooling head and the layer before it (vision_use_head=True and "
+                f"vision_feature_layer < -1), got vision_use_head={self.vision_config.vision_use_head} and "
+                f"vision_feature_layer={self.vision_feature_layer}. Convert the checkpoint with --vision-base, or choose "
+                "attention_source='received' or 'norm'."
+            )
+
+
+def _as_dict(config: dict | PreTrainedConfig | None) -> dict:
+    """A sub-config as keyword arguments."""
+    return config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
