@@ -1,7 +1,8 @@
 """Configuration of SHIRG-LaViDa: one vision tower, one projector, one bidirectional language model, and between them a
 view policy (which pixels are looked at) and a selection (which of their tokens the language model reads).
 
-The number of image tokens follows from this file alone, so the processor can write the placeholders before the model runs.
+The number of image tokens follows from this file alone, so the processor can write the placeholders before the model
+runs.
 """
 
 import math
@@ -58,40 +59,43 @@ _TEXT_DEFAULTS = {
 class ShirgLavidaConfig(PreTrainedConfig):
     r"""
     Args:
-        vision_config (`dict` or `SiglipVisionConfig`, *optional*): SigLIP with its last layer and its pooling head; the
-            default is so400m-patch14-384.
+        vision_config (`dict` or `SiglipVisionConfig`, *optional*): SigLIP with its last layer and its pooling head;
+            the default is so400m-patch14-384.
         text_config (`dict` or `LlamaConfig`, *optional*): the language model; the default is LLaDA-8B. It is always
             bidirectional: `is_causal` is set to `False`.
         prune_method (`str`, defaults to `"shirg"`): name of the preset that these fields came from, for reports.
-        view_policy (`"foveal"` or `"anyres"`, defaults to `"foveal"`): `foveal` looks at the whole image squashed to the
-            base size and at one square fovea; `anyres` at the whole image and at tiles of a padded canvas, as LaViDa does.
+        view_policy (`"foveal"` or `"anyres"`, defaults to `"foveal"`): `foveal` looks at the whole image squashed to
+            the base size and at one square fovea; `anyres` at the whole image and at tiles of a padded canvas, as
+            LaViDa does.
         fovea_size (`int`, *optional*, defaults to 448): side of the fovea in pixels; `None` with `anyres`.
         fovea_placement (`"center"`, `"salient"` or `"box"`, defaults to `"center"`): where the fovea sits.
         image_grid_pinpoints (`list[list[int]]`, *optional*): canvases (width, height) that `anyres` may choose from.
         patch_merge_type (`"flat"`, defaults to `"flat"`): how the tokens of several views are joined.
-        pooled_grid_size (`int`, *optional*, defaults to 16): side of the grid that the tokens of a base-size view are pooled
-            to after the projector; `None` keeps the view's own grid.
-        selection_method (`"none"`, `"shirg"`, `"random"`, `"uniform"` or `"pool"`, defaults to `"shirg"`): how the fovea's
-            tokens are reduced to `selection_budget`.
+        pooled_grid_size (`int`, *optional*, defaults to 16): side of the grid that the tokens of a base-size view are
+            pooled to after the projector; `None` keeps the view's own grid.
+        selection_method (`"none"`, `"shirg"`, `"random"`, `"uniform"` or `"pool"`, defaults to `"shirg"`): how the
+            fovea's tokens are reduced to `selection_budget`.
         selection_budget (`int`, *optional*, defaults to 724): number of foveal tokens that are kept.
         attention_weight, text_weight, diversity_weight (`float`, default 0.5, 0.3, 0.1): weights of the score
-            `attention_weight * a + text_weight * s - diversity_weight * d`. Without a question the text weight moves to `a`.
+            `attention_weight * a + text_weight * s - diversity_weight * d`. Without a question the text weight moves
+            to `a`.
         selection_temperature (`float`, defaults to 0.15): temperature of the reported probability map
             `softmax(score / T)`. It changes no top-K.
         selection_seed (`int`, defaults to 0): seed of the `random` control.
-        attention_source (`"map"`, `"received"` or `"norm"`, defaults to `"map"`): `a` is the attention of SigLIP's pooling
-            probe; or the mean attention a token receives in the last kept layer; or the feature norm. The last two need no
-            pooling head.
-        text_relevance (`"lm"` or `"none"`, defaults to `"lm"`): `s` is the cosine of the projected patch with the language
-            model's embeddings of the question, or absent.
-        vision_feature_layer (`int`, defaults to -2): which hidden state of the vision tower is projected; -1 is the last.
-        image_token_id, mask_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids, and the id of `<image>`.
+        attention_source (`"map"`, `"received"` or `"norm"`, defaults to `"map"`): `a` is the attention of SigLIP's
+            pooling probe; or the mean attention a token receives in the last kept layer; or the feature norm. The last
+            two need no pooling head.
+        text_relevance (`"lm"` or `"none"`, defaults to `"lm"`): `s` is the cosine of the projected patch with the
+            language model's embeddings of the question, or absent.
+        vision_feature_layer (`int`, defaults to -2): which hidden state of the vision tower is projected; -1 is the
+            last.
+        image_token_id, mask_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids, and the id of
+            `<image>`.
 
     Raises:
         ValueError: the fields contradict each other; the message names both values.
 
     Example:
-
     ```python
     >>> from configuration_shirg import ShirgLavidaConfig
     >>> ShirgLavidaConfig.from_preset("shirg").num_image_tokens
@@ -155,7 +159,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
 
         Args:
             name: preset name, the same as `--prune_method`.
-            geometry: `"full"` or `"toy"`; by default the one of `overrides["vision_config"]`'s image size, else `"full"`.
+            geometry: `"full"` or `"toy"`; by default the one of `overrides["vision_config"]`'s image size, else
+                `"full"`.
             **overrides: any field of this class; they win over the preset.
         """
         vision = _as_dict(overrides.pop("vision_config", None))
@@ -213,13 +218,14 @@ class ShirgLavidaConfig(PreTrainedConfig):
             raise ValueError(f"vision_config.image_size={base} is smaller than vision_config.patch_size={patch}.")
         if self.pooled_grid_size is not None and not 1 <= self.pooled_grid_size <= self.base_grid:
             raise ValueError(
-                f"pooled_grid_size={self.pooled_grid_size} must be between 1 and the {self.base_grid} patches per side "
-                f"of a {base} pixel view."
+                f"pooled_grid_size={self.pooled_grid_size} must be between 1 and the {self.base_grid} patches per "
+                f"side of a {base} pixel view."
             )
         if self.view_policy == "foveal":
             if self.fovea_size is None or self.fovea_size < patch:
                 raise ValueError(
-                    f"view_policy='foveal' needs fovea_size >= the patch size {patch}, got fovea_size={self.fovea_size}."
+                    f"view_policy='foveal' needs fovea_size >= the patch size {patch}, "
+                    f"got fovea_size={self.fovea_size}."
                 )
             if self.image_grid_pinpoints is not None:
                 raise ValueError(
@@ -231,22 +237,23 @@ class ShirgLavidaConfig(PreTrainedConfig):
         pinpoints = self.image_grid_pinpoints or []
         if len(pinpoints) != 1 or any(len(point) != 2 or point[0] % base or point[1] % base for point in pinpoints):
             raise ValueError(
-                f"patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, a multiple of the "
-                f"base view {base}, got {self.image_grid_pinpoints}."
+                f"patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, a multiple of "
+                f"the base view {base}, got {self.image_grid_pinpoints}."
             )
 
     def _validate_selection(self):
         if self.view_policy == "anyres":
             if self.selection_method != "none" or self.selection_budget is not None:
                 raise ValueError(
-                    "view_policy='anyres' keeps every token: it needs selection_method='none' and selection_budget=None, "
-                    f"got {self.selection_method!r} and {self.selection_budget}."
+                    "view_policy='anyres' keeps every token: it needs selection_method='none' and "
+                    f"selection_budget=None, got {self.selection_method!r} and {self.selection_budget}."
                 )
             return
         available = self.fovea_grid**2
         if self.selection_method == "none" and self.selection_budget != available:
             raise ValueError(
-                f"selection_method='none' keeps all {available} foveal tokens, got selection_budget={self.selection_budget}."
+                f"selection_method='none' keeps all {available} foveal tokens, "
+                f"got selection_budget={self.selection_budget}."
             )
         if self.selection_budget is None or not 1 <= self.selection_budget <= available:
             raise ValueError(
@@ -274,8 +281,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
             raise ValueError(
                 "attention_source='map' needs SigLIP's pooling head and the layer before it (vision_use_head=True and "
                 f"vision_feature_layer < -1), got vision_use_head={self.vision_config.vision_use_head} and "
-                f"vision_feature_layer={self.vision_feature_layer}. Convert the checkpoint with --vision-base, or choose "
-                "attention_source='received' or 'norm'."
+                f"vision_feature_layer={self.vision_feature_layer}. Convert the checkpoint with --vision-base, or "
+                "choose attention_source='received' or 'norm'."
             )
 
 

@@ -1,7 +1,7 @@
 """The systems of this package as data: one row per `--prune_method`, one column set per geometry.
 
-A *geometry* is the set of view sizes and token counts that belong to one base resolution of the vision tower. `full` is
-LaViDa's (SigLIP so400m at 384 pixels, patch 14), `toy` is its quarter: same ratios, a quarter of the tokens.
+A *geometry* is the set of view sizes and token counts that belong to one base resolution of the vision tower. `full`
+is LaViDa's (SigLIP so400m at 384 pixels, patch 14), `toy` is its quarter: same ratios, a quarter of the tokens.
 """
 
 GEOMETRIES = {

@@ -1,0 +1,72 @@
+# One command to an answer: `make ask`. One command to the tests: `make test`. `make help` lists the rest.
+
+IMAGE ?= hub_card/examples/grid.png
+QUESTION ?= What is in cell 5?
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PYTEST := $(VENV)/bin/python -m pytest
+
+# Handed to the recipes through the environment, so that a question may hold quotes.
+export IMAGE QUESTION
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install ask test test-slow quality style clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.created ## Create an empty environment in .venv
+
+install: $(VENV)/.installed ## Install the package and what it needs, in an environment of its own
+	@echo "==> shirg-lavida is installed in $(VENV)"
+
+ask: $(VENV)/.installed ## Ask about an image: make ask IMAGE=photo.png QUESTION="What is written here?"
+	@echo "==> Asking about $$IMAGE: $$QUESTION"
+	@$(VENV)/bin/shirg ask "$$IMAGE" "$$QUESTION"
+
+test: $(VENV)/.installed-test ## Run the tests, without the slow ones
+	@echo "==> Running the tests (the slow ones are left to make test-slow)"
+	@$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-test ## Run the slow tests
+	@echo "==> Running the slow tests"
+	@$(PYTEST) -m slow
+
+quality: $(VENV)/.installed-test ## Check style and formatting, changing nothing
+	@echo "==> Checking style and formatting"
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+style: $(VENV)/.installed-test ## Fix style and formatting where that can be done automatically
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+clean: ## Remove the environment, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps below are what lets a second run reuse the environment: a step is repeated only when a file it names changed.
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found. Name one: make ask PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "==> Creating an environment in $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# PyTorch comes first, alone: whatever needs it afterwards finds this build and does not fetch another.
+$(VENV)/.torch: constraints.txt $(VENV)/.created
+	@echo "==> Installing PyTorch (the largest download, once)"
+	@$(PIP) torch
+	@touch $@
+
+$(VENV)/.installed: setup.cfg pyproject.toml $(VENV)/.torch
+	@echo "==> Installing shirg-lavida and what it needs"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "==> Installing the test tools"
+	@$(PIP) -e ".[test]"
+	@touch $@

@@ -1,0 +1,45 @@
+"""The picture of what was looked at: views outlined, dropped foveal patches darkened, kept ones framed."""
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+VIEW_COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899")
+KEPT_COLOR = "#22c55e"
+_MIN_SIDE = 896
+
+
+def draw_overlay(
+    image: Image.Image, view_boxes_V4: np.ndarray, fovea_boxes_N4: np.ndarray | None, kept: list[int] | None
+) -> Image.Image:
+    """`image` (upright RGB), enlarged if small, with its views and its kept and dropped foveal patches.
+
+    Args:
+        image: the image that was asked about.
+        view_boxes_V4: (left, top, right, bottom) of every view in pixels of `image`.
+        fovea_boxes_N4: (x, y, width, height) of every foveal patch as fractions of `image`; `None` without a fovea.
+        kept: raster indices of the kept foveal patches; `None` if no patch is kept as such.
+    """
+    scale = max(1, -(-_MIN_SIDE // max(image.size)))
+    canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).convert("RGBA")
+    if fovea_boxes_N4 is not None and kept is not None:
+        size = np.array([canvas.width, canvas.height] * 2)
+        corners_N4 = fovea_boxes_N4 * size
+        corners_N4[:, 2:] += corners_N4[:, :2]
+        canvas = Image.alpha_composite(canvas, _patches(canvas.size, corners_N4, set(kept)))
+    draw = ImageDraw.Draw(canvas)
+    for number, box in enumerate(np.asarray(view_boxes_V4) * scale):
+        left, top, right, bottom = np.clip(box, 0, [canvas.width - 1, canvas.height - 1] * 2).tolist()
+        if right > left and bottom > top:
+            draw.rectangle((left, top, right, bottom), outline=VIEW_COLORS[number % len(VIEW_COLORS)], width=4)
+    return canvas.convert("RGB")
+
+
+def _patches(size: tuple[int, int], corners_N4: np.ndarray, kept: set[int]) -> Image.Image:
+    layer = Image.new("RGBA", size)
+    draw = ImageDraw.Draw(layer)
+    for index, box in enumerate(corners_N4.tolist()):
+        if index not in kept:
+            draw.rectangle(box, fill=(0, 0, 0, 150))
+    for index in sorted(kept):
+        draw.rectangle(corners_N4[index].tolist(), outline=KEPT_COLOR)
+    return layer

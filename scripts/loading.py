@@ -1,0 +1,73 @@
+"""Loading a checkpoint for a command: the bundled one by default, any folder or Hub id, under any preset."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+
+import torch
+from transformers import AutoConfig
+
+from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
+from modeling_shirg import ShirgLavidaForConditionalGeneration
+
+BUNDLED = "shirg-lavida-tiny"
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Loaded:
+    """A model in evaluation mode with the processor of its preset, and where it came from."""
+
+    model: ShirgLavidaForConditionalGeneration
+    processor: ShirgLavidaProcessor
+    name: str
+
+
+def load(
+    model: str | None = None, prune_method: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> Loaded:
+    """Load `model` (folder or Hub id; the bundled checkpoint if `None`) under preset `prune_method` (its own if
+    `None`).
+
+    Raises:
+        ValueError: the checkpoint is not a SHIRG-LaViDa one, or the device or dtype is unknown.
+    """
+    with ExitStack() as stack:
+        source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
+        config = _config(source)
+        if prune_method is not None:
+            config = config.with_preset(prune_method)
+        saved = ShirgLavidaProcessor.from_pretrained(source)
+        processor = ShirgLavidaProcessor.from_config(config, saved.tokenizer, saved.chat_template)
+        network = ShirgLavidaForConditionalGeneration.from_pretrained(source, config=config, dtype=DTYPES[dtype])
+    return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know the device, or the machine does not have it.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device {device!r}: {str(error).splitlines()[0]}") from None
+    if chosen.type != "cpu" and (accelerator is None or chosen.type != accelerator.type):
+        raise ValueError(
+            f"Device {device!r} is not available here; this machine has: cpu {accelerator or ''}".rstrip()
+        )
+    return chosen
+
+
+def _config(source: str) -> ShirgLavidaConfig:
+    model_type = ShirgLavidaConfig.get_config_dict(source)[0].get("model_type")
+    if model_type != ShirgLavidaConfig.model_type:
+        raise ValueError(
+            f"{source} has model_type {model_type!r}, not {ShirgLavidaConfig.model_type!r}: it is no SHIRG-LaViDa "
+            "checkpoint."
+        )
+    return AutoConfig.from_pretrained(source)

@@ -1,0 +1,34 @@
+"""What every test starts from: no network, an empty Hugging Face home of the session's own, and two threads."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+from loopback_hub import LoopbackHub
+
+# Before any test imports transformers or huggingface_hub: they read these once, when they are imported.
+_HF_HOME = tempfile.mkdtemp(prefix="shirg-tests-")
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+os.environ["HF_HOME"] = _HF_HOME
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+if "HF_ENDPOINT" not in os.environ:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+torch.set_num_threads(2)
+
+# A slow moment of a shared machine is not a failure.
+settings.register_profile("shirg", deadline=None)
+settings.load_profile("shirg")
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    """A Hub of this test's own on 127.0.0.1. Hand `hub.env` to `run_fresh`."""
+    with LoopbackHub() as running:
+        yield running

@@ -1,0 +1,511 @@
+"""A Hugging Face Hub on 127.0.0.1, so that a push and a pull in the tests are real HTTP and never leave the machine.
+
+    with LoopbackHub() as hub:
+        run_fresh("from huggingface_hub import HfApi; HfApi().create_repo('tester/toy')", env=hub.env)
+        hub.files("tester/toy")
+
+It speaks what `huggingface_hub` and `transformers` need to create, upload, list and download repositories: regular
+files in the commit itself, large ones through LFS (Xet is switched off in `hub.env`). Everything lives in memory.
+Reading needs no token; writing needs `hub.token`. What it does not know it refuses: 404 for a route, 400 for a pull
+request.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+USER = "tester"
+DATE = "2026-01-01T00:00:00.000Z"
+REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
+API = rf"/api/(?P<type>models|datasets|spaces)/{REPO}"
+FILE = rf"/(?:(?P<type>datasets|spaces)/)?{REPO}"
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A stored file. Its `etag` is what the Hub uses: the git object id, or the sha256 of a large file."""
+
+    data: bytes
+    lfs: bool = False
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def stored(self) -> bytes:
+        """What git holds: the file, or the pointer to it."""
+        if not self.lfs:
+            return self.data
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
+        return pointer.encode()
+
+    @property
+    def git_oid(self) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(self.stored) + self.stored).hexdigest()
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.lfs else self.git_oid
+
+
+Tree = dict[str, Blob]
+
+
+@dataclass
+class Repo:
+    """Commits by id, and the branches and tags that name them. Each commit is a whole tree; there is no history."""
+
+    type: str
+    id: str
+    commits: dict[str, Tree] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, branch: str, tree: Tree) -> str:
+        seed = f"{self.type} {self.id} {len(self.commits)} {sorted((path, blob.etag) for path, blob in tree.items())}"
+        oid = hashlib.sha1(seed.encode()).hexdigest()
+        self.commits[oid] = tree
+        self.branches[branch] = oid
+        return oid
+
+    def resolve(self, revision: str) -> str:
+        oid = self.branches.get(revision) or self.tags.get(revision) or revision
+        if oid not in self.commits:
+            raise HubError(404, f"revision {revision!r} of {self.id} not found", "RevisionNotFound")
+        return oid
+
+
+class HubError(Exception):
+    """An answer with an error status; `code` travels as `X-Error-Code`, by which the client chooses its exception."""
+
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+@dataclass
+class Request:
+    """One request, parsed: `query` and form values are lists, `body` is raw, `args` are the parts of the path."""
+
+    method: str
+    args: dict[str, str]
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        try:
+            return json.loads(self.body or b"{}")
+        except ValueError as error:
+            raise HubError(400, f"the body is not JSON: {error}") from error
+
+    @property
+    def form(self) -> dict[str, list[str]]:
+        return parse_qs(self.body.decode(), keep_blank_values=True)
+
+    def flag(self, name: str) -> bool:
+        return self.query.get(name, ["false"])[0].lower() in ("true", "1")
+
+
+@dataclass
+class Response:
+    """An answer; `body` of a HEAD request is counted in `Content-Length` and not sent."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def json(cls, value: Any, status: int = 200) -> "Response":
+        return cls(json.dumps(value).encode(), status, {"Content-Type": "application/json"})
+
+
+Route = Callable[["LoopbackHub", Request], Response]
+ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
+
+
+def route(method: str, pattern: str) -> Callable[[Route], Route]:
+    """Register a handler. The first pattern that matches the whole path wins, so order below matters."""
+
+    def register(handler: Route) -> Route:
+        ROUTES.append((method, re.compile(pattern), handler))
+        return handler
+
+    return register
+
+
+class LoopbackHub:
+    """The server and what it stores. `requests` lists every `METHOD path` it got, in order of arrival."""
+
+    def __init__(self, *, lfs_bytes: int = 1_000_000) -> None:
+        """Files of at least `lfs_bytes`, and any that hold a zero byte, are asked for through LFS."""
+        self.lfs_bytes = lfs_bytes
+        self.token = "hf_loopback"
+        self.repos: dict[tuple[str, str], Repo] = {}
+        self.objects: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.lock = threading.RLock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> "LoopbackHub":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment variables with which a new process talks to this Hub and to nothing else."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_TOKEN": self.token,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+
+    def files(self, repo_id: str, *, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
+        """Path to content of every file at a revision, to look at from a test."""
+        repo = self.repo({"type": f"{repo_type}s", "repo": repo_id})
+        return {path: blob.data for path, blob in repo.commits[repo.resolve(revision)].items()}
+
+    def repo(self, args: dict[str, str]) -> Repo:
+        key = (args["type"] or "models", args["repo"])
+        if key not in self.repos:
+            raise HubError(404, f"no {key[0][:-1]} called {key[1]}", "RepoNotFound")
+        return self.repos[key]
+
+    def check_token(self, request: Request) -> None:
+        if request.headers.get("authorization") != f"Bearer {self.token}":
+            raise HubError(401, "Invalid credentials in Authorization header")
+
+    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Response:
+        """Find the route for a request and run it; one request at a time sees the stored state."""
+        url = urlsplit(target)
+        with self.lock:
+            self.requests.append(f"{method} {target}")
+            for wanted, pattern, handler in ROUTES:
+                found = pattern.fullmatch(url.path) if wanted == method else None
+                if found:
+                    args = {name: unquote(value or "") for name, value in found.groupdict().items()}
+                    return handler(self, Request(method, args, parse_qs(url.query), headers, body))
+        raise HubError(404, f"this Hub has no {method} {url.path}")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """HTTP in, `LoopbackHub.answer`, HTTP out."""
+
+    hub: LoopbackHub
+    protocol_version = "HTTP/1.1"
+
+    def handle_request(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self._read_body()
+        try:
+            response = self.hub.answer(self.command, self.path, headers, body)
+        except HubError as error:
+            response = Response.json({"error": str(error)}, error.status)
+            response.headers["X-Error-Message"] = str(error)
+            if error.code:
+                response.headers["X-Error-Code"] = error.code
+        self._send(response)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _send(self, response: Response) -> None:
+        self.send_response(response.status, HTTPStatus(response.status).phrase)
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(response.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: `LoopbackHub.requests` is the log."""
+
+
+# Accounts and repositories
+
+
+@route("GET", "/api/whoami-v2")
+def whoami(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    access = {"displayName": "tests", "role": "write"}
+    return Response.json({"type": "user", "name": USER, "orgs": [], "auth": {"accessToken": access}})
+
+
+@route("POST", "/api/repos/create")
+def create_repo(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    wanted = request.json
+    repo = Repo(f"{wanted.get('type') or 'model'}s", f"{wanted.get('organization') or USER}/{wanted['name']}")
+    url = f"{hub.endpoint}/{'' if repo.type == 'models' else repo.type + '/'}{repo.id}"
+    if (repo.type, repo.id) in hub.repos:
+        return Response.json({"error": "You already created this repo", "url": url}, 409)
+    repo.commit("main", {".gitattributes": Blob(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")})
+    hub.repos[repo.type, repo.id] = repo
+    return Response.json({"url": url, "name": repo.id, "id": repo.id})
+
+
+@route("DELETE", "/api/repos/delete")
+def delete_repo(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    wanted = request.json
+    args = {
+        "type": f"{wanted.get('type') or 'model'}s",
+        "repo": f"{wanted.get('organization') or USER}/{wanted['name']}",
+    }
+    repo = hub.repo(args)
+    del hub.repos[repo.type, repo.id]
+    return Response.json({})
+
+
+@route("POST", "/api/validate-yaml")
+def validate_yaml(hub: LoopbackHub, request: Request) -> Response:
+    """Accept any text: the real check is a schema of the Hub's own."""
+    return Response.json({"errors": [], "warnings": []} if request.json else {})
+
+
+# Upload
+
+
+@route("POST", rf"{API}/preupload/(?P<rev>[^/]+)")
+def preupload(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    repo = hub.repo(request.args)
+    tree = repo.commits[repo.resolve(request.args["rev"])]
+
+    def mode(file: dict[str, Any]) -> dict[str, Any]:
+        large = file["size"] >= hub.lfs_bytes or b"\0" in base64.b64decode(file["sample"])
+        known = {"oid": tree[file["path"]].etag} if file["path"] in tree else {}
+        return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **known}
+
+    return Response.json({"files": [mode(file) for file in request.json["files"]]})
+
+
+@route("POST", rf"{FILE}\.git/info/lfs/objects/batch")
+def lfs_batch(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    hub.repo(request.args)
+
+    def ask_for(item: dict[str, Any]) -> dict[str, Any]:
+        if item["oid"] in hub.objects:
+            return {"oid": item["oid"], "size": item["size"]}
+        return {**item, "actions": {"upload": {"href": f"{hub.endpoint}/lfs/{item['oid']}"}}}
+
+    return Response.json({"transfer": "basic", "objects": [ask_for(item) for item in request.json["objects"]]})
+
+
+@route("PUT", "/lfs/(?P<oid>[0-9a-f]{64})")
+def lfs_put(hub: LoopbackHub, request: Request) -> Response:
+    """Store one object. It carries no token, as an upload to the Hub's storage does not: its name is its checksum."""
+    found = hashlib.sha256(request.body).hexdigest()
+    if found != request.args["oid"]:
+        raise HubError(400, f"the object is named {request.args['oid']} and its sha256 is {found}")
+    hub.objects[found] = request.body
+    return Response()
+
+
+@route("POST", rf"{API}/commit/(?P<rev>[^/]+)")
+def commit(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    if request.flag("create_pr"):
+        raise HubError(400, "this Hub has no pull requests: push to a branch")
+    repo = hub.repo(request.args)
+    branch = request.args["rev"]
+    if branch not in repo.branches:
+        raise HubError(404, f"branch {branch!r} of {repo.id} not found", "RevisionNotFound")
+    tree = dict(repo.commits[repo.branches[branch]])
+    for line in request.body.splitlines():
+        _apply(hub, repo, branch, tree, json.loads(line))
+    oid = repo.commit(branch, tree)
+    return Response.json({"success": True, "commitOid": oid, "commitUrl": f"{hub.endpoint}/{repo.id}/commit/{oid}"})
+
+
+def _apply(hub: LoopbackHub, repo: Repo, branch: str, tree: Tree, operation: dict[str, Any]) -> None:
+    """Apply one line of a commit to a tree, in place."""
+    key, value = operation["key"], operation["value"]
+    if key == "header":
+        parent = value.get("parentCommit")
+        if parent and parent != repo.branches[branch]:
+            raise HubError(412, f"the parent {parent} is not the head {repo.branches[branch]}")
+    elif key == "file":
+        tree[value["path"]] = Blob(base64.b64decode(value["content"]))
+    elif key == "lfsFile":
+        if value["oid"] not in hub.objects:
+            raise HubError(400, f"{value['path']} names the object {value['oid']}, which was not uploaded")
+        tree[value["path"]] = Blob(hub.objects[value["oid"]], lfs=True)
+    elif key in ("deletedFile", "deletedFolder"):
+        gone = [path for path in tree if path == value["path"] or path.startswith(value["path"].rstrip("/") + "/")]
+        if not gone:
+            raise HubError(404, f"{value['path']} is not in {repo.id}", "EntryNotFound")
+        for path in gone:
+            del tree[path]
+    else:
+        raise HubError(400, f"unknown commit operation {key!r}")
+
+
+# Branches and tags
+
+
+@route("POST", rf"{API}/branch/(?P<name>[^/]+)")
+def create_branch(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    repo, name = hub.repo(request.args), request.args["name"]
+    if name in repo.branches:
+        raise HubError(409, f"branch {name!r} of {repo.id} exists")
+    repo.branches[name] = repo.resolve(request.json.get("startingPoint", "main"))
+    return Response.json({})
+
+
+@route("DELETE", rf"{API}/branch/(?P<name>[^/]+)")
+def delete_branch(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    repo, name = hub.repo(request.args), request.args["name"]
+    if repo.branches.pop(name, None) is None:
+        raise HubError(404, f"branch {name!r} of {repo.id} not found", "RevisionNotFound")
+    return Response.json({})
+
+
+@route("POST", rf"{API}/tag/(?P<rev>[^/]+)")
+def create_tag(hub: LoopbackHub, request: Request) -> Response:
+    hub.check_token(request)
+    repo, name = hub.repo(request.args), request.json["tag"]
+    if name in repo.tags:
+        raise HubError(409, f"tag {name!r} of {repo.id} exists")
+    repo.tags[name] = repo.resolve(request.args["rev"])
+    return Response.json({})
+
+
+@route("GET", rf"{API}/refs")
+def refs(hub: LoopbackHub, request: Request) -> Response:
+    repo = hub.repo(request.args)
+
+    def listed(kind: str, names: dict[str, str]) -> list[dict[str, str]]:
+        return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid} for name, oid in names.items()]
+
+    heads, tags = listed("heads", repo.branches), listed("tags", repo.tags)
+    return Response.json({"branches": heads, "tags": tags, "converts": [], "pullRequests": []})
+
+
+# Listing and download
+
+
+@route("GET", rf"{API}/tree/(?P<rev>[^/]+)(?:/(?P<path>.+))?")
+def list_tree(hub: LoopbackHub, request: Request) -> Response:
+    repo = hub.repo(request.args)
+    tree, folder = repo.commits[repo.resolve(request.args["rev"])], request.args["path"].strip("/")
+    inside = [entry for entry in _entries(tree) if not folder or entry["path"].startswith(folder + "/")]
+    if folder and not inside:
+        raise HubError(404, f"{folder} is not in {repo.id}", "EntryNotFound")
+    if not request.flag("recursive"):
+        depth = folder.count("/") + 1 if folder else 0
+        inside = [entry for entry in inside if entry["path"].count("/") == depth]
+    return Response.json(inside)
+
+
+@route("POST", rf"{API}/paths-info/(?P<rev>[^/]+)")
+def paths_info(hub: LoopbackHub, request: Request) -> Response:
+    repo = hub.repo(request.args)
+    wanted = [path.strip("/") for path in request.form.get("paths", [])]
+    entries = _entries(repo.commits[repo.resolve(request.args["rev"])])
+    return Response.json([entry for entry in entries if entry["path"] in wanted])
+
+
+def _entries(tree: Tree) -> list[dict[str, Any]]:
+    """Every file and folder of a tree, as the Hub lists them."""
+    folders = {"/".join(path.split("/")[:depth]) for path in tree for depth in range(1, path.count("/") + 1)}
+    entries: list[dict[str, Any]] = [
+        {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+        for path in folders
+    ]
+    for path, blob in tree.items():
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(blob.data), "oid": blob.git_oid}
+        if blob.lfs:
+            entry["lfs"] = {"oid": blob.sha256, "size": len(blob.data), "pointerSize": len(blob.stored)}
+        entries.append(entry)
+    return sorted(entries, key=lambda entry: entry["path"])
+
+
+@route("HEAD", rf"{FILE}/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
+@route("GET", rf"{FILE}/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
+def resolve(hub: LoopbackHub, request: Request) -> Response:
+    """One file at a revision. A missing file still names the commit, so that the client can cache its absence."""
+    repo = hub.repo(request.args)
+    oid = repo.resolve(request.args["rev"])
+    headers = {"X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
+    blob = repo.commits[oid].get(request.args["path"])
+    if blob is None:
+        missing = f"{request.args['path']} is not in {repo.id} at {oid}"
+        return Response(
+            missing.encode(), 404, {**headers, "X-Error-Code": "EntryNotFound", "X-Error-Message": missing}
+        )
+    headers["ETag"] = f'"{blob.etag}"'
+    if blob.lfs:
+        headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.data))}
+    return _part_of(blob.data, headers, request.headers.get("range"))
+
+
+def _part_of(data: bytes, headers: dict[str, str], wanted: str | None) -> Response:
+    """The whole body, or the one range that was asked for."""
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
+    if not found:
+        return Response(data, 200, headers)
+    start, stop = int(found[1]), min(int(found[2] or len(data) - 1) + 1, len(data))
+    if start >= len(data):
+        return Response(b"", 416, {**headers, "Content-Range": f"bytes */{len(data)}"})
+    return Response(data[start:stop], 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
+
+
+@route("GET", rf"{API}/revision/(?P<rev>[^/]+)")
+@route("GET", API)
+def repo_info(hub: LoopbackHub, request: Request) -> Response:
+    repo = hub.repo(request.args)
+    oid = repo.resolve(request.args.get("rev", "main"))
+    facts = {
+        "_id": hashlib.sha1(repo.id.encode()).hexdigest()[:24],
+        "id": repo.id,
+        "author": repo.id.split("/")[0],
+        "sha": oid,
+        "createdAt": DATE,
+        "lastModified": DATE,
+        "private": False,
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [],
+        "siblings": [{"rfilename": path} for path in sorted(repo.commits[oid])],
+    }
+    return Response.json(facts)
