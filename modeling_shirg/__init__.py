@@ -13,7 +13,7 @@ from configuration_shirg.configuration_shirg_lavida import ShirgLavidaConfig
 from configuration_shirg.image_processing_shirg_lavida import ShirgLavidaImageProcessor
 from configuration_shirg.processing_shirg_lavida import ShirgLavidaProcessor
 
-from .generation_shirg_lavida import ShirgGenerationConfig
+from .generation_config_shirg import ShirgGenerationConfig
 from .modeling_shirg_lavida import ShirgLavidaForConditionalGeneration, ShirgLavidaModel
 
 ShirgLavidaConfig.register_for_auto_class()

@@ -4,14 +4,13 @@ The prompt (image tokens included) is encoded once, alone, into a key/value cach
 of itself, the prompt never sees the response, so the cache stays valid for every step (LaViDa, arXiv:2505.16839). Each
 step predicts every masked position of the current block and keeps the most confident predictions; the rest stays
 masked (LLaDA, arXiv:2502.09992). The order of business, and what each step may touch, is in
-`ShirgLavidaGenerationMixin.generate`.
+`ShirgLavidaGenerationMixin.generate`; how many tokens a step fills and which, in denoising_shirg.py.
 
 Shape suffixes: B batch, P prompt length, R response length, L block length, D hidden size, V vocabulary, S = P + R,
 K cached keys, N denoising steps of a block.
 """
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,184 +21,17 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
+from .denoising_shirg import CONFIDENCES, MaskedDiffusionSampler, RowNoise, select_positions, transfer_table
+from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig
+
 logger = logging.get_logger(__name__)
 
-_GENERATION_DEFAULTS: dict[str, Any] = {
-    "max_new_tokens": 32,
-    "block_length": None,
-    "steps": None,
-    "step_ratio": None,
-    "schedule": None,
-    "schedule_shift": 3.0,
-    "remasking": "low_confidence",
-    "do_sample": False,
-    "temperature": None,
-    "use_cache": True,
-    "suppress_tokens": None,
-    "return_dict_in_generate": False,
-    "output_history": False,
-    "output_selection": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-    "mask_token_id": None,
-}
+# Token ids that come from the model when the call does not give them.
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
-_OUTPUT_FLAGS = ("output_history", "output_selection")
-# What transformers itself writes into or hands to a generation config.
-_METADATA = ("_commit_hash", "_from_model_config", "_original_object_hash", "transformers_version")
 # An argument of `generate` replaces the stored value of its counterpart, which would contradict it.
 _COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
 # Arguments of `forward` that would contradict the loop.
 _FORWARD_ONLY = {"labels", "logits_to_keep", "past_key_values"}
-
-
-class ShirgGenerationConfig(GenerationConfig):
-    r"""
-    Args:
-        max_new_tokens (`int`, defaults to 32): length R of the response. It is fixed: nothing ends it early.
-        block_length (`int`, *optional*): the response is filled in blocks of this length from left to right; it
-            divides `max_new_tokens`. `None` is one block.
-        steps (`int`, *optional*): denoising steps over all blocks, a multiple of the number of blocks. A block has at
-            most as many steps as tokens.
-        step_ratio (`float`, *optional*): steps per token instead of `steps`, in (0, 1]; each block gets
-            `int(block_length * step_ratio)`. `None` is 1.0, one token per step.
-        schedule (`"linear"`, `"shift"`, `"cosine"`, `"logit_normal"`, *optional*): how many tokens each step fills,
-            see `transfer_counts`. `None` spreads them evenly.
-        schedule_shift (`float`, defaults to 3.0): strength of `"shift"`; above 1 starts slowly, below 1 fast.
-        remasking (`"low_confidence"`, `"random"`, `"entropy"` or `"margin"`, defaults to `"low_confidence"`): which
-            predictions a step keeps, see `CONFIDENCES`.
-        do_sample (`bool`, defaults to `False`): draw tokens with `temperature` instead of taking the most probable
-            one.
-        temperature (`float`, *optional*): of the draw, > 0, only with `do_sample=True`, where `None` is 1.0. The
-            confidence is always that of the unscaled distribution.
-        use_cache (`bool`, defaults to `True`): encode the prompt once, blind to the response. `False` recomputes
-            prompt and response together at every step, the prompt sees the response: another function, as in the
-            original.
-        suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token,
-            `[]` is none.
-        return_dict_in_generate (`bool`, defaults to `False`): return a `ShirgGenerationOutput` instead of ids.
-        output_history (`bool`, defaults to `False`): also return the response after every step.
-        output_selection (`bool`, defaults to `False`): also return which image tokens were kept, and their scores.
-        bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): `None` is the model config's.
-
-    Raises:
-        ValueError: an unknown argument, or values that cannot work together; the message names them.
-    """
-
-    def __init__(self, **kwargs):
-        # The parent's fields are for autoregressive decoding: its constructor is deliberately not called.
-        for key in _METADATA:
-            kwargs.pop(key, None)
-        unknown = sorted(set(kwargs) - set(_GENERATION_DEFAULTS))
-        if unknown:
-            raise ValueError(
-                f"Unknown generation argument {', '.join(map(repr, unknown))}. "
-                f"Known: {', '.join(_GENERATION_DEFAULTS)}."
-            )
-        for name, default in _GENERATION_DEFAULTS.items():
-            setattr(self, name, kwargs.get(name, default))
-        self._from_model_config = False
-        self.validate()
-
-    def validate(self, **unused_kwargs) -> None:
-        """Raises a `ValueError` that names the offending value and what is needed."""
-        _require_positive_int("max_new_tokens", self.max_new_tokens)
-        if self.block_length is not None:
-            _require_positive_int("block_length", self.block_length)
-            if self.max_new_tokens % self.block_length:
-                raise ValueError(
-                    f"max_new_tokens={self.max_new_tokens} must be a multiple of block_length={self.block_length}."
-                )
-        self._validate_steps()
-        self._validate_choices()
-        self._validate_sampling()
-        self._validate_tokens()
-
-    def _validate_steps(self) -> None:
-        if self.steps is not None and self.step_ratio is not None:
-            raise ValueError(
-                f"steps={self.steps} and step_ratio={self.step_ratio} both set the number of steps: give one of them."
-            )
-        if self.steps is not None:
-            _require_positive_int("steps", self.steps)
-            if self.steps % self.num_blocks:
-                raise ValueError(
-                    f"steps={self.steps} must be a multiple of the number of blocks, {self.num_blocks} "
-                    f"(max_new_tokens={self.max_new_tokens} / block_length={self.block_length})."
-                )
-        if self.step_ratio is not None:
-            if not _is_number(self.step_ratio) or not 0 < self.step_ratio <= 1:
-                raise ValueError(f"step_ratio={self.step_ratio!r} must be a number in (0, 1].")
-            if self.steps_per_block == 0:
-                raise ValueError(
-                    f"step_ratio={self.step_ratio} leaves no step for a block of {self.tokens_per_block} tokens: "
-                    f"it must be at least 1/{self.tokens_per_block}."
-                )
-
-    def _validate_choices(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule={self.schedule!r} must be one of {', '.join(map(repr, SCHEDULES))}.")
-        if not _is_number(self.schedule_shift) or self.schedule_shift <= 0:
-            raise ValueError(f"schedule_shift={self.schedule_shift!r} must be a number > 0.")
-        if self.remasking not in CONFIDENCES:
-            raise ValueError(f"remasking={self.remasking!r} must be one of {', '.join(map(repr, CONFIDENCES))}.")
-        for name in ("do_sample", "use_cache", "return_dict_in_generate", *_OUTPUT_FLAGS):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
-        for name in _OUTPUT_FLAGS:
-            if getattr(self, name) and not self.return_dict_in_generate:
-                raise ValueError(f"{name}=True needs return_dict_in_generate=True, got False: ids cannot hold it.")
-
-    def _validate_sampling(self) -> None:
-        if self.temperature is None:
-            return
-        if not _is_number(self.temperature) or self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature!r} must be a number > 0.")
-        if self.do_sample and self.temperature == 0:
-            raise ValueError("temperature=0 draws nothing, got do_sample=True: set do_sample=False for the argmax.")
-        if not self.do_sample and self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} needs do_sample=True, got do_sample=False.")
-
-    def _validate_tokens(self) -> None:
-        for name in ("bos_token_id", "pad_token_id", "mask_token_id"):
-            value = getattr(self, name)
-            if value is not None and not _is_id(value):
-                raise ValueError(f"{name}={value!r} must be a token id, an int >= 0.")
-        eos = self.eos_token_id
-        if eos is not None and not all(_is_id(value) for value in (eos if isinstance(eos, list) else [eos])):
-            raise ValueError(f"eos_token_id={eos!r} must be a token id or a list of them.")
-        if self.suppress_tokens is None:
-            return
-        if not isinstance(self.suppress_tokens, list) or not all(_is_id(value) for value in self.suppress_tokens):
-            raise ValueError(f"suppress_tokens={self.suppress_tokens!r} must be a list of token ids, ints >= 0.")
-
-    @property
-    def tokens_per_block(self) -> int:
-        """`block_length`, or the whole response."""
-        return self.max_new_tokens if self.block_length is None else self.block_length
-
-    @property
-    def num_blocks(self) -> int:
-        """Number of blocks of the response."""
-        return self.max_new_tokens // self.tokens_per_block
-
-    @property
-    def steps_per_block(self) -> int:
-        """Number of denoising steps that a block may take; it takes fewer when nothing is masked any more."""
-        if self.steps is not None:
-            return min(self.steps // self.num_blocks, self.tokens_per_block)
-        return int(self.tokens_per_block * (1.0 if self.step_ratio is None else self.step_ratio))
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """What a generation_config.json holds: every field that is not `None`, so that a file keeps its meaning when a
-        default of this class changes. (The parent leaves out what equals its own defaults.)"""
-        return {key: value for key, value in self.to_dict().items() if value is not None and not key.startswith("_")}
-
-    @classmethod
-    def from_model_config(cls, model_config: Any) -> GenerationConfig:
-        """Not supported: a model config holds no generation arguments, `PreTrainedModel` starts from the defaults."""
-        raise NotImplementedError("ShirgGenerationConfig does not read generation arguments from a model config.")
 
 
 @dataclass
@@ -224,196 +56,6 @@ class ShirgGenerationOutput(ModelOutput):
     scores: Any = None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _require_positive_int(name: str, value: Any) -> None:
-    if not _is_id(value) or value == 0:
-        raise ValueError(f"{name}={value!r} must be an int > 0.")
-
-
-# ---------------------------------------------------------------- how many tokens per step
-def _shift(time: torch.Tensor, shift: float) -> torch.Tensor:
-    return shift * time / (1 + (shift - 1) * time)
-
-
-def _cosine(time: torch.Tensor, shift: float) -> torch.Tensor:
-    return (1 - torch.cos(torch.pi * time)) / 2
-
-
-def _logit_normal(time: torch.Tensor, shift: float) -> torch.Tensor:
-    """Distribution function of the standard logit-normal."""
-    return torch.special.ndtr(torch.logit(time))
-
-
-# Monotone maps of [0, 1] onto itself; `None` is not a map, see `transfer_counts`.
-SCHEDULES: dict[str | None, Callable[[torch.Tensor, float], torch.Tensor] | None] = {
-    None: None,
-    "linear": lambda time, shift: time,
-    "shift": _shift,
-    "cosine": _cosine,
-    "logit_normal": _logit_normal,
-}
-
-
-def transfer_counts(num_masks: int, steps: int, schedule: str | None = None, shift: float = 3.0) -> list[int]:
-    """How many of `num_masks` tokens each step fills, as LaViDa's generation does (arXiv:2505.16839).
-
-    Without a schedule: evenly, the remainder to the first steps (LLaDA, arXiv:2502.09992); trailing steps may be 0.
-    With a schedule f: the differences of `int(f(i / steps) * num_masks)`, at least 1 each, the surplus taken back one
-    at a time from the entries above 1 in turn, and the whole reversed; at most `num_masks` steps. f is evaluated in
-    float32 on the
-    CPU: the truncation makes the counts depend on the precision.
-
-    Returns:
-        At most `steps` counts >= 0 that sum to `num_masks`.
-    """
-    if schedule is None:
-        return [num_masks // steps + (step < num_masks % steps) for step in range(steps)]
-    steps = min(steps, num_masks)
-    if steps == 0:
-        return []
-    reached = (SCHEDULES[schedule](torch.linspace(0, 1, steps + 1), shift) * num_masks).to(torch.int64)
-    reached[-1] = num_masks  # f(1) = 1, which float32 may miss for some shifts; a token would stay masked
-    counts = reached.diff().clamp(min=1).tolist()
-    surplus, step = sum(counts) - num_masks, 0
-    while surplus > 0:
-        if counts[step] > 1:
-            counts[step] -= 1
-            surplus -= 1
-        step = (step + 1) % steps
-    return counts[::-1]
-
-
-def transfer_table(num_masks: list[int], config: ShirgGenerationConfig) -> torch.LongTensor:
-    """`transfer_counts` of every row, `(B, N)`, zero-padded to the steps of the longest row."""
-    rows = [
-        transfer_counts(count, config.steps_per_block, config.schedule, config.schedule_shift) for count in num_masks
-    ]
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
-
-
-# ---------------------------------------------------------------- which tokens
-def _top_confidence(probs_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
-    """Probability of the predicted token."""
-    return probs_BLV.gather(-1, tokens_BL[..., None]).squeeze(-1)
-
-
-def _negative_entropy(probs_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
-    return (probs_BLV * torch.log(probs_BLV + 1e-10)).sum(-1)
-
-
-def _margin(probs_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
-    """Distance of the two largest probabilities."""
-    top_BL2 = probs_BLV.topk(2, dim=-1).values
-    return top_BL2[..., 0] - top_BL2[..., 1]
-
-
-# The confidence of a prediction, by `remasking`; a step keeps the largest. `None` is a uniform draw.
-CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
-    "low_confidence": _top_confidence,
-    "entropy": _negative_entropy,
-    "margin": _margin,
-    "random": None,
-}
-
-
-class RowNoise:
-    """Uniform float64 draws with one independent stream per batch row.
-
-    Row r's stream is seeded by the r-th number that `generator` yields, and a row draws only in the steps in which it
-    has something to fill. So a row's draws depend on the generator's state and on r, not on the batch size, the
-    padding or the other rows: row 0 of any batch equals a single run. For other rows pass a list of generators, one
-    per row, which are used as they are. Streams live on the generator's device; another device type gives other
-    numbers.
-    """
-
-    def __init__(
-        self, generator: torch.Generator | list[torch.Generator] | None, batch_size: int, device: torch.device
-    ):
-        if isinstance(generator, (list, tuple)):
-            if len(generator) != batch_size:
-                raise ValueError(f"Got {len(generator)} generators for a batch of {batch_size}: give one per row.")
-            self.streams = list(generator)
-            return
-        home = device if generator is None else generator.device
-        seeds = [torch.randint(2**62, (1,), generator=generator, device=home).item() for _ in range(batch_size)]
-        self.streams = [torch.Generator(device=home).manual_seed(seed) for seed in seeds]
-
-    def draw(self, like_BX: torch.Tensor, active_B: list[bool]) -> torch.Tensor:
-        """Draws in [0, 1) of the shape and on the device of `like_BX`, in float64; rows not in `active_B` get 0.5."""
-        draws_BX = torch.full(like_BX.shape, 0.5, dtype=torch.float64, device=like_BX.device)
-        for row, (stream, active) in enumerate(zip(self.streams, active_B, strict=True)):
-            if active:
-                draws_BX[row] = torch.rand(
-                    like_BX.shape[1:], generator=stream, dtype=torch.float64, device=stream.device
-                ).to(like_BX.device)
-        return draws_BX
-
-
-class MaskedDiffusionSampler:
-    """One prediction and its confidence per position, in float64 (arXiv:2409.02908: low precision Gumbel noise biases
-    masked diffusion).
-
-    Args:
-        config: `remasking`, `do_sample`, `temperature`.
-        suppress_tokens: ids that are never predicted and have no probability.
-        noise: needed with `do_sample` or `remasking="random"`.
-    """
-
-    def __init__(self, config: ShirgGenerationConfig, suppress_tokens: list[int], noise: RowNoise | None = None):
-        self.confidence = CONFIDENCES[config.remasking]
-        self.temperature = None
-        if config.do_sample:
-            self.temperature = 1.0 if config.temperature is None else config.temperature
-        self.suppress_tokens = suppress_tokens
-        self.noise = noise
-
-    def __call__(self, logits_BLV: torch.Tensor, masked_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and confidences, both `(B, L)`. The confidence at a position that is not masked is -inf."""
-        logits_BLV = self._suppress(logits_BLV.to(torch.float64))
-        active_B = masked_BL.any(-1).tolist() if self.noise is not None else []
-        tokens_BL = self._predict(logits_BLV, active_B)
-        if self.confidence is None:
-            confidence_BL = self.noise.draw(masked_BL, active_B)
-        else:
-            confidence_BL = self.confidence(logits_BLV.softmax(-1), tokens_BL)
-        return tokens_BL, confidence_BL.masked_fill(~masked_BL, -torch.inf)
-
-    def _suppress(self, logits_BLV: torch.Tensor) -> torch.Tensor:
-        if not self.suppress_tokens:
-            return logits_BLV
-        if max(self.suppress_tokens) >= logits_BLV.shape[-1]:
-            raise ValueError(
-                f"suppress_tokens holds id {max(self.suppress_tokens)}, the model has {logits_BLV.shape[-1]} logits."
-            )
-        suppressed = torch.tensor(self.suppress_tokens, device=logits_BLV.device)
-        return logits_BLV.index_fill(-1, suppressed, -torch.inf)
-
-    def _predict(self, logits_BLV: torch.Tensor, active_B: list[bool]) -> torch.Tensor:
-        """The argmax of `exp(logits) / (-log u)^T`, in log space, where it neither overflows nor underflows."""
-        if self.temperature is not None:
-            uniform_BLV = self.noise.draw(logits_BLV, active_B)
-            logits_BLV = logits_BLV - self.temperature * torch.log(-torch.log(uniform_BLV))
-        return logits_BLV.argmax(-1)
-
-
-def select_positions(confidence_BL: torch.Tensor, masked_BL: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
-    """The `counts_B[b]` masked positions of row b with the largest confidence, as a boolean `(B, L)`. Ties go to the
-    lower index, so the choice does not depend on the device's sorting."""
-    order_BL = confidence_BL.sort(dim=-1, descending=True, stable=True).indices
-    rank_BL = torch.empty_like(order_BL)
-    rank_BL.scatter_(-1, order_BL, torch.arange(order_BL.shape[-1], device=order_BL.device).expand_as(order_BL))
-    return (rank_BL < counts_B[:, None]) & masked_BL
-
-
-# ---------------------------------------------------------------- the loop
 @dataclass
 class _Prompt:
     """What stays fixed during one call. `mask_BP` is `None` when nothing is padded: attention then needs no mask."""
@@ -493,8 +135,8 @@ class ShirgLavidaGenerationMixin:
             ValueError: unknown arguments, or shapes and values that do not fit; the message names them.
         """
         # 0. Prepare
-        vision_kwargs = self._vision_kwargs({k: v for k, v in kwargs.items() if k not in _GENERATION_DEFAULTS})
-        overrides = {k: v for k, v in kwargs.items() if k in _GENERATION_DEFAULTS}
+        vision_kwargs = self._vision_kwargs({k: v for k, v in kwargs.items() if k not in GENERATION_DEFAULTS})
+        overrides = {k: v for k, v in kwargs.items() if k in GENERATION_DEFAULTS}
         config = self._resolve_generation_config(generation_config, draft_ids, overrides)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, vision_kwargs)
         prompt = _prepare_prompt(embeds_BPD, attention_mask, position_ids, config.max_new_tokens)
@@ -512,7 +154,10 @@ class ShirgLavidaGenerationMixin:
         for start in range(0, config.max_new_tokens, config.tokens_per_block):
             block = slice(start, start + config.tokens_per_block)
             masked_BL = response_BR[:, block] == config.mask_token_id
-            for counts_B in transfer_table(masked_BL.sum(-1).tolist(), config).to(device).unbind(-1):
+            counts_BN = transfer_table(
+                masked_BL.sum(-1).tolist(), config.steps_per_block, config.schedule, config.shift
+            )
+            for counts_B in counts_BN.to(device).unbind(-1):
                 if not masked_BL.any():
                     break
                 logits_BLV = self._denoise(prompt, prefix, response_BR, block)  # 2.a
@@ -576,7 +221,7 @@ class ShirgLavidaGenerationMixin:
         if unknown:
             raise ValueError(
                 f"generate got the unknown argument {', '.join(map(repr, unknown))}. Generation arguments: "
-                f"{', '.join(_GENERATION_DEFAULTS)}. Model arguments: {', '.join(sorted(accepted))}."
+                f"{', '.join(GENERATION_DEFAULTS)}. Model arguments: {', '.join(sorted(accepted))}."
             )
         taken = inspect.signature(self.model.prepare_inputs_embeds).parameters.values()
         names = {parameter.name for parameter in taken}
@@ -752,7 +397,7 @@ def _prepare_sampler(
 ) -> MaskedDiffusionSampler:
     random = config.do_sample or CONFIDENCES[config.remasking] is None
     noise = RowNoise(generator, batch_size, device) if random else None
-    return MaskedDiffusionSampler(config, config.suppress_tokens, noise)
+    return MaskedDiffusionSampler(config.remasking, config.sampling_temperature, config.suppress_tokens, noise)
 
 
 def _start_stream(streamer: BaseStreamer | None, input_ids: torch.Tensor | None, batch_size: int) -> None:
@@ -772,15 +417,4 @@ def _stack_history(history: list[torch.Tensor], response_BR: torch.Tensor) -> to
     return torch.stack(history) if history else response_BR.new_empty((0, *response_BR.shape))
 
 
-__all__ = [
-    "CONFIDENCES",
-    "SCHEDULES",
-    "MaskedDiffusionSampler",
-    "RowNoise",
-    "ShirgGenerationConfig",
-    "ShirgGenerationOutput",
-    "ShirgLavidaGenerationMixin",
-    "select_positions",
-    "transfer_counts",
-    "transfer_table",
-]
+__all__ = ["ShirgGenerationOutput", "ShirgLavidaGenerationMixin"]

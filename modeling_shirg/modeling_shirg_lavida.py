@@ -15,17 +15,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .configuration_shirg_lavida import ShirgLavidaConfig
 from .generation_shirg_lavida import ShirgLavidaGenerationMixin
 from .selection_shirg import pool_square, random_indices, shirg_scores, text_relevance, top_k, uniform_indices
 from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower
 
+logger = logging.get_logger(__name__)
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _USE_PROCESSOR = (
     "Use the processor that belongs to this config: ShirgLavidaProcessor.from_config(model.config, tokenizer)."
 )
@@ -97,6 +100,8 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    # A preset without a fovea has no use for the table; one with another grid says so in `from_pretrained`.
+    _keys_to_ignore_on_load_unexpected = [r"foveal_position_embedding"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -104,6 +109,31 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
             init.copy_(module.weight, module.interpolated_base())
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """Load a checkpoint, under another preset too if `config` says so.
+
+        The foveal position table belongs to one grid. A checkpoint that was saved with another grid than `config` asks
+        for gives its table up: this grid's is derived from the base one, with a warning.
+        """
+        if not isinstance(config, PreTrainedConfig):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        saved = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        if None in (saved.fovea_grid, config.fovea_grid) or saved.fovea_grid == config.fovea_grid:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        logger.warning(
+            f"{pretrained_model_name_or_path} has a foveal_position_embedding of {saved.fovea_grid}x{saved.fovea_grid}"
+            f"; the one of {config.fovea_grid}x{config.fovea_grid} is interpolated from the base grid's."
+        )
+        with_info = kwargs.pop("output_loading_info", False)
+        lenient = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **lenient)
+        others = [key for key in map(str, info["mismatched_keys"]) if "foveal_position_embedding" not in key]
+        if others and not kwargs.get("ignore_mismatched_sizes", False):
+            raise ValueError(f"{pretrained_model_name_or_path} has tensors of other shapes than config: {others}.")
+        return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Save weights, config and, for a model that was loaded as remote code, the code files beside them."""
@@ -154,6 +184,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             -1, config.num_base_views * config.tokens_per_base_view, base_tokens.shape[-1]
         )
         if config.view_policy != "foveal":
+            if fovea_pixel_values is not None:
+                raise ValueError(f"View policy {config.view_policy!r} has no fovea. {_USE_PROCESSOR}")
             return ShirgImageOutput(image_tokens=tokens_ITC)
         if fovea_pixel_values is None:
             raise ValueError(

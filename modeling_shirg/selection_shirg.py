@@ -5,7 +5,7 @@ bidirectional language model stays valid. Scores are float32, the kept tokens ke
 index.
 
 Shape suffixes: I images, N patches of the fovea, K kept patches, D vision width, C language model width, L prompt
-    tokens.
+tokens.
 """
 
 import torch
@@ -40,8 +40,9 @@ def text_relevance(
 
 
 def redundancy(features_IND: torch.Tensor, provisional_IK: torch.Tensor) -> torch.Tensor:
-    """Mean cosine of each token to the provisionally kept ones, float32 (I, N): one matrix-vector product per
-    image.
+    """Mean cosine of each token to the provisionally kept ones, float32 (I, N).
+
+    One matrix-vector product per image.
     """
     unit_IND = F.normalize(features_IND.float(), dim=-1)
     kept_IKD = unit_IND.gather(1, provisional_IK[..., None].expand(-1, -1, unit_IND.shape[-1]))
@@ -83,9 +84,7 @@ def uniform_indices(num_tokens: int, k: int, device: torch.device) -> torch.Tens
 
 
 def pool_square(tokens_BNC: torch.Tensor, grid: int) -> torch.Tensor:
-    """Bilinear pooling of a square token grid to `grid` x `grid`, as LaViDa pools: (B, N, C) -> (B, grid * grid,
-    C).
-    """
+    """Bilinear pooling of a square token grid, as LaViDa pools: (B, N, C) -> (B, grid * grid, C)."""
     side = round(tokens_BNC.shape[1] ** 0.5)
     if side == grid:
         return tokens_BNC

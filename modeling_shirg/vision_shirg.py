@@ -35,15 +35,14 @@ class FovealPositionEmbedding(nn.Embedding):
 
 
 class ShirgVisionTower(nn.Module):
-    """SigLIP without its last layer and without post_layernorm, as LaViDa uses it, at the base grid and the fovea's
-    grid.
-    """
+    """SigLIP without its last layer and post_layernorm, as LaViDa uses it, at the base grid and the fovea's grid."""
 
     def __init__(self, config):
         super().__init__()
         self.vision_model = SiglipVisionModel._from_config(config.vision_config)
         self.num_kept_layers = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
         self.base_grid = config.base_grid
+        self.foveal_position_embedding = None
         if config.fovea_grid is not None:
             self.foveal_position_embedding = FovealPositionEmbedding(
                 config.fovea_grid, self.vision_model.embeddings.position_embedding
@@ -60,17 +59,17 @@ class ShirgVisionTower(nn.Module):
         embeddings = self.vision_model.embeddings
         patches_VDgg = embeddings.patch_embedding(pixels_V3PP.to(embeddings.patch_embedding.weight.dtype))
         grid = patches_VDgg.shape[-1]
-        if grid == self.base_grid:
-            table = embeddings.position_embedding
-        else:
-            table = self.foveal_position_embedding
-            if grid != table.grid:
-                raise ValueError(
-                    f"A view of {pixels_V3PP.shape[-1]} pixels has {grid}x{grid} patches, but this model has position "
-                    f"embeddings for {self.base_grid}x{self.base_grid} and {table.grid}x{table.grid}. "
-                    "Use the processor that belongs to this config."
-                )
-        return patches_VDgg.flatten(2).transpose(1, 2) + table(torch.arange(grid * grid, device=pixels_V3PP.device))
+        tables = {self.base_grid: embeddings.position_embedding}
+        if self.foveal_position_embedding is not None:
+            tables[self.foveal_position_embedding.grid] = self.foveal_position_embedding
+        if grid not in tables:
+            raise ValueError(
+                f"A view of {pixels_V3PP.shape[-1]} pixels has {grid}x{grid} patches, but this model has position "
+                f"embeddings for {' and '.join(f'{side}x{side}' for side in tables)}. Use the processor that belongs "
+                "to this config."
+            )
+        positions_ND = tables[grid](torch.arange(grid * grid, device=pixels_V3PP.device))
+        return patches_VDgg.flatten(2).transpose(1, 2) + positions_ND
 
     def probe_attention(self, features_VND: torch.Tensor) -> torch.Tensor:
         """Attention of SigLIP's pooling probe over the patches, averaged over heads, float32 (V, N), rows sum to 1.

@@ -26,8 +26,9 @@ class Loaded:
 def load(
     model: str | None = None, prune_method: str | None = None, device: str = "auto", dtype: str = "auto"
 ) -> Loaded:
-    """Load `model` (folder or Hub id; the bundled checkpoint if `None`) under preset `prune_method` (its own if
-    `None`).
+    """Load `model` under preset `prune_method`.
+
+    `model` is a folder or a Hub id; `None` is the bundled checkpoint. `prune_method=None` keeps the checkpoint's own.
 
     Raises:
         ValueError: the checkpoint is not a SHIRG-LaViDa one, or the device or dtype is unknown.

@@ -1,13 +1,15 @@
 """Train the checkpoint that this package ships, from nothing, on images that it renders.
 
-    python -m shirg_scripts.train_tiny --output_dir runs/tiny            # hours on 2 CPU cores, minutes on a GPU;
-    resumes python -m shirg_scripts.train_tiny --output_dir runs/tiny --export hub_card/shirg-lavida-tiny
+    python -m shirg_scripts.train_tiny --output_dir runs/tiny    # hours on 2 CPU cores, minutes on a GPU; resumes
+    python -m shirg_scripts.train_tiny --output_dir runs/tiny --export hub_card/shirg-lavida-tiny
 
-Three stages, each with its own folder under `output_dir`, each resumed from its last checkpoint:
+Four stages, each with its own folder under `output_dir`, each resumed from its last checkpoint:
   see     the vision tower and its pooling head, dense targets on rendered pages (modeling_shirg/training/dense.py)
+  sharpen the same with a warm restart and a smaller batch, on new pages
   read    the language model with the tower frozen, several questions packed behind one image (training/packed.py)
   answer  the same in the exact form of inference: one question per sequence, question-aware selection
-Exact match per family is logged on validation scenes while the last two run. A machine with a GPU uses it.
+The last two log the exact match per family of fully masked answers; every image is seen once, so it is new to the model
+when it is measured. A machine with a GPU uses it.
 """
 
 from dataclasses import dataclass, field
@@ -20,9 +22,10 @@ class ScriptArguments:
 
     output_dir: str = field(metadata={"help": "Folder of the stages' checkpoints."})
     export: str | None = field(default=None, metadata={"help": "Write the finished Hub folder here."})
-    see_images: int = field(default=110_000, metadata={"help": "Rendered pages of stage `see`."})
-    read_images: int = field(default=36_000, metadata={"help": "Images (6 questions each) of stage `read`."})
-    answer_images: int = field(default=12_000, metadata={"help": "Images (1 question each) of stage `answer`."})
+    see_images: int = field(default=80_000, metadata={"help": "Rendered pages of stage `see`."})
+    sharpen_images: int = field(default=36_000, metadata={"help": "Rendered pages of stage `sharpen`."})
+    read_images: int = field(default=20_000, metadata={"help": "Images (6 questions each) of stage `read`."})
+    answer_images: int = field(default=8_000, metadata={"help": "Images (1 question each) of stage `answer`."})
     num_workers: int = field(default=1, metadata={"help": "Processes that render images."})
     compile: bool = field(default=True, metadata={"help": "Run the training step under torch.compile."})
     seed: int = field(default=0, metadata={"help": "Seed of the initial weights."})
@@ -30,11 +33,12 @@ class ScriptArguments:
 
 def main(args: ScriptArguments) -> None:
     """Run the stages that are not finished, then export if asked to."""
-    from modeling_shirg.training.tiny import export, train_answer, train_read, train_see
+    from modeling_shirg.training.tiny import export, train_answer, train_read, train_see, train_sharpen
 
     root = Path(args.output_dir)
     train_see(root / "see", args)
-    train_read(root / "read", root / "see", args)
+    train_sharpen(root / "sharpen", root / "see", args)
+    train_read(root / "read", root / "sharpen", args)
     train_answer(root / "answer", root / "read", args)
     if args.export:
         export(root / "answer", Path(args.export))

@@ -4,6 +4,7 @@
 original's tokens and step histories on one prompt of 836 embeddings, with its arguments in the names of this package.
 """
 
+import copy
 import json
 import math
 from dataclasses import dataclass
@@ -11,21 +12,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import GenerationConfig, LlamaConfig, LlamaModel, PreTrainedModel, TextDiffusionStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from modeling_shirg.generation_shirg_lavida import (
+from fresh_process import run_fresh
+from modeling_shirg.denoising_shirg import (
     CONFIDENCES,
     MaskedDiffusionSampler,
     RowNoise,
-    ShirgGenerationConfig,
-    ShirgGenerationOutput,
-    ShirgLavidaGenerationMixin,
     select_positions,
     transfer_counts,
     transfer_table,
 )
+from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
+from modeling_shirg.generation_shirg_lavida import ShirgGenerationOutput, ShirgLavidaGenerationMixin
+from tiny_model import tiny_config as tiny_lavida_config
+from tiny_model import tiny_model as tiny_lavida
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SCHEDULE_CASES = json.loads((FIXTURES / "schedules.json").read_text())
@@ -204,7 +208,10 @@ def test_cache_equals_a_forward_with_a_blind_prompt(model, prompts):
         return_dict_in_generate=True,
         output_history=True,
     )
-    response, sampler = torch.full((1, 12), MASK), MaskedDiffusionSampler(ShirgGenerationConfig(), [MASK, IMAGE])
+    response, sampler = (
+        torch.full((1, 12), MASK),
+        MaskedDiffusionSampler("low_confidence", suppress_tokens=[MASK, IMAGE]),
+    )
     for step, recorded in enumerate(output.history):
         expected = blind_prefix_logits(model, prompt, response)
         torch.testing.assert_close(logits[step], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
@@ -357,9 +364,8 @@ def test_gumbel_draw_equals_the_originals_formula():
     logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
     masked = torch.ones(2, 5, dtype=torch.bool)
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    sampler = MaskedDiffusionSampler(
-        ShirgGenerationConfig(do_sample=True, temperature=0.7), [], RowNoise(generators, 2, logits.device)
-    )
+    noise = RowNoise(generators, 2, logits.device)
+    sampler = MaskedDiffusionSampler("low_confidence", temperature=0.7, noise=noise)
     tokens, confidence = sampler(logits, masked)
     uniform = torch.stack(
         [torch.rand(5, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1)]
@@ -397,7 +403,7 @@ def test_suppressed_tokens_are_never_emitted(model, prompts):
 
 
 def test_transfer_table_pads_finished_rows_with_zeros():
-    table = transfer_table([8, 3, 0], ShirgGenerationConfig(max_new_tokens=8, step_ratio=0.5, schedule="linear"))
+    table = transfer_table([8, 3, 0], steps=4, schedule="linear")
     assert table.tolist() == [[2, 2, 2, 2], [1, 1, 1, 0], [0, 0, 0, 0]]
 
 
@@ -532,7 +538,7 @@ def test_a_model_without_a_mask_token_is_an_error(prompts):
         ({"step_ratio": 1.5}, r"step_ratio=1.5 must be a number in \(0, 1\]"),
         ({"step_ratio": 0.1, "block_length": 8}, "step_ratio=0.1 leaves no step for a block of 8"),
         ({"schedule": "quadratic"}, "schedule='quadratic' must be one of None, 'linear'"),
-        ({"schedule_shift": 0}, "schedule_shift=0 must be a number > 0"),
+        ({"shift": 0}, "shift=0 must be a number > 0"),
         ({"remasking": "entrophy"}, "remasking='entrophy' must be one of 'low_confidence'"),
         ({"temperature": 0.5}, "temperature=0.5 needs do_sample=True, got do_sample=False"),
         ({"temperature": -1.0, "do_sample": True}, "temperature=-1.0 must be a number > 0"),
@@ -571,7 +577,7 @@ def test_config_round_trip(tmp_path):
         block_length=16,
         steps=8,
         schedule="shift",
-        schedule_shift=0.33,
+        shift=0.33,
         do_sample=True,
         temperature=0.3,
         suppress_tokens=[],
@@ -582,6 +588,31 @@ def test_config_round_trip(tmp_path):
     stored = json.loads((tmp_path / "generation_config.json").read_text())
     assert None not in stored.values()
     assert stored["suppress_tokens"] == [] and stored["steps"] == 8 and not any(key.startswith("_") for key in stored)
+
+
+@pytest.mark.parametrize(
+    ("fields", "temperature"),
+    [
+        ({}, None),
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": 0.3}, 0.3),
+        ({"temperature": 0}, None),
+    ],
+)
+def test_sampling_temperature(fields, temperature):
+    assert ShirgGenerationConfig(**fields).sampling_temperature == temperature
+
+
+def test_what_transformers_adds_is_no_argument_and_is_not_lost(tmp_path):
+    config = ShirgGenerationConfig(shift=0.5)
+    config.save_pretrained(tmp_path / "first")
+    loaded = ShirgGenerationConfig.from_pretrained(tmp_path / "first")
+    assert loaded._from_model_config is False
+    loaded.save_pretrained(tmp_path / "second")
+    first, second = ((tmp_path / name / "generation_config.json").read_text() for name in ("first", "second"))
+    assert first == second and json.loads(first)["transformers_version"] == transformers.__version__
+    for same in (copy.deepcopy(loaded), ShirgGenerationConfig(**vars(loaded), _commit_hash="0123abc")):
+        assert same == config and hash(same) == hash(config)
 
 
 def test_an_invalid_change_is_not_saved(tmp_path):
@@ -617,3 +648,20 @@ def test_a_generation_config_can_be_given_to_from_pretrained(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = TinyModel.from_pretrained(tmp_path, generation_config=ShirgGenerationConfig(max_new_tokens=5))
     assert loaded.generation_config.max_new_tokens == 5
+
+
+def test_a_saved_folder_generates_where_the_package_is_missing(tmp_path):
+    model = tiny_lavida(tiny_lavida_config())
+    model.generation_config = ShirgGenerationConfig(max_new_tokens=6, schedule="shift", shift=0.5, step_ratio=0.5)
+    model.save_pretrained(tmp_path)
+    shipped = {path.name for path in tmp_path.glob("*.py")}
+    assert {"denoising_shirg.py", "generation_config_shirg.py", "generation_shirg_lavida.py"} <= shipped
+    code = f"""
+import torch
+from transformers import AutoModelForImageTextToText
+
+model = AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+print(model.generation_config.shift, *model.generate(torch.arange(5)[None])[0].tolist())
+"""
+    answer = model.generate(torch.arange(5)[None])[0].tolist()
+    assert run_fresh(code).split() == ["0.5", *map(str, answer)]

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file
 
 from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.image_processing_shirg_lavida import ShirgLavidaImageProcessor
+from fresh_process import run_fresh
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LANDSCAPE = FIXTURES / "landscape.png"
@@ -256,6 +259,47 @@ def test_unreadable_images_are_named(toy, tmp_path):
         toy([good, 7])
 
 
+def unreadable_file(kind: str, folder: Path) -> Path:
+    """A path that names no readable image, for the reason `kind`."""
+    path = folder / f"{kind}.png"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "bomb":
+        size = struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
+        chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(
+                struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+                for name, data in chunks
+            )
+        )
+    else:
+        data = encoded(noise(60, 50))
+        path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "text": b"a note, not an image\n"}[kind])
+    return path
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", r"of size 60x50 cannot be read: .*truncated"),
+        ("empty", r"cannot identify image file '.*empty\.png', which is empty, no image, or in .*: pass a PNG"),
+        ("text", r"cannot identify image file '.*text\.png', which is empty, no image, or in .*: pass a PNG"),
+        ("directory", r"directory\.png is a directory: pass the path of one image file"),
+        ("bomb", r"1600000000 pixels.* raise PIL\.Image\.MAX_IMAGE_PIXELS"),
+    ],
+)
+def test_unreadable_files_are_named_with_the_cause_or_the_remedy(tmp_path, kind, message, as_text):
+    path = unreadable_file(kind, tmp_path)
+    source = str(path) if as_text else path
+    with pytest.raises(ValueError, match=f"Image 0 .*{message}"):
+        ShirgLavidaImageProcessor()(source)
+    with pytest.raises(ValueError, match=f"Image 1 .*{message}"):
+        ShirgLavidaImageProcessor()([LANDSCAPE, source])
+
+
 def test_decompression_bombs_are_refused(toy, monkeypatch):
     data = encoded(noise(60, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -302,3 +346,18 @@ def test_return_types(toy):
     assert isinstance(toy(noise(9, 9), return_tensors="np")["pixel_values"], np.ndarray)
     assert isinstance(toy(noise(9, 9))["pixel_values"], np.ndarray)
     assert toy(noise(9, 9), do_normalize=False)["pixel_values"].min() >= 0
+
+
+def test_a_saved_folder_reads_images_where_the_package_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(ShirgLavidaImageProcessor, "_auto_class", "AutoImageProcessor")
+    processor = ShirgLavidaImageProcessor(**TOY)
+    processor.save_pretrained(tmp_path)
+    shipped = {path.name for path in tmp_path.glob("*.py")}
+    assert shipped == {"geometry_shirg.py", "image_processing_shirg_lavida.py", "image_reading_shirg.py"}
+    code = f"""
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+print(processor({str(LANDSCAPE)!r})["pixel_values"].sum())
+"""
+    assert run_fresh(code).strip() == str(processor(LANDSCAPE)["pixel_values"].sum())

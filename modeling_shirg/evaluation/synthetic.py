@@ -49,9 +49,7 @@ class Scene:
 
 
 def scene(family: str, split: str, index: int) -> Scene:
-    """Scene number `index` of `family` (`"page"`, `"grid"` or `"guard"`) in `split` (`"train"`, `"validation"`,
-    `"test"`).
-    """
+    """Scene number `index` of `family` ("page", "grid" or "guard") in `split` ("train", "validation" or "test")."""
     makers = {"page": _page, "grid": _grid, "guard": _guard}
     rng = np.random.default_rng([_SPLITS[split], sorted(makers).index(family), index])
     return makers[family](rng)

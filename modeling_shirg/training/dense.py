@@ -48,17 +48,22 @@ class PageDataset(Dataset):
     """Views of rendered pages (and of the question families' images) with per-patch targets and a caption."""
 
     def __init__(
-        self, image_processor: ShirgLavidaImageProcessor, tokenizer: PreTrainedTokenizerBase, split: str, length: int
+        self,
+        image_processor: ShirgLavidaImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        split: str,
+        indices: range,
     ):
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.split = split
-        self.length = length
+        self.indices = indices
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.indices)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, item: int) -> dict:
+        index = self.indices[item]
         rng = np.random.default_rng([3, index])
         family = str(rng.choice(["page", "grid", "guard"], p=[0.7, 0.15, 0.15]))
         page = scene(family, self.split, index)

@@ -1,9 +1,8 @@
 """Stages 1 and 2: the language model learns to read image tokens, several questions behind one encoded image.
 
 A row is `[prefix with image | question 1 | answer 1, masked | answer 1, complement | question 2 | ...]`. A question
-sees the
-prefix and itself, an answer sees the prefix, its question and itself, and both copies of an answer share their
-positions: what each answer is computed from is exactly the prefix-cached forward of inference, but the image is
+sees the prefix and itself, an answer sees the prefix, its question and itself, and both copies of an answer share
+their positions: what each answer is computed from is exactly the prefix-cached forward of inference, but the image is
 encoded once. With `joint=True` there is one question and the prefix sees it, as at inference, and selection is
 question-aware.
 
@@ -195,9 +194,7 @@ class PackedAnswerModel(nn.Module):
         return (sees[None] & real_BL[:, None])[:, None]
 
     def _positions(self, prefix: int, question_lengths: torch.Tensor) -> torch.Tensor:
-        """Position ids (B, L): every question starts after the prefix, every answer after its question's real
-        tokens.
-        """
+        """Position ids (B, L): each question starts after the prefix, each answer after its question's real tokens."""
         device = question_lengths.device
         question = torch.arange(QUESTION_LENGTH, device=device).expand(*question_lengths.shape, -1)
         answer = question_lengths[..., None] + torch.arange(ANSWER_LENGTH, device=device)
@@ -236,8 +233,9 @@ class PackedAnswerModel(nn.Module):
 
 
 def _draw_masks(answer_ids: torch.Tensor) -> torch.Tensor:
-    """LLaDA's forward process with a share of fully masked answers: t uniform, each token masked with probability
-    t.
+    """LLaDA's forward process with a share of fully masked answers.
+
+    For the others t is uniform and each token is masked with probability t.
     """
     rate_BQ1 = torch.rand(*answer_ids.shape[:2], 1, device=answer_ids.device)
     full_BQ1 = torch.rand_like(rate_BQ1) < FULLY_MASKED_SHARE

@@ -68,8 +68,9 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> ShirgLavidaConfig:
 
 
 class StageTrainer(Trainer):
-    """Trainer that logs the mean of every scalar a stage's model returns beside its loss; NaN means nothing to
-    measure.
+    """Trainer that logs the mean of every scalar a stage's model returns beside its loss.
+
+    NaN means nothing to measure.
     """
 
     def __init__(self, *args, **kwargs):
@@ -91,21 +92,34 @@ class StageTrainer(Trainer):
 
 
 def train_see(folder: Path, args) -> None:
-    """Stage `see`: the vision tower."""
+    """Stage `see`: the vision tower, from random weights."""
+    _train_vision(folder, args, previous=None, images=range(args.see_images), batch_size=64, learning_rate=1e-3)
+
+
+def train_sharpen(folder: Path, see_folder: Path, args) -> None:
+    """Stage `sharpen`: the same on new pages with a warm restart and half the batch; small glyphs come late."""
+    images = range(args.see_images, args.see_images + args.sharpen_images)
+    _train_vision(folder, args, previous=see_folder, images=images, batch_size=32, learning_rate=7e-4)
+
+
+def _train_vision(
+    folder: Path, args, previous: Path | None, images: range, batch_size: int, learning_rate: float
+) -> None:
     if (folder / "model.safetensors").exists():
         return
     tokenizer = tiny_tokenizer()
     config = tiny_config(tokenizer)
-    image_processor = ShirgLavidaImageProcessor.from_config(config)
     torch.manual_seed(args.seed)
     model = DensePretrainingModel(config, tokenizer)
-    dataset = PageDataset(image_processor, tokenizer, "train", args.see_images)
-    _run(folder, model, dataset, args, batch_size=64, learning_rate=1e-3)
+    if previous is not None:
+        model.load_state_dict(load_file(previous / "model.safetensors"))
+    dataset = PageDataset(ShirgLavidaImageProcessor.from_config(config), tokenizer, "train", images)
+    _run(folder, model, dataset, args, batch_size, learning_rate)
 
 
-def train_read(folder: Path, see_folder: Path, args) -> None:
+def train_read(folder: Path, sharpen_folder: Path, args) -> None:
     """Stage `read`: projector and language model, six questions packed behind one image, text-free selection."""
-    _train_answers(folder, args, see_folder, args.read_images, num_questions=6, joint=False, learning_rate=1.5e-3)
+    _train_answers(folder, args, sharpen_folder, args.read_images, num_questions=6, joint=False, learning_rate=1.5e-3)
 
 
 def train_answer(folder: Path, read_folder: Path, args) -> None:
@@ -126,8 +140,9 @@ def _train_answers(
 
 
 def load_stage(folder: Path) -> tuple[ShirgLavidaForConditionalGeneration, ShirgLavidaProcessor]:
-    """The model as stage `folder` left it (what that stage did not train is freshly initialised), and its
-    processor.
+    """The model as stage `folder` left it, and its processor.
+
+    What that stage did not train is freshly initialised.
     """
     tokenizer = tiny_tokenizer()
     config = tiny_config(tokenizer)

@@ -1,0 +1,95 @@
+"""Counts of every preset, and wrong combinations that fail at construction with both values named."""
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from configuration_shirg import GEOMETRIES, PRESETS, ShirgLavidaConfig
+from tiny_model import tiny_config
+
+# Views -> image tokens, as the table of systems says.
+COUNTS = {
+    "full": {
+        "shirg": 256 + 724,
+        "shirg-v1": 256 + 724,
+        "shirg-784": 196 + 784,
+        "random": 256 + 724,
+        "uniform": 256 + 724,
+        "pool": 196 + 784,
+        "lavida-980": 5 * 196,
+        "lavida-full": 5 * 729,
+    },
+    "toy": {
+        "shirg": 64 + 181,
+        "shirg-v1": 64 + 181,
+        "shirg-784": 49 + 196,
+        "random": 64 + 181,
+        "uniform": 64 + 181,
+        "pool": 49 + 196,
+        "lavida-980": 5 * 49,
+        "lavida-full": 5 * 169,
+    },
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_its_count(preset, geometry):
+    assert ShirgLavidaConfig.from_preset(preset, geometry=geometry).num_image_tokens == COUNTS[geometry][preset]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"selection_budget": 1025}, ("1025", "1024")),
+        ({"selection_budget": 0}, ("0", "1024")),
+        ({"fovea_size": None}, ("foveal", "None")),
+        ({"fovea_size": 13}, ("13", "14")),
+        ({"pooled_grid_size": 28}, ("28", "27")),
+        ({"image_grid_pinpoints": [[768, 768]]}, ("foveal", "768")),
+        ({"selection_method": "none"}, ("none", "1024", "724")),
+        ({"selection_method": "pool"}, ("724", "676")),
+        ({"view_policy": "anyres"}, ("anyres", "448")),
+        ({"selection_temperature": 0.0}, ("0.0",)),
+        ({"vision_feature_layer": -1}, ("map", "-1", "received")),
+        ({"vision_feature_layer": -28}, ("-28", "27")),
+        ({"vision_config": {"vision_use_head": False}}, ("vision_use_head", "False", "--vision-base")),
+        ({"prune_method": "shrig"}, ("shrig", "shirg")),
+        ({"selction_budget": 724}, ("selction_budget",)),
+        ({"selection_method": "best"}, ("best", "random")),
+    ],
+)
+def test_wrong_combinations_name_the_values(overrides, named):
+    with pytest.raises((ValueError, StrictDataclassError)) as raised:
+        ShirgLavidaConfig.from_preset("shirg", **overrides)
+    assert all(value in str(raised.value) for value in named), str(raised.value)
+
+
+@pytest.mark.parametrize("pinpoints", [None, [], [[700, 768]], [[768, 768], [384, 768]]])
+def test_flat_tiles_need_one_canvas(pinpoints):
+    with pytest.raises(StrictDataclassError, match="image_grid_pinpoints"):
+        ShirgLavidaConfig.from_preset("lavida-980", image_grid_pinpoints=pinpoints)
+
+
+def test_unknown_preset_and_geometry_list_the_known_ones():
+    with pytest.raises(ValueError, match="'shrig'.*shirg-784"):
+        ShirgLavidaConfig.from_preset("shrig")
+    with pytest.raises(ValueError, match="'huge'.*full, toy"):
+        ShirgLavidaConfig.from_preset("shirg", geometry="huge")
+    with pytest.raises(ValueError, match="224 pixels.*384"):
+        ShirgLavidaConfig.from_preset("shirg", vision_config={"image_size": 224})
+
+
+def test_save_and_load_keep_every_field(tmp_path):
+    config = tiny_config("shirg-v1", selection_seed=7, fovea_placement="salient")
+    config.save_pretrained(tmp_path)
+    assert ShirgLavidaConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_switching_presets_leaves_nothing_behind():
+    config = tiny_config("shirg")
+    there_and_back = config.with_preset("lavida-full").with_preset("pool").with_preset("shirg")
+    assert there_and_back.to_dict() == config.to_dict()
+
+
+def test_language_model_is_always_bidirectional():
+    assert ShirgLavidaConfig.from_preset("shirg", text_config={"is_causal": True}).text_config.is_causal is False

@@ -1,0 +1,239 @@
+"""The whole model: counts, batches, caches, saving and loading."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from configuration_shirg import PRESETS
+from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.modeling_shirg_lavida import ShirgLavidaModel
+from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
+
+RELATIVE = 5e-5
+
+
+def _close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((actual - expected).abs().max() <= RELATIVE * expected.abs().max())
+
+
+@pytest.mark.parametrize("geometry", ["toy", "full"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_placeholders_and_image_tokens_match_for_every_preset(preset, geometry):
+    config = tiny_config(preset, geometry)
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0, 640, 427)))
+    assert (inputs["input_ids"] == config.image_token_id).sum() == config.num_image_tokens
+    with torch.no_grad():
+        output = model(**inputs, logits_to_keep=1, output_selection=True)
+        images = model.model.get_image_features(inputs["pixel_values"], inputs.get("fovea_pixel_values"))
+    assert images.image_tokens.shape == (1, config.num_image_tokens, 32)
+    assert output.logits.shape == (1, 1, 272)
+    assert torch.isfinite(output.logits).all()
+    keeps = config.selection_method in ("shirg", "random", "uniform")
+    assert (output.kept_indices is not None) == keeps
+    if keeps:
+        assert output.kept_indices.shape == (1, config.selection_budget)
+
+
+@pytest.mark.parametrize("preset", ["shirg", "lavida-980"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_batched_logits_equal_single_ones(preset, padding_side):
+    config = tiny_config(preset)
+    model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    chats = [chat(question, noise_image(number)) for number, question in enumerate(QUESTIONS)]
+    chats.append([{"role": "user", "content": "A text-only question among them."}])
+    chats.append(chat("Two images?", noise_image(8), noise_image(9, 100, 50)))
+    batch = encode(processor, *chats)
+    with torch.no_grad():
+        together = model(**batch).logits
+        for row, one in enumerate(chats):
+            real = batch["attention_mask"][row].bool()
+            assert _close(together[row, real], model(**encode(processor, one)).logits[0])
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_batched_answers_equal_single_ones(padding_side):
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    chats = [chat(question, noise_image(number)) for number, question in enumerate(QUESTIONS)]
+    together = model.generate(**encode(processor, *chats), max_new_tokens=8)[:, -8:]
+    for row, one in enumerate(chats):
+        assert together[row].tolist() == model.generate(**encode(processor, one), max_new_tokens=8)[0, -8:].tolist()
+
+
+def test_cached_generation_equals_a_full_forward_with_a_blind_prompt():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
+    output = model.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, output_history=True)
+    prompt_embeds, _ = model.model.prepare_inputs_embeds(
+        inputs["input_ids"], inputs["pixel_values"], inputs["fovea_pixel_values"], inputs["question_mask"]
+    )
+    length = prompt_embeds.shape[1]
+    sees = torch.ones(1, 1, length + 8, length + 8, dtype=torch.bool)
+    sees[:, :, :length, length:] = False
+    response = torch.full((1, 8), config.mask_token_id)
+    for step in output.history:
+        embeds = torch.cat([prompt_embeds, model.get_input_embeddings()(response)], dim=1)
+        with torch.no_grad():
+            logits = model(inputs_embeds=embeds, attention_mask=sees).logits[:, length:].double()
+        logits[..., [config.mask_token_id, config.image_token_id]] = -torch.inf
+        confidence, tokens = logits.softmax(-1).max(-1)
+        best = confidence.masked_fill(response != config.mask_token_id, -1).argmax()
+        response[0, best] = tokens[0, best]
+        assert step.tolist() == response.tolist()
+
+
+def test_conversation_with_images_in_several_turns():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    turns = [
+        *chat("First?", noise_image(0)),
+        {"role": "assistant", "content": "One."},
+        *chat("Second?", noise_image(1)),
+    ]
+    inputs = encode(processor, turns)
+    assert inputs["question_mask"].shape == (2, inputs["input_ids"].shape[1])
+    with torch.no_grad():
+        kept = model(**inputs, output_selection=True).kept_indices
+        alone = model(**encode(processor, chat("Second?", noise_image(1))), output_selection=True).kept_indices
+    assert kept[1].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_wrong_number_of_image_tokens_names_both_counts(change):
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
+    placeholders = (inputs["input_ids"][0] == config.image_token_id).nonzero()
+    position = placeholders[0] if change < 0 else placeholders[-1] + 1
+    inputs["input_ids"][0, position] = 65 if change < 0 else config.image_token_id
+    with pytest.raises(ValueError, match=f"{245 + change}.*245"):
+        model(**inputs)
+    with pytest.raises(ValueError, match=f"{245 + change}.*245"):
+        model.generate(**inputs, max_new_tokens=4)
+
+
+def test_placeholders_must_be_whole_images_in_every_prompt():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat("a", noise_image(0)), chat("a", noise_image(1)))
+    first, second = ((row == config.image_token_id).nonzero() for row in inputs["input_ids"])
+    inputs["input_ids"][0, first[0]] = 65
+    inputs["input_ids"][1, second[-1] + 1] = config.image_token_id
+    with pytest.raises(ValueError, match=r"\[244, 246\]"):
+        model(**inputs)
+
+
+def test_images_without_placeholders_and_placeholders_without_images():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
+    with pytest.raises(ValueError, match="245.*0 images"):
+        model(input_ids=inputs["input_ids"])
+    with pytest.raises(ValueError, match="fovea_pixel_values of 224 pixels"):
+        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+    tiles = tiny_model(tiny_config("lavida-980"))
+    with pytest.raises(ValueError, match="16x16 patches.*13x13"):
+        tiles.model.vision_tower(inputs["fovea_pixel_values"])
+    with pytest.raises(ValueError, match="has no fovea"):
+        tiles.model.get_image_features(inputs["pixel_values"].repeat(5, 1, 1, 1), inputs["fovea_pixel_values"])
+
+
+def test_views_of_another_geometry_name_the_grids():
+    config = tiny_config()
+    tower = tiny_model(config).model.vision_tower
+    with pytest.raises(ValueError, match="24x24.*13x13 and 16x16"):
+        tower(torch.zeros(1, 3, 336, 336))
+
+
+def test_foveal_positions_start_as_siglip_interpolates_them():
+    tower = ShirgLavidaForConditionalGeneration(tiny_config(geometry="full")).model.vision_tower
+    embeddings = tower.vision_model.embeddings
+    patches = torch.zeros(1, 1024, 32)
+    expected = embeddings.interpolate_pos_encoding(patches, 448, 448)[0]
+    assert torch.equal(tower.foveal_position_embedding.weight, expected)
+    assert tower.foveal_position_embedding.weight.requires_grad
+
+
+def test_base_view_features_are_stock_siglips():
+    model = tiny_model(tiny_config())
+    pixels = torch.randn(2, 3, 192, 192)
+    with torch.no_grad():
+        expected = model.model.vision_tower.vision_model(pixels, output_hidden_states=True).hidden_states[-2]
+        assert torch.allclose(model.model.vision_tower(pixels)[0], expected, atol=1e-6)
+
+
+def test_shirg_784_pools_the_global_view_as_lavida_pools_view_0():
+    foveal, tiles = tiny_config("shirg-784"), tiny_config("lavida-980")
+    model = tiny_model(foveal)
+    other = ShirgLavidaModel(tiles).eval()
+    other.load_state_dict(model.model.state_dict(), strict=False)
+    image = noise_image(3, 500, 400)
+    views = [tiny_processor(config).image_processor(image, return_tensors="pt") for config in (foveal, tiles)]
+    with torch.no_grad():
+        ours = model.model.get_image_features(views[0]["pixel_values"], views[0]["fovea_pixel_values"])
+        theirs = other.get_image_features(views[1]["pixel_values"])
+    assert torch.allclose(ours.image_tokens[:, :49], theirs.image_tokens[:, :49], atol=1e-5)
+
+
+def test_saved_equals_loaded_and_two_loads_agree(tmp_path):
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    with torch.no_grad():
+        model.model.vision_tower.foveal_position_embedding.weight.add_(0.1)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
+    model.save_pretrained(tmp_path)
+    loads = [ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path).eval() for _ in range(2)]
+    expected = dict(model.named_parameters()) | dict(model.named_buffers())
+    for loaded in loads:
+        tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    with torch.no_grad():
+        logits = [each(**inputs).logits for each in (model, *loads)]
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[1], logits[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_without_a_fovea_derives_its_table_on_load(tmp_path, dtype):
+    model = tiny_model(tiny_config("lavida-980"))
+    model.save_pretrained(tmp_path)
+    loaded = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, config=tiny_config("shirg"), dtype=dtype)
+    tower = loaded.model.vision_tower
+    base = tower.vision_model.embeddings.position_embedding.weight.float()
+    expected = F.interpolate(base.T.reshape(1, -1, 13, 13), size=(16, 16), mode="bicubic").flatten(2)[0].T
+    assert torch.allclose(
+        tower.foveal_position_embedding.weight.float(), expected, atol=1e-2 * expected.abs().max().item()
+    )
+
+
+def test_a_checkpoint_with_another_foveal_grid_derives_its_table_on_load_and_says_so(tmp_path, caplog):
+    model = tiny_model(tiny_config("shirg"))
+    with torch.no_grad():
+        model.model.vision_tower.foveal_position_embedding.weight.fill_(7.0)
+    model.save_pretrained(tmp_path)
+    wider = tiny_config("shirg", fovea_size=256)
+    with caplog.at_level("WARNING"):
+        loaded = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, config=wider)
+    table = loaded.model.vision_tower.foveal_position_embedding
+    assert table.weight.shape == (18 * 18, 32)
+    assert torch.equal(table.weight, table.interpolated_base())
+    assert "foveal_position_embedding" in caplog.text and "18x18" in caplog.text
+
+
+def test_bfloat16_scores_are_float32_and_answers_come_out():
+    config = tiny_config()
+    model, processor = copy.deepcopy(tiny_model(config)).to(torch.bfloat16), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
+    output = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True, output_selection=True)
+    assert output.scores.dtype == torch.float32
+    assert output.kept_indices.shape == (1, 181)
+
+
+def test_model_is_built_on_the_meta_device():
+    with torch.device("meta"):
+        model = ShirgLavidaForConditionalGeneration(tiny_config(geometry="full"))
+    assert all(parameter.is_meta for parameter in model.parameters())

@@ -1,0 +1,175 @@
+"""The selection functions by hand-computed cases, and the static, exact selection of the whole model."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modeling_shirg.selection_shirg import (
+    min_max,
+    pool_square,
+    random_indices,
+    redundancy,
+    shirg_scores,
+    text_relevance,
+    top_k,
+    uniform_indices,
+)
+from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
+
+SCORED = ("shirg", "shirg-v1", "shirg-784")
+
+
+def test_top_k_is_in_raster_order_and_breaks_ties_by_index():
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 5.0]])
+    assert top_k(scores, 4).tolist() == [[1, 2, 3, 5]]
+    assert top_k(torch.zeros(2, 9), 4).tolist() == [[0, 1, 2, 3]] * 2
+
+
+def test_min_max_spans_zero_to_one_and_maps_a_constant_row_to_zero():
+    assert min_max(torch.tensor([[2.0, 4.0, 3.0], [7.0, 7.0, 7.0]])).tolist() == [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]
+
+
+def test_text_relevance_is_the_best_cosine_over_the_question_only():
+    patches = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]])
+    words = torch.tensor([[[0.0, 1.0], [5.0, 0.0]]])
+    only_first = text_relevance(patches, words, torch.tensor([[1, 0]]))
+    assert torch.allclose(only_first, torch.tensor([[0.0, 1.0, 0.5**0.5]]))
+    both = text_relevance(patches, words, torch.tensor([[1, 1]]))
+    assert torch.allclose(both, torch.tensor([[1.0, 1.0, 0.5**0.5]]))
+    assert text_relevance(patches, words, torch.tensor([[0, 0]])).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_redundancy_is_the_mean_cosine_to_the_provisional_tokens():
+    features = torch.randn(2, 10, 4)
+    provisional = torch.tensor([[0, 3, 7], [1, 2, 9]])
+    expected = torch.stack(
+        [
+            F.cosine_similarity(row[:, None], row[None, kept], dim=-1).mean(1)
+            for row, kept in zip(features, provisional, strict=False)
+        ]
+    )
+    assert torch.allclose(redundancy(features, provisional), expected, atol=1e-6)
+
+
+def test_score_v2_and_v1_follow_their_formulas():
+    features, attention, relevance = torch.randn(1, 12, 4), torch.rand(1, 12), torch.rand(1, 12)
+    asked = torch.tensor([True])
+    a, s = min_max(attention), min_max(relevance)
+    v1 = shirg_scores(features, attention, relevance, asked, 5, 0.7, 0.3, 0.0)
+    assert torch.allclose(v1, 0.7 * a + 0.3 * s)
+    v2 = shirg_scores(features, attention, relevance, asked, 5, 0.5, 0.3, 0.1)
+    d = min_max(redundancy(features, top_k(0.5 * a + 0.3 * s, 5)))
+    assert torch.allclose(v2, 0.5 * a + 0.3 * s - 0.1 * d)
+
+
+def test_without_a_question_v1_is_a_and_v2_is_08a_minus_01d():
+    features, attention, nothing = torch.randn(1, 12, 4), torch.rand(1, 12), torch.zeros(1, 12)
+    a, unasked = min_max(attention), torch.tensor([False])
+    assert torch.allclose(shirg_scores(features, attention, nothing, unasked, 5, 0.7, 0.3, 0.0), a)
+    d = min_max(redundancy(features, top_k(a, 5)))
+    assert torch.allclose(shirg_scores(features, attention, nothing, unasked, 5, 0.5, 0.3, 0.1), 0.8 * a - 0.1 * d)
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(1024, 724), (256, 181), (5, 5), (7, 1)])
+def test_controls_keep_exactly_k_distinct_tokens_in_raster_order(tokens, kept):
+    for indices in (
+        uniform_indices(tokens, kept, torch.device("cpu")),
+        random_indices(tokens, kept, 0, torch.device("cpu")),
+    ):
+        assert len(indices) == kept
+        assert (indices.diff() > 0).all()
+        assert 0 <= indices.min() and indices.max() < tokens
+
+
+def test_uniform_leaves_no_gap_longer_than_the_others():
+    assert set(uniform_indices(1024, 724, torch.device("cpu")).diff().tolist()) == {1, 2}
+
+
+def test_random_follows_its_seed():
+    draws = [random_indices(256, 181, seed, torch.device("cpu")).tolist() for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_pooling_is_bilinear_on_the_square_grid():
+    tokens = torch.arange(16.0).reshape(1, 16, 1)
+    assert pool_square(tokens, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert pool_square(tokens, 4) is tokens
+
+
+def _kept(model, inputs):
+    with torch.no_grad():
+        return model(**inputs, output_selection=True).kept_indices
+
+
+@pytest.mark.parametrize("preset", SCORED)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_selection_is_the_same_alone_and_in_any_batch(preset, padding_side):
+    config = tiny_config(preset)
+    model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    chats = [chat(question, noise_image(number)) for number, question in enumerate(QUESTIONS)]
+    alone = [_kept(model, encode(processor, one))[0].tolist() for one in chats]
+    assert _kept(model, encode(processor, *chats)).tolist() == alone
+    assert _kept(model, encode(processor, *reversed(chats))).tolist() == alone[::-1]
+    assert len({tuple(indices) for indices in alone}) == len(alone)
+    assert all(len(indices) == config.selection_budget for indices in alone)
+
+
+def test_selection_depends_on_the_question_and_not_without_text_relevance():
+    image = noise_image(0)
+    for text_relevance_source, differ in (("lm", True), ("none", False)):
+        config = tiny_config("shirg", text_relevance=text_relevance_source)
+        model, processor = tiny_model(config), tiny_processor(config)
+        first, second = (_kept(model, encode(processor, chat(q, image))).tolist() for q in QUESTIONS[:2])
+        assert (first != second) == differ
+
+
+def test_selection_without_a_question_is_the_text_free_score():
+    config = tiny_config("shirg")
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat("", noise_image(0)))
+    assert inputs["question_mask"].sum() == 0
+    without_mask = {name: value for name, value in inputs.items() if name != "question_mask"}
+    assert _kept(model, inputs).tolist() == _kept(model, without_mask).tolist()
+
+
+@pytest.mark.parametrize("source", ["map", "received", "norm"])
+def test_every_attention_source_selects_and_they_disagree_with_random(source):
+    config = tiny_config("shirg", attention_source=source)
+    model, processor = tiny_model(config), tiny_processor(config)
+    kept = _kept(model, encode(processor, chat(QUESTIONS[0], noise_image(0))))[0]
+    assert kept.tolist() != random_indices(256, 181, 0, torch.device("cpu")).tolist()
+    assert len(kept) == 181
+
+
+def test_probe_attention_is_what_the_stock_head_attends_to():
+    model = tiny_model(tiny_config())
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        features, _ = tower(torch.randn(2, 3, 224, 224))
+        hidden = tower.vision_model.encoder.layers[-1](features, None)
+        hidden = tower.vision_model.post_layernorm(hidden)
+        probe = tower.vision_model.head.probe.expand(2, -1, -1)
+        expected = tower.vision_model.head.attention(probe, hidden, hidden)[1][:, 0]
+        assert torch.allclose(tower.probe_attention(features), expected, atol=1e-6)
+
+
+def test_received_attention_is_the_column_mean_of_the_eager_map():
+    config = tiny_config(attn_implementation="eager")
+    tower = tiny_model(config).model.vision_tower
+    with torch.no_grad():
+        _, before = tower(torch.randn(2, 3, 192, 192))
+        layer = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]
+        weights = layer.self_attn(layer.layer_norm1(before))[1]
+        for chunk in (7, 1000):
+            assert torch.allclose(tower.received_attention(before, chunk), weights.mean((1, 2)), atol=1e-6)
+
+
+def test_reported_probabilities_are_a_softmax_that_changes_no_order():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
+    with torch.no_grad():
+        images = model.model.get_image_features(inputs["pixel_values"], inputs["fovea_pixel_values"])
+    assert torch.allclose(images.probabilities.sum(-1), torch.ones(1))
+    assert images.probabilities.argmax() == images.scores.argmax()
+    assert images.scores.dtype == torch.float32
