@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import get_session
+from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
@@ -28,6 +28,8 @@ _NO_IMAGE_HINT = ", which is empty, no image, or in a format that PIL cannot rea
 _HINTS = ((_BOMB_ERRORS, _BOMB_HINT), (UnidentifiedImageError, _NO_IMAGE_HINT))
 # What PIL raises for a file that is broken, truncated, closed or too large.
 _PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, *_BOMB_ERRORS)
+_URL_ERRORS = (httpx.HTTPError, httpx.InvalidURL)
+_URL_TIMEOUT = 60.0
 _CHANNELS = (1, 3, 4)
 
 
@@ -83,7 +85,7 @@ def _read(read: Callable[[], Any], index: int, size: tuple[int, ...] | None) -> 
     """`read()`, with what PIL raises turned into a ValueError that names the image."""
     try:
         return read()
-    except _PIL_ERRORS as error:
+    except (*_PIL_ERRORS, *_URL_ERRORS) as error:
         shape = "of unknown size" if size is None else f"of size {'x'.join(map(str, size))}"
         hint = next((hint for kinds, hint in _HINTS if isinstance(error, kinds)), "")
         raise ValueError(f"Image {index} {shape} cannot be read: {type(error).__name__}: {error}{hint}") from None
@@ -99,7 +101,8 @@ def _file_of(source: str | bytes | os.PathLike) -> str | os.PathLike | BytesIO:
     if not isinstance(source, str):
         raise FileNotFoundError(f"there is no file {os.fspath(source)}.")
     if source.startswith(("http://", "https://")):
-        return BytesIO(get_session().get(source).raise_for_status().content)
+        response = httpx.get(source, timeout=_URL_TIMEOUT, follow_redirects=True)
+        return BytesIO(response.raise_for_status().content)
     return BytesIO(_decode_base64(source))
 
 

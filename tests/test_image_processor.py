@@ -1,9 +1,12 @@
 """Image processor: LaViDa's pixels, fixed shapes, and images of every kind."""
 
 import base64
+import functools
 import io
 import struct
+import threading
 import zlib
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -361,3 +364,26 @@ processor = AutoImageProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_c
 print(processor({str(LANDSCAPE)!r})["pixel_values"].sum())
 """
     assert run_fresh(code).strip() == str(processor(LANDSCAPE)["pixel_values"].sum())
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server on 127.0.0.1 that serves a folder with one image."""
+    (tmp_path / "image.png").write_bytes(encoded(noise(90, 80)))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_image_at_a_url_is_the_image(toy, web):
+    fetched, given = toy(f"{web}/image.png"), toy(noise(90, 80))
+    assert np.array_equal(fetched["pixel_values"], given["pixel_values"])
+
+
+def test_a_url_that_fails_names_the_image_and_the_status(toy, web):
+    with pytest.raises(ValueError, match="Image 0 .*404"):
+        toy(f"{web}/nothing.png")
+    with pytest.raises(ValueError, match="Image 1 .*cannot be read"):
+        toy([noise(90, 80), "http://127.0.0.1:1/image.png"])

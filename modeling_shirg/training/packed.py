@@ -9,8 +9,11 @@ question-aware.
 Shape suffixes: B rows, Q questions, S question tokens, R answer tokens, P prefix tokens, L = P + Q (S + 2 R), C width.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -23,6 +26,14 @@ ANSWER_LENGTH = 8
 PADDING_WEIGHT = 0.05  # end-of-text tokens fill every short answer; at full weight they would be most of the loss
 FULLY_MASKED_SHARE = 0.4
 ALIGNMENT_WEIGHT = 0.3
+
+
+class Prompt(NamedTuple):
+    """Ids of a chat prompt before and after its image, and 1 at the ids of `after` that are the question."""
+
+    before: list[int]
+    after: list[int]
+    is_question: list[int]
 
 
 class QuestionDataset(Dataset):
@@ -43,7 +54,8 @@ class QuestionDataset(Dataset):
         self.num_questions = num_questions
         self.warm_up = warm_up
         self.end_of_turn = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-        self.prompt_halves: dict[str, tuple[list[int], list[int]]] = {}
+        self.blank = Image.new("RGB", (1, 1))
+        self.prompts: dict[str, Prompt] = {}
 
     def __len__(self) -> int:
         return self.length
@@ -62,29 +74,24 @@ class QuestionDataset(Dataset):
             "labels": labels,
             "colors": colors,
             "family": FAMILIES.index(family),
-            "questions": [self._question_ids(row.questions[i][0]) for i in order],
+            "prompts": [self._prompt(row.questions[i][0]) for i in order],
             "answers": [self._answer_ids(row.questions[i][1]) for i in order],
-            "prefix": self._prompt_halves("")[0],
         }
 
-    def _prompt_halves(self, question: str) -> tuple[list[int], list[int]]:
-        """Ids of the chat prompt before and after the image; families repeat their questions, so they are kept."""
-        if question not in self.prompt_halves:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
+    def _prompt(self, question: str) -> Prompt:
+        """The chat prompt of `question` as the processor writes it; families repeat their questions, so it is kept."""
+        if question not in self.prompts:
+            content = [{"type": "image", "image": self.blank}, {"type": "text", "text": question}]
+            inputs = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
             )
-            before, after = (
-                self.processor.tokenizer(part).input_ids for part in text.split(self.processor.image_token)
-            )
-            self.prompt_halves[question] = (before, after)
-        return self.prompt_halves[question]
-
-    def _question_ids(self, question: str) -> list[int]:
-        ids = self._prompt_halves(question)[1]
-        if len(ids) > QUESTION_LENGTH:
-            raise ValueError(f"{question!r} takes {len(ids)} tokens, more than QUESTION_LENGTH={QUESTION_LENGTH}.")
-        return ids
+            ids, is_question = inputs["input_ids"][0], inputs["question_mask"][0]
+            start = ids.index(self.processor.image_token_id)
+            stop = start + self.processor.num_image_tokens
+            if len(ids) - stop > QUESTION_LENGTH:
+                raise ValueError(f"{question!r} takes {len(ids) - stop} tokens, more than {QUESTION_LENGTH}.")
+            self.prompts[question] = Prompt(ids[:start], ids[stop:], is_question[stop:])
+        return self.prompts[question]
 
     def _answer_ids(self, answer: str) -> list[int]:
         ids = [*self.processor.tokenizer(answer).input_ids, self.end_of_turn]
@@ -92,12 +99,13 @@ class QuestionDataset(Dataset):
 
     def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """Fixed-shape tensors; questions are padded with their own length remembered."""
-        questions = torch.full((len(rows), self.num_questions, QUESTION_LENGTH), self.processor.tokenizer.pad_token_id)
-        lengths = torch.zeros(len(rows), self.num_questions, dtype=torch.long)
+        shape = (len(rows), self.num_questions, QUESTION_LENGTH)
+        question_ids = torch.full(shape, self.processor.tokenizer.pad_token_id)
+        question_mask = torch.zeros(shape, dtype=torch.long)
         for i, row in enumerate(rows):
-            for j, ids in enumerate(row["questions"]):
-                questions[i, j, : len(ids)] = torch.tensor(ids)
-                lengths[i, j] = len(ids)
+            for j, prompt in enumerate(row["prompts"]):
+                question_ids[i, j, : len(prompt.after)] = torch.tensor(prompt.after)
+                question_mask[i, j, : len(prompt.after)] = torch.tensor(prompt.is_question)
         stacked = {
             key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in ("labels", "colors", "family")
         }
@@ -105,14 +113,14 @@ class QuestionDataset(Dataset):
             key: torch.from_numpy(np.concatenate([row[key] for row in rows]))
             for key in ("pixel_values", "fovea_pixel_values")
         }
-        answers = torch.tensor([row["answers"] for row in rows])
         return {
             **views,
             **stacked,
-            "prefix_ids": torch.tensor([row["prefix"] for row in rows]),
-            "question_ids": questions,
-            "question_lengths": lengths,
-            "answer_ids": answers,
+            "prefix_ids": torch.tensor([row["prompts"][0].before for row in rows]),
+            "question_ids": question_ids,
+            "question_mask": question_mask,
+            "question_lengths": torch.tensor([[len(prompt.after) for prompt in row["prompts"]] for row in rows]),
+            "answer_ids": torch.tensor([row["answers"] for row in rows]),
         }
 
 
@@ -141,6 +149,7 @@ class PackedAnswerModel(nn.Module):
         fovea_pixel_values: torch.Tensor,
         prefix_ids: torch.Tensor,
         question_ids: torch.Tensor,
+        question_mask: torch.Tensor,
         question_lengths: torch.Tensor,
         answer_ids: torch.Tensor,
         labels: torch.Tensor,
@@ -153,7 +162,7 @@ class PackedAnswerModel(nn.Module):
         masked_BQR = _draw_masks(answer_ids)
         copies_BQ2R = torch.stack([masked_BQR, ~masked_BQR], dim=2)
         noisy_BQ2R = torch.where(copies_BQ2R, config.mask_token_id, answer_ids[:, :, None])
-        images = self._images(pixel_values, fovea_pixel_values, question_ids, question_lengths)
+        images = self._images(pixel_values, fovea_pixel_values, question_ids, question_mask)
         prefix_BPC = torch.cat([embed(prefix_ids), images.image_tokens], dim=1)
         tail_BQT = torch.cat([question_ids, noisy_BQ2R.flatten(2)], dim=2)
         hidden_BLC = core.language_model(
@@ -168,14 +177,11 @@ class PackedAnswerModel(nn.Module):
         loss = loss + ALIGNMENT_WEIGHT * self._alignment_loss(images, labels, colors)
         return {"loss": loss, **self._exact_match(logits, answer_ids, masked_BQR, family)}
 
-    def _images(self, pixel_values, fovea_pixel_values, question_ids, question_lengths):
+    def _images(self, pixel_values, fovea_pixel_values, question_ids, question_mask):
         if not self.joint:
             return self.model.model.get_image_features(pixel_values, fovea_pixel_values)
-        # The question's own tokens: everything before `<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n`.
-        ticks = torch.arange(QUESTION_LENGTH, device=question_ids.device)
-        is_question = ticks < (question_lengths[:, 0, None] - 5)
         embeds = self.model.model.get_input_embeddings()(question_ids[:, 0])
-        return self.model.model.get_image_features(pixel_values, fovea_pixel_values, embeds, is_question)
+        return self.model.model.get_image_features(pixel_values, fovea_pixel_values, embeds, question_mask[:, 0])
 
     def _mask(self, prefix: int, question_lengths: torch.Tensor) -> torch.Tensor:
         """Which key each query sees, bool (B, 1, L, L)."""

@@ -1,0 +1,154 @@
+"""`shirg ask` on the bundled checkpoint, as a user calls it."""
+
+import io
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from configuration_shirg import PRESETS
+from shirg_scripts.cli import main, with_underscores
+
+EXAMPLES = Path(str(files("shirg_hub_card"))) / "examples"
+GRID = str(EXAMPLES / "grid.png")
+QUESTION = "What is in cell 5?"
+TOKENS = {"lavida-full": 845}
+
+
+def _ask(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = main(["ask", *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def _report(capsys, *arguments: str) -> dict:
+    status, out, err = _ask(capsys, *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def test_the_console_command_prints_an_answer_and_says_which_model():
+    run = subprocess.run(
+        [sys.executable, "-m", "shirg_scripts.cli", "ask", GRID, QUESTION], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.strip().splitlines()) == 1 and run.stdout.strip()
+    assert "shirg-lavida-tiny (bundled)" in run.stderr and "system: shirg" in run.stderr
+
+
+def test_json_has_what_the_readme_says(capsys):
+    report = _report(capsys, GRID, QUESTION)
+    assert set(report) == {"answer", "image_tokens", "kept", "forwards", "tokens_per_forward", "seconds"}
+    assert report["image_tokens"] == 245
+    assert len(report["kept"]) == 1 and len(report["kept"][0]) == 181
+    assert report["kept"][0] == sorted(set(report["kept"][0]))
+    assert report["forwards"] == 8 and report["tokens_per_forward"] == 1.0
+    assert {"load", "preprocess", "encode", "select", "project", "prefix", "denoise"} <= set(report["seconds"])
+    assert all(seconds >= 0 for seconds in report["seconds"].values())
+
+
+def test_the_answer_is_the_same_again_from_standard_input_and_with_hyphens(capsys, monkeypatch):
+    first = _report(capsys, GRID, QUESTION, "--max_new_tokens", "4", "--steps=2")
+    buffer = io.TextIOWrapper(io.BytesIO(Path(GRID).read_bytes()))
+    monkeypatch.setattr(sys, "stdin", buffer)
+    second = _report(capsys, "-", QUESTION, "--max-new-tokens", "4", "--steps", "2")
+    assert first["forwards"] == 2
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_system_answers(capsys, tmp_path, preset):
+    overlay = tmp_path / "overlay.png"
+    report = _report(capsys, GRID, QUESTION, "--prune_method", preset, "--overlay", str(overlay))
+    assert report["image_tokens"] == TOKENS.get(preset, 245)
+    assert isinstance(report["answer"], str)
+    assert Image.open(overlay).width >= 896
+
+
+def test_overlay_darkens_dropped_patches_and_leaves_kept_ones(capsys, tmp_path):
+    white = tmp_path / "white.png"
+    Image.new("RGB", (224, 224), "white").save(white)
+    overlay = tmp_path / "overlay.png"
+    report = _report(capsys, str(white), QUESTION, "--overlay", str(overlay))
+    drawn = Image.open(overlay)
+    patch = drawn.width / 16
+    for index in range(256):
+        row, column = divmod(index, 16)
+        center = drawn.getpixel((int((column + 0.5) * patch), int((row + 0.5) * patch)))
+        assert (center == (255, 255, 255)) == (index in report["kept"][0])
+
+
+def test_the_fovea_can_be_placed(capsys, tmp_path):
+    wide = tmp_path / "wide.png"
+    canvas = Image.new("RGB", (900, 300), "white")
+    canvas.paste(Image.open(GRID), (640, 20))
+    canvas.save(wide)
+    left = _report(capsys, str(wide), QUESTION, "--fovea_box", "0", "0", "100", "100")
+    right = _report(capsys, str(wide), QUESTION, "--fovea_box", "650", "30", "850", "230")
+    assert left["kept"] != right["kept"]
+
+
+def test_streaming_shows_drafts_and_then_the_answer(capsys):
+    status, out, _ = _ask(capsys, GRID, QUESTION, "--stream")
+    answer = _report(capsys, GRID, QUESTION)["answer"]
+    assert status == 0
+    assert out.count("\033[33m") == 8 and out.strip().endswith(answer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("no-such-file.png", QUESTION), ("no-such-file.png",)),
+        ((__file__, QUESTION), ("Image 0", "PNG")),
+        ((GRID, QUESTION, "--steps", "0"), ("steps=0",)),
+        ((GRID, QUESTION, "--model", "no/such-model"), ("no/such-model",)),
+        ((GRID, QUESTION, "--device", "warp"), ("warp",)),
+        ((GRID, QUESTION, "--device", "cuda:7"), ("cuda:7", "cpu")),
+        ((GRID, QUESTION, "--prune_method", "lavida-980", "--fovea_box", "0", "0", "9", "9"), ("fovea",)),
+        ((GRID, QUESTION, "--fovea_box", "9", "9", "0", "0"), ("9.0",)),
+        ((GRID, QUESTION, "--overlay", "no/such/folder/out.png"), ("no/such/folder",)),
+    ],
+)
+def test_errors_name_the_value_in_one_line(capsys, arguments, named):
+    status, out, err = _ask(capsys, *arguments)
+    assert status == 2
+    assert all(value in err for value in named), err
+    assert "Traceback" not in err
+
+
+def test_a_checkpoint_of_another_kind_is_refused(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path))
+    assert status == 2 and "'bert'" in err and "shirg_lavida" in err
+
+
+def test_unknown_commands_and_help(capsys):
+    assert main(["aks"]) == 2
+    assert "unknown command 'aks'" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "ask" in capsys.readouterr().out
+
+
+def test_hyphens_become_underscores_in_flag_names_only():
+    given = [
+        "--prune-method=shirg-v1",
+        "my-file.png",
+        "--some-flag",
+        "a-b",
+        "--what is this-thing",
+        "--",
+        "--as-it-is",
+    ]
+    assert with_underscores(given) == [
+        "--prune_method=shirg-v1",
+        "my-file.png",
+        "--some_flag",
+        "a-b",
+        "--what is this-thing",
+        "--",
+        "--as-it-is",
+    ]

@@ -1,0 +1,156 @@
+"""A saved folder and a pushed repository, used by a process that cannot import this project."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fresh_process import run_fresh
+from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
+
+CODE_FILES = {
+    "configuration_shirg_lavida.py",
+    "denoising_shirg.py",
+    "generation_config_shirg.py",
+    "generation_shirg_lavida.py",
+    "geometry_shirg.py",
+    "image_processing_shirg_lavida.py",
+    "image_reading_shirg.py",
+    "modeling_shirg_lavida.py",
+    "presets_shirg.py",
+    "processing_shirg_lavida.py",
+    "selection_shirg.py",
+    "vision_shirg.py",
+}
+
+# Loads by every Auto class, answers, and reports what this process can compare.
+ASK = """
+import json, sys
+import torch
+from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText,
+                          AutoModelForMultimodalLM, AutoProcessor)
+
+source, image, question = {source!r}, {image!r}, {question!r}
+trust = dict(trust_remote_code=True)
+config = AutoConfig.from_pretrained(source, **trust)
+processor = AutoProcessor.from_pretrained(source, **trust)
+image_processor = AutoImageProcessor.from_pretrained(source, **trust)
+content = [{{"type": "image", "path": image}}, {{"type": "text", "text": question}}]
+chat = [{{"role": "user", "content": content}}]
+inputs = processor.apply_chat_template(
+    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+ids, kept = [], []
+for auto in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    model = auto.from_pretrained(source, **trust).eval()
+    output = model.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, output_selection=True)
+    ids.append(output.sequences[0].tolist())
+    kept.append(output.kept_indices.tolist())
+assert ids[0] == ids[1] == ids[2], ids
+assert type(image_processor).__name__ == type(processor.image_processor).__name__
+report = {{"ids": ids[0], "kept": kept[0], "tokens": config.num_image_tokens, "module": type(model).__module__}}
+print(json.dumps(report))
+"""
+
+RESAVE = """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained({source!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({source!r}, trust_remote_code=True)
+model.save_pretrained({target!r})
+processor.save_pretrained({target!r})
+"""
+
+PIPELINE = """
+import json
+from transformers import pipeline
+ask = pipeline("image-text-to-text", model={source!r}, trust_remote_code=True)
+content = [{{"type": "image", "path": {image!r}}}, {{"type": "text", "text": {question!r}}}]
+chat = [{{"role": "user", "content": content}}]
+one = ask(text=chat, max_new_tokens=8, return_full_text=False)
+many = ask(text=[chat, chat], max_new_tokens=8, return_full_text=False, batch_size=2)
+plain = ask(images={image!r}, text="<image>" + {question!r}, max_new_tokens=8, return_full_text=False)
+assert isinstance(plain[0]["generated_text"], str)
+assert one[0]["generated_text"] == many[0][0]["generated_text"] == many[1][0]["generated_text"]
+print(json.dumps(one[0]["generated_text"]))
+"""
+
+PUSH = """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+AutoModelForImageTextToText.from_pretrained({source!r}, trust_remote_code=True).push_to_hub("tester/tiny")
+AutoProcessor.from_pretrained({source!r}, trust_remote_code=True).push_to_hub("tester/tiny")
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> dict:
+    """A model saved from the package, an image file, and what the package itself answers."""
+    folder = tmp_path_factory.mktemp("saved")
+    image_path = folder / "noise.png"
+    noise_image(5).save(image_path)
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(5)))
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, output_selection=True)
+    answer = processor.post_process_image_text_to_text(output.sequences[:, inputs["input_ids"].shape[1] :])[0]
+    return {
+        "source": str(folder / "model"),
+        "image": str(image_path),
+        "question": QUESTIONS[0],
+        "ids": output.sequences[0].tolist(),
+        "kept": output.kept_indices.tolist(),
+        "answer": answer,
+    }
+
+
+def _ask(saved: dict, source: str, **kwargs) -> dict:
+    code = ASK.format(source=source, image=saved["image"], question=saved["question"])
+    return json.loads(run_fresh(code, **kwargs).strip().splitlines()[-1])
+
+
+def _check(saved: dict, report: dict) -> None:
+    assert report["module"].startswith("transformers_modules.")
+    assert report["tokens"] == 245
+    assert report["ids"] == saved["ids"]
+    assert report["kept"] == saved["kept"]
+
+
+def test_a_saved_folder_holds_the_code_and_nothing_else_python(saved):
+    assert {path.name for path in Path(saved["source"]).glob("*.py")} == CODE_FILES
+    assert not list(Path(saved["source"]).glob("*.bin")) and not list(Path(saved["source"]).glob("*.pt"))
+
+
+def test_every_auto_class_answers_as_the_package_does(saved):
+    _check(saved, _ask(saved, saved["source"]))
+
+
+def test_what_a_stranger_saves_again_still_loads(saved, tmp_path):
+    target = str(tmp_path / "again")
+    run_fresh(RESAVE.format(source=saved["source"], target=target))
+    for name in CODE_FILES:
+        assert (Path(target) / name).read_text() == (Path(saved["source"]) / name).read_text(), name
+    _check(saved, _ask(saved, target))
+
+
+def test_pipeline_answers_chats_batches_and_plain_prompts(saved):
+    code = PIPELINE.format(source=saved["source"], image=saved["image"], question=saved["question"])
+    assert json.loads(run_fresh(code).strip().splitlines()[-1]).strip() == saved["answer"]
+
+
+def test_without_trust_nothing_runs(saved):
+    code = (
+        f"from transformers import AutoModel; AutoModel.from_pretrained({saved['source']!r}, trust_remote_code=False)"
+    )
+    with pytest.raises(RuntimeError, match="trust_remote_code"):
+        run_fresh(code)
+
+
+def test_push_and_pull_over_http_and_offline_from_the_cache(saved, hub, tmp_path):
+    run_fresh(PUSH.format(source=saved["source"]), env=hub.env)
+    assert CODE_FILES <= set(hub.files("tester/tiny"))
+    home = {"HF_HOME": str(tmp_path / "home")}
+    _check(saved, _ask(saved, "tester/tiny", env=hub.env | home))
+    _check(saved, _ask(saved, "tester/tiny", env=home | {"HF_HUB_OFFLINE": "1"}))
