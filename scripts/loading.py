@@ -65,7 +65,13 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _config(source: str) -> ShirgLavidaConfig:
-    model_type = ShirgLavidaConfig.get_config_dict(source)[0].get("model_type")
+    try:
+        model_type = ShirgLavidaConfig.get_config_dict(source)[0].get("model_type")
+    except OSError as error:
+        raise ValueError(
+            f"There is no checkpoint at {source!r}: give a folder with a config.json, or a Hub id that can be reached "
+            f"({str(error).splitlines()[0]})"
+        ) from None
     if model_type != ShirgLavidaConfig.model_type:
         raise ValueError(
             f"{source} has model_type {model_type!r}, not {ShirgLavidaConfig.model_type!r}: it is no SHIRG-LaViDa "

@@ -1,0 +1,43 @@
+"""The wheel carries the code, the command, the bundled checkpoint and the examples; nothing under a foreign name."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOP_LEVEL = {"configuration_shirg", "modeling_shirg", "shirg_hub_card", "shirg_scripts"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_nothing_lands_under_a_foreign_name(wheel):
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == TOP_LEVEL
+
+
+def test_the_wheel_alone_answers(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import sys, shirg_scripts.cli as cli\n"
+        "from importlib.resources import files\n"
+        f"assert cli.__file__.startswith({str(tmp_path)!r}), cli.__file__\n"
+        "sys.exit(cli.main(['ask', str(files('shirg_hub_card') / 'examples' / 'grid.png'), 'What is in cell 5?']))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+    assert str(tmp_path) not in run.stderr
