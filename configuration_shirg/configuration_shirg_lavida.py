@@ -31,13 +31,15 @@ _TRANSFORMERS_KEYS = {
     "use_cache",
 }
 
+_DEFAULT_SYSTEM = preset_fields("shirg", "full")
+
 # A sub-config given without `model_type` starts from these, LaViDa's own sizes.
 _VISION_DEFAULTS = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_hidden_layers": 27,
     "num_attention_heads": 16,
-    "image_size": 384,
+    "image_size": GEOMETRIES["full"]["image_size"],
     "patch_size": 14,
 }
 _TEXT_DEFAULTS = {
@@ -117,16 +119,16 @@ class ShirgLavidaConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     prune_method: str = "shirg"
     view_policy: Literal["foveal", "anyres"] = "foveal"
-    fovea_size: int | None = 448
+    fovea_size: int | None = _DEFAULT_SYSTEM["fovea_size"]
     fovea_placement: Literal["center", "salient", "box"] = "center"
     image_grid_pinpoints: list[list[int]] | None = None
     patch_merge_type: Literal["flat"] = "flat"
-    pooled_grid_size: int | None = 16
+    pooled_grid_size: int | None = _DEFAULT_SYSTEM["pooled_grid_size"]
     selection_method: Literal["none", "shirg", "random", "uniform", "pool"] = "shirg"
-    selection_budget: int | None = 724
-    attention_weight: float = 0.5
-    text_weight: float = 0.3
-    diversity_weight: float = 0.1
+    selection_budget: int | None = _DEFAULT_SYSTEM["selection_budget"]
+    attention_weight: float = _DEFAULT_SYSTEM["attention_weight"]
+    text_weight: float = _DEFAULT_SYSTEM["text_weight"]
+    diversity_weight: float = _DEFAULT_SYSTEM["diversity_weight"]
     selection_temperature: float = 0.15
     selection_seed: int = 0
     attention_source: Literal["map", "received", "norm"] = "map"

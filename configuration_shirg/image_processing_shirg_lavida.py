@@ -27,6 +27,7 @@ from .geometry_shirg import (
     tile_boxes,
 )
 from .image_reading_shirg import fetch_image, upright_rgb
+from .presets_shirg import GEOMETRIES
 
 
 class ShirgLavidaImagesKwargs(ImagesKwargs, total=False):
@@ -83,10 +84,10 @@ class ShirgLavidaImageProcessor(PilBackend):
     valid_kwargs = ShirgLavidaImagesKwargs
     model_input_names = ["pixel_values", "fovea_pixel_values", "patch_boxes", "image_sizes", "view_boxes"]
 
-    size = {"height": 384, "width": 384}
+    size = {"height": GEOMETRIES["full"]["image_size"], "width": GEOMETRIES["full"]["image_size"]}
     patch_size = 14
     view_policy = "foveal"
-    fovea_size = 448
+    fovea_size = GEOMETRIES["full"]["fovea_size"]
     fovea_placement = "center"
     image_grid_pinpoints = None
     fovea_boxes = None

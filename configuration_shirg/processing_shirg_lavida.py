@@ -78,7 +78,7 @@ class ShirgLavidaProcessor(ProcessorMixin):
         tokenizer (`PreTrainedTokenizerBase`): LLaDA's, with `image_token` added as a special token.
         chat_template (`str`, *optional*): defaults to LaViDa's prompt, `CHAT_TEMPLATE`.
         image_token (`str`, defaults to `"<image>"`): the placeholder, one per image in a prompt.
-        num_image_tokens (`int`, defaults to 980): placeholders that one image takes in `input_ids`.
+        num_image_tokens (`int`): placeholders that one image takes in `input_ids`, `config.num_image_tokens`.
 
     Raises:
         ValueError: the tokenizer has no `image_token`; at call time, the numbers of images and of placeholders in the
@@ -93,11 +93,14 @@ class ShirgLavidaProcessor(ProcessorMixin):
         tokenizer=None,
         chat_template=None,
         image_token="<image>",
-        num_image_tokens=980,
+        num_image_tokens=None,
         **kwargs,
     ):
-        if num_image_tokens < 1:
-            raise ValueError(f"num_image_tokens must be at least 1, got {num_image_tokens}.")
+        if num_image_tokens is None or num_image_tokens < 1:
+            raise ValueError(
+                f"num_image_tokens must be the config's, at least 1, got {num_image_tokens}. "
+                "ShirgLavidaProcessor.from_config(config, tokenizer) sets it."
+            )
         template = CHAT_TEMPLATE if chat_template is None else chat_template
         super().__init__(image_processor, tokenizer, chat_template=template, **kwargs)
         self.image_token = image_token

@@ -43,10 +43,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Load, ask, answer."""
     import torch
+    from transformers.utils import logging
 
     from .loading import load
     from .stage_clock import StageClock
 
+    logging.disable_progress_bar()
     clock = StageClock()
     with clock.stage("load"):
         loaded = load(args.model, args.prune_method, args.device, args.dtype)
@@ -70,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
             {
                 "answer": answer,
                 "image_tokens": images.image_tokens.shape[1],
-                "kept": [] if images.kept_indices is None else images.kept_indices.tolist(),
+                "kept": _kept_per_view(images, loaded.model.config),
                 "forwards": outputs.forwards,
                 "tokens_per_forward": round(outputs.tokens_per_forward.item(), 4),
                 "seconds": seconds,
@@ -116,6 +118,15 @@ def _answer(loaded, inputs, args: argparse.Namespace, clock):
         )
     clock.seconds["rest"] = clock.seconds.pop("generate") - clock.seconds["prefix"] - clock.seconds["denoise"]
     return outputs, images
+
+
+def _kept_per_view(images, config) -> list[list[int]]:
+    """For each view, base views first, the raster indices of the patches that reach the language model."""
+    kept = [list(range(config.base_grid**2))] * config.num_base_views
+    if config.fovea_grid is not None:
+        all_patches = list(range(config.fovea_grid**2))
+        kept.append(all_patches if images.kept_indices is None else images.kept_indices[0].tolist())
+    return kept
 
 
 def _save_overlay(path: Path, image, inputs, images, config) -> None:

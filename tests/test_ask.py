@@ -17,6 +17,7 @@ EXAMPLES = Path(str(files("shirg_hub_card"))) / "examples"
 GRID = str(EXAMPLES / "grid.png")
 QUESTION = "What is in cell 5?"
 TOKENS = {"lavida-full": 845}
+KEPT = {"shirg-784": [169, 196], "pool": [169, 256], "lavida-980": [169] * 5, "lavida-full": [169] * 5}
 
 
 def _ask(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -44,8 +45,9 @@ def test_json_has_what_the_readme_says(capsys):
     report = _report(capsys, GRID, QUESTION)
     assert set(report) == {"answer", "image_tokens", "kept", "forwards", "tokens_per_forward", "seconds"}
     assert report["image_tokens"] == 245
-    assert len(report["kept"]) == 1 and len(report["kept"][0]) == 181
-    assert report["kept"][0] == sorted(set(report["kept"][0]))
+    whole, fovea = report["kept"]
+    assert whole == list(range(169))
+    assert len(fovea) == 181 and fovea == sorted(set(fovea)) and fovea[-1] < 256
     assert report["forwards"] == 8 and report["tokens_per_forward"] == 1.0
     assert {"load", "preprocess", "encode", "select", "project", "prefix", "denoise"} <= set(report["seconds"])
     assert all(seconds >= 0 for seconds in report["seconds"].values())
@@ -65,6 +67,7 @@ def test_every_system_answers(capsys, tmp_path, preset):
     overlay = tmp_path / "overlay.png"
     report = _report(capsys, GRID, QUESTION, "--prune_method", preset, "--overlay", str(overlay))
     assert report["image_tokens"] == TOKENS.get(preset, 245)
+    assert [len(view) for view in report["kept"]] == KEPT.get(preset, [169, 181])
     assert isinstance(report["answer"], str)
     assert Image.open(overlay).width >= 896
 
@@ -79,7 +82,7 @@ def test_overlay_darkens_dropped_patches_and_leaves_kept_ones(capsys, tmp_path):
     for index in range(256):
         row, column = divmod(index, 16)
         center = drawn.getpixel((int((column + 0.5) * patch), int((row + 0.5) * patch)))
-        assert (center == (255, 255, 255)) == (index in report["kept"][0])
+        assert (center == (255, 255, 255)) == (index in report["kept"][1])
 
 
 def test_the_fovea_can_be_placed(capsys, tmp_path):

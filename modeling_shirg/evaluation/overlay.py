@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw
 VIEW_COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899")
 KEPT_COLOR = "#22c55e"
 _MIN_SIDE = 896
+_LINE = 4
 
 
 def draw_overlay(
@@ -28,9 +29,12 @@ def draw_overlay(
         canvas = Image.alpha_composite(canvas, _patches(canvas.size, corners_N4, set(kept)))
     draw = ImageDraw.Draw(canvas)
     for number, box in enumerate(np.asarray(view_boxes_V4) * scale):
+        # Each view a little further in, so that views of the same box stay visible.
+        inset = number * _LINE
         left, top, right, bottom = np.clip(box, 0, [canvas.width - 1, canvas.height - 1] * 2).tolist()
-        if right > left and bottom > top:
-            draw.rectangle((left, top, right, bottom), outline=VIEW_COLORS[number % len(VIEW_COLORS)], width=4)
+        corners = (left + inset, top + inset, right - inset, bottom - inset)
+        if corners[0] < corners[2] and corners[1] < corners[3]:
+            draw.rectangle(corners, outline=VIEW_COLORS[number % len(VIEW_COLORS)], width=_LINE)
     return canvas.convert("RGB")
 
 
