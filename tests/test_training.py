@@ -14,7 +14,7 @@ from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg.evaluation.exact_match import wilson_interval
 from modeling_shirg.evaluation.synthetic import CHARACTERS, COLORS, FAMILIES, SHAPES, Mark, scene
 from modeling_shirg.training import packed
-from modeling_shirg.training.dense import MARKS, patch_targets
+from modeling_shirg.training.dense import MARKS, patch_owners, patch_targets
 from modeling_shirg.training.tiny import tiny_config as bundled_config
 from modeling_shirg.training.tiny import tiny_tokenizer
 from tiny_model import TEXT, VISION, tiny_config, tiny_model
@@ -69,7 +69,7 @@ def test_patch_targets_name_what_covers_a_patch():
         Mark("star", "blue", (60, 60, 70, 70)),
         Mark("Z", "green", (0, 90, 10, 390)),
     ]
-    labels, colors = patch_targets(marks, boxes, 100, 100)
+    labels, colors = patch_targets(marks, patch_owners(marks, boxes, 100, 100))
     names = list(COLORS)
     assert labels.tolist() == [MARKS.index("7") + 1, MARKS.index("K") + 1, 0, MARKS.index("star") + 1]
     assert colors.tolist() == [names.index("red") + 1, names.index("pink") + 1, 0, names.index("blue") + 1]
@@ -108,6 +108,7 @@ def _small(tokenizer):
 def test_the_packed_loss_is_the_loss_of_inference(tokenizer, monkeypatch, joint):
     model, processor = _small(tokenizer)
     monkeypatch.setattr(packed, "ALIGNMENT_WEIGHT", 0.0)
+    monkeypatch.setattr(packed, "POINTER_WEIGHT", 0.0)
     monkeypatch.setattr(packed, "_draw_masks", lambda answer_ids: torch.ones_like(answer_ids, dtype=torch.bool))
     questions = 1 if joint else 3
     dataset = packed.QuestionDataset(processor, "train", 4, questions, warm_up=0.5)

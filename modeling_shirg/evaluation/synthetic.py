@@ -41,11 +41,12 @@ class Mark:
 
 @dataclass
 class Scene:
-    """An image, what is on it, and questions with their answers."""
+    """An image, what is on it, questions with their answers, and the mark (its index) that each question is about."""
 
     image: Image.Image
     marks: list[Mark]
     questions: list[tuple[str, str]] = field(default_factory=list)
+    asked_marks: list[int] = field(default_factory=list)
 
 
 def scene(family: str, split: str, index: int) -> Scene:
@@ -96,7 +97,7 @@ def _grid(rng: np.random.Generator) -> Scene:
         )
         marks.append(_draw_mark(image, rng, str(label), center, size))
         questions.append((f"What is in cell {position + 1}?", str(label)))
-    return Scene(image, marks, questions)
+    return Scene(image, marks, questions, asked_marks=list(range(len(marks))))
 
 
 def _guard(rng: np.random.Generator) -> Scene:
@@ -106,7 +107,8 @@ def _guard(rng: np.random.Generator) -> Scene:
     size = side * rng.uniform(0.3, 0.6)
     center = (side / 2 + rng.uniform(-0.15, 0.15) * side, side / 2 + rng.uniform(-0.15, 0.15) * side)
     mark = _draw_mark(image, rng, _pick(rng, SHAPES), center, size)
-    return Scene(image, [mark], [("What color is the shape?", mark.color), ("What shape is it?", mark.label)])
+    questions = [("What color is the shape?", mark.color), ("What shape is it?", mark.label)]
+    return Scene(image, [mark], questions, asked_marks=[0, 0])
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...] | str) -> str:

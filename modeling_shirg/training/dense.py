@@ -25,10 +25,10 @@ CAPTION_MARKS = 12
 CAPTION_LENGTH = 48
 
 
-def patch_targets(marks: list[Mark], boxes_N4: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each patch lies on: index into `MARKS` and into the colours, 1-based, 0 for background; int64 (N,) each.
+def patch_owners(marks: list[Mark], boxes_N4: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The mark that each patch lies on: its index in `marks`, or -1 for background; int64 (N,).
 
-    A patch belongs to the mark that covers most of it, if that is at least 0.35 of the patch or of the mark.
+    A patch belongs to the mark that it shares most with, if that is at least 0.35 of the smaller of the two.
     """
     scale = np.array([width, height, width, height], np.float32)
     patches = (boxes_N4 * scale)[:, None]
@@ -37,11 +37,14 @@ def patch_targets(marks: list[Mark], boxes_N4: np.ndarray, width: int, height: i
     across = np.clip(np.minimum(patch_x + patch_w, x1) - np.maximum(patch_x, x0), 0, None)
     down = np.clip(np.minimum(patch_y + patch_h, y1) - np.maximum(patch_y, y0), 0, None)
     share_NM = across * down / np.minimum(patch_w * patch_h, np.maximum((x1 - x0) * (y1 - y0), 1.0))
-    best_N = share_NM.argmax(1)
-    foreground_N = share_NM.max(1) > 0.35
-    labels_M = np.array([MARKS.index(mark.label) + 1 for mark in marks])
-    colors_M = np.array([_COLOR_NAMES.index(mark.color) + 1 for mark in marks])
-    return np.where(foreground_N, labels_M[best_N], 0), np.where(foreground_N, colors_M[best_N], 0)
+    return np.where(share_NM.max(1) > 0.35, share_NM.argmax(1), -1)
+
+
+def patch_targets(marks: list[Mark], owners_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each patch lies on: index into `MARKS` and into the colours, 1-based, 0 for background; int64 (N,) each."""
+    labels = np.array([MARKS.index(mark.label) + 1 for mark in marks] + [0])
+    colors = np.array([_COLOR_NAMES.index(mark.color) + 1 for mark in marks] + [0])
+    return labels[owners_N], colors[owners_N]
 
 
 class PageDataset(Dataset):
@@ -69,7 +72,8 @@ class PageDataset(Dataset):
         page = scene(family, self.split, index)
         features = self.image_processor([page.image], return_tensors="np")
         # The two views have different sizes, so a batch alternates between them: see `collate`.
-        labels, colors = patch_targets(page.marks, features["patch_boxes"][0], *page.image.size)
+        owners = patch_owners(page.marks, features["patch_boxes"][0], *page.image.size)
+        labels, colors = patch_targets(page.marks, owners)
         chosen = rng.permutation(len(page.marks))[:CAPTION_MARKS]
         caption = " ".join(f"{page.marks[i].color} {page.marks[i].label}" for i in chosen)
         return {

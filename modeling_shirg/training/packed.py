@@ -17,15 +17,20 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from modeling_shirg.evaluation.synthetic import COLORS, FAMILIES, scene
-from modeling_shirg.training.dense import MARKS, patch_targets
+from modeling_shirg.training.dense import MARKS, patch_owners, patch_targets
 
 QUESTION_LENGTH = 16
 ANSWER_LENGTH = 8
 PADDING_WEIGHT = 0.05  # end-of-text tokens fill every short answer; at full weight they would be most of the loss
 FULLY_MASKED_SHARE = 0.4
 ALIGNMENT_WEIGHT = 0.3
+POINTER_WEIGHT = 0.3
+POINTER_LAYER = (
+    2  # its first head learns where to look; the layers before bring the question, the ones after the answer
+)
 
 
 class Prompt(NamedTuple):
@@ -66,12 +71,14 @@ class QuestionDataset(Dataset):
         family = FAMILIES[0] if early else FAMILIES[int(rng.choice(len(FAMILIES), p=[0.65, 0.35]))]
         row = scene(family, self.split, index)
         features = self.processor.image_processor([row.image], return_tensors="np")
-        labels, colors = patch_targets(row.marks, features["patch_boxes"][0], *row.image.size)
+        owners = patch_owners(row.marks, features["patch_boxes"][0], *row.image.size)
+        labels, colors = patch_targets(row.marks, owners)
         order = np.resize(rng.permutation(len(row.questions)), self.num_questions)
         return {
             "pixel_values": features["pixel_values"],
             "fovea_pixel_values": features["fovea_pixel_values"],
             "labels": labels,
+            "asked": np.stack([owners == row.asked_marks[i] for i in order]),
             "colors": colors,
             "family": FAMILIES.index(family),
             "prompts": [self._prompt(row.questions[i][0]) for i in order],
@@ -107,7 +114,8 @@ class QuestionDataset(Dataset):
                 question_ids[i, j, : len(prompt.after)] = torch.tensor(prompt.after)
                 question_mask[i, j, : len(prompt.after)] = torch.tensor(prompt.is_question)
         stacked = {
-            key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in ("labels", "colors", "family")
+            key: torch.from_numpy(np.stack([row[key] for row in rows]))
+            for key in ("labels", "colors", "family", "asked")
         }
         views = {
             key: torch.from_numpy(np.concatenate([row[key] for row in rows]))
@@ -155,6 +163,7 @@ class PackedAnswerModel(nn.Module):
         labels: torch.Tensor,
         colors: torch.Tensor,
         family: torch.Tensor,
+        asked: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Loss, and per family the share of fully masked answers that one forward gets right."""
         core, config = self.model.model, self.model.config
@@ -165,17 +174,21 @@ class PackedAnswerModel(nn.Module):
         images = self._images(pixel_values, fovea_pixel_values, question_ids, question_mask)
         prefix_BPC = torch.cat([embed(prefix_ids), images.image_tokens], dim=1)
         tail_BQT = torch.cat([question_ids, noisy_BQ2R.flatten(2)], dim=2)
-        hidden_BLC = core.language_model(
+        position_ids = self._positions(prefix_BPC.shape[1], question_lengths)
+        outputs = core.language_model(
             inputs_embeds=torch.cat([prefix_BPC, embed(tail_BQT.flatten(1))], dim=1),
             attention_mask=self._mask(prefix_BPC.shape[1], question_lengths),
-            position_ids=self._positions(prefix_BPC.shape[1], question_lengths),
+            position_ids=position_ids,
             is_causal=False,
-        ).last_hidden_state
-        tail_BQTC = hidden_BLC[:, prefix_BPC.shape[1] :].unflatten(1, (self.num_questions, -1))
+            output_hidden_states=True,
+        )
+        tail_BQTC = outputs.last_hidden_state[:, prefix_BPC.shape[1] :].unflatten(1, (self.num_questions, -1))
         logits = self.model.lm_head(tail_BQTC[:, :, QUESTION_LENGTH:]).unflatten(2, (2, ANSWER_LENGTH))
         loss = self._answer_loss(logits, answer_ids, copies_BQ2R, config.eos_token_id)
         loss = loss + ALIGNMENT_WEIGHT * self._alignment_loss(images, labels, colors)
-        return {"loss": loss, **self._exact_match(logits, answer_ids, masked_BQR, family)}
+        pointer = self._pointer_loss(outputs.hidden_states[POINTER_LAYER], position_ids, images, asked)
+        loss = loss + POINTER_WEIGHT * pointer
+        return {"loss": loss, "pointer": pointer, **self._exact_match(logits, answer_ids, masked_BQR, family)}
 
     def _images(self, pixel_values, fovea_pixel_values, question_ids, question_mask):
         if not self.joint:
@@ -226,6 +239,36 @@ class PackedAnswerModel(nn.Module):
             -1, self.color_ids[colors_IK][..., None]
         )
         return -(0.5 * score.squeeze(-1) * on_mark).sum() / on_mark.sum().clamp_min(1.0)
+
+    def _pointer_loss(
+        self, hidden_BLC: torch.Tensor, position_ids: torch.Tensor, images, asked: torch.Tensor
+    ) -> torch.Tensor:
+        """One attention head of the first answer token should look at the kept patches of the mark asked about.
+
+        `asked` is bool (B, Q, N), true at the patches of that mark. Rows whose mark lost all its patches do not count.
+        """
+        layer = self.model.model.language_model.layers[POINTER_LAYER]
+        width = layer.self_attn.head_dim
+        kept_IK = images.kept_indices
+        prefix = hidden_BLC.shape[1] - self.num_questions * (QUESTION_LENGTH + 2 * ANSWER_LENGTH)
+        rows = (
+            prefix
+            + QUESTION_LENGTH
+            + torch.arange(self.num_questions, device=hidden_BLC.device) * (QUESTION_LENGTH + 2 * ANSWER_LENGTH)
+        )
+        normed_BLC = layer.input_layernorm(hidden_BLC)
+        query_B1QK = layer.self_attn.q_proj(normed_BLC[:, rows])[:, None, :, :width]
+        key_B1PK = layer.self_attn.k_proj(normed_BLC[:, :prefix])[:, None, :, :width]
+        cos, sin = self.model.model.language_model.rotary_emb(hidden_BLC, position_ids)
+        query_B1QK, _ = apply_rotary_pos_emb(query_B1QK, query_B1QK, cos[:, rows], sin[:, rows])
+        key_B1PK, _ = apply_rotary_pos_emb(key_B1PK, key_B1PK, cos[:, :prefix], sin[:, :prefix])
+        log_attention_BQP = (query_B1QK @ key_B1PK.transpose(-1, -2))[:, 0].mul(width**-0.5).log_softmax(-1)
+        fovea_BQN = asked[:, :, -(self.model.config.fovea_grid**2) :]
+        targets_BQK = fovea_BQN.gather(2, kept_IK[:, None].expand(-1, self.num_questions, -1))
+        hits_BQK = log_attention_BQP[:, :, -kept_IK.shape[1] :].masked_fill(~targets_BQK, -torch.inf)
+        answerable_BQ = targets_BQK.any(-1)
+        mass_BQ = torch.where(answerable_BQ, hits_BQK.masked_fill(~answerable_BQ[..., None], 0.0).logsumexp(-1), 0.0)
+        return -mass_BQ.sum() / answerable_BQ.sum().clamp_min(1)
 
     @staticmethod
     def _exact_match(logits, answer_ids, masked_BQR, family) -> dict[str, torch.Tensor]:
