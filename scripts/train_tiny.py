@@ -8,8 +8,8 @@ Four stages, each with its own folder under `output_dir`, each resumed from its 
   sharpen the same with a warm restart and a smaller batch, on new pages
   read    the language model with the tower frozen, several questions packed behind one image (training/packed.py)
   answer  the same in the exact form of inference: one question per sequence, question-aware selection
-The last two log the exact match per family of fully masked answers; every image is seen once, so it is new to the
-model when it is measured. A machine with a GPU uses it.
+The last two log the exact match per family of fully masked answers, on each batch before they learn from it; the card's
+figures are another matter (card_tiny.py). A machine with a GPU uses it.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class ScriptArguments:
     export: str | None = field(default=None, metadata={"help": "Write the finished Hub folder here."})
     see_images: int = field(default=80_000, metadata={"help": "Rendered pages of stage `see`."})
     sharpen_images: int = field(default=36_000, metadata={"help": "Rendered pages of stage `sharpen`."})
-    read_images: int = field(default=20_000, metadata={"help": "Images (6 questions each) of stage `read`."})
+    read_images: int = field(default=36_000, metadata={"help": "Images (6 questions each) of stage `read`."})
     answer_images: int = field(default=8_000, metadata={"help": "Images (1 question each) of stage `answer`."})
     num_workers: int = field(default=1, metadata={"help": "Processes that render images."})
     compile: bool = field(default=True, metadata={"help": "Run the training step under torch.compile."})

@@ -47,15 +47,15 @@ class QuestionDataset(Dataset):
     Args:
         processor: the model's processor.
         split: `"train"`, `"validation"` or `"test"`.
-        length: number of images.
+        indices: scene numbers, in the order in which they are shown.
         num_questions: questions per image; a family that asks fewer repeats them.
         warm_up: share of the images, from the start, that come from the first family alone.
     """
 
-    def __init__(self, processor, split: str, length: int, num_questions: int, warm_up: float):
+    def __init__(self, processor, split: str, indices: range, num_questions: int, warm_up: float):
         self.processor = processor
         self.split = split
-        self.length = length
+        self.indices = indices
         self.num_questions = num_questions
         self.warm_up = warm_up
         self.end_of_turn = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
@@ -63,11 +63,12 @@ class QuestionDataset(Dataset):
         self.prompts: dict[str, Prompt] = {}
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.indices)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, item: int) -> dict:
+        index = self.indices[item]
         rng = np.random.default_rng([4, index])
-        early = index < self.warm_up * self.length
+        early = item < self.warm_up * len(self)
         family = FAMILIES[0] if early else FAMILIES[int(rng.choice(len(FAMILIES), p=[0.65, 0.35]))]
         row = scene(family, self.split, index)
         features = self.processor.image_processor([row.image], return_tensors="np")

@@ -40,7 +40,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerBase) -> ShirgLavidaConfig:
-    """Toy geometry, 3.5 M parameters."""
+    """Toy geometry, a few million parameters."""
     ids = tokenizer.get_vocab()
     return ShirgLavidaConfig.from_preset(
         "shirg",
@@ -119,23 +119,25 @@ def _train_vision(
 
 def train_read(folder: Path, sharpen_folder: Path, args) -> None:
     """Stage `read`: projector and language model, six questions packed behind one image, text-free selection."""
-    _train_answers(folder, args, sharpen_folder, args.read_images, num_questions=6, joint=False, learning_rate=1.5e-3)
+    images = range(args.read_images)
+    _train_answers(folder, args, sharpen_folder, images, num_questions=6, joint=False, learning_rate=1.5e-3)
 
 
 def train_answer(folder: Path, read_folder: Path, args) -> None:
-    """Stage `answer`: one question per image, in the exact form of inference."""
-    _train_answers(folder, args, read_folder, args.answer_images, num_questions=1, joint=True, learning_rate=5e-4)
+    """Stage `answer`: one question per image, in the exact form of inference, on images that `read` did not see."""
+    images = range(args.read_images, args.read_images + args.answer_images)
+    _train_answers(folder, args, read_folder, images, num_questions=1, joint=True, learning_rate=5e-4)
 
 
 def _train_answers(
-    folder: Path, args, previous: Path, num_images: int, num_questions: int, joint: bool, learning_rate: float
+    folder: Path, args, previous: Path, images: range, num_questions: int, joint: bool, learning_rate: float
 ) -> None:
     if (folder / "model.safetensors").exists():
         return
     torch.manual_seed(args.seed)
     model, processor = load_stage(previous)
     packed = PackedAnswerModel(model, processor.tokenizer, num_questions, joint)
-    dataset = QuestionDataset(processor, "train", num_images, num_questions, warm_up=0.0 if joint else 0.35)
+    dataset = QuestionDataset(processor, "train", images, num_questions, warm_up=0.0 if joint else 0.35)
     _run(folder, packed, dataset, args, batch_size=32, learning_rate=learning_rate)
 
 
@@ -172,9 +174,7 @@ def export(folder: Path, out: Path) -> None:
     processor.save_pretrained(out)
 
 
-def _run(
-    folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int, learning_rate: float, callbacks=()
-) -> None:
+def _run(folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int, learning_rate: float) -> None:
     """One pass over `dataset` with the Trainer, resumed if a checkpoint is there; the weights end up in `folder`."""
     training_args = TrainingArguments(
         output_dir=str(folder),
@@ -205,7 +205,6 @@ def _run(
         args=training_args,
         train_dataset=dataset,
         data_collator=dataset.collate,
-        callbacks=list(callbacks),
     )
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     logger.info("Stage %s: %d images, %s", folder.name, len(dataset), checkpoint or "from the start")
