@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .geometry_shirg import grid_side
+from .geometry_shirg import check_pinpoints, grid_side
 from .presets_shirg import GEOMETRIES, PRESETS, geometry_of, preset_fields
 
 _MODULE = "modeling_shirg_lavida"
@@ -23,6 +23,7 @@ _TRANSFORMERS_KEYS = {
     "attn_implementation",
     "auto_map",
     "experts_implementation",
+    "quantization_config",
     "model_type",
     "name_or_path",
     "num_labels",
@@ -33,7 +34,7 @@ _TRANSFORMERS_KEYS = {
 
 _DEFAULT_SYSTEM = preset_fields("shirg", "full")
 
-# A sub-config given without `model_type` starts from these, LaViDa's own sizes.
+# What a sub-config given as a dict leaves out: LaViDa's own sizes.
 _VISION_DEFAULTS = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -87,8 +88,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
         attention_source (`"map"`, `"received"` or `"norm"`, defaults to `"map"`): `a` is the attention of SigLIP's
             pooling probe; or the mean attention a token receives in the last kept layer; or the feature norm. The last
             two need no pooling head.
-        text_relevance (`"lm"` or `"none"`, defaults to `"lm"`): `s` is the cosine of the projected patch with the
-            language model's embeddings of the question, or absent.
+        text_relevance (`"lm"`, `"siglip"` or `"none"`, defaults to `"lm"`): `s` is the cosine of the projected patch
+            with the language model's embeddings of the question, or absent; `"siglip"` is an error without its tower.
         vision_feature_layer (`int`, defaults to -2): which hidden state of the vision tower is projected; -1 is the
             last.
         image_token_id, mask_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids, and the id of
@@ -132,7 +133,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
     selection_temperature: float = 0.15
     selection_seed: int = 0
     attention_source: Literal["map", "received", "norm"] = "map"
-    text_relevance: Literal["lm", "none"] = "lm"
+    text_relevance: Literal["lm", "siglip", "none"] = "lm"
     vision_feature_layer: int = -2
     image_token_id: int = 126349
     mask_token_id: int = 126336
@@ -152,8 +153,21 @@ class ShirgLavidaConfig(PreTrainedConfig):
             "AutoModelForMultimodalLM": _MODEL,
             **(kwargs.pop("auto_map", None) or {}),
         }
+        self.vision_config = _with_defaults(self.vision_config, _VISION_DEFAULTS)
+        self.text_config = _with_defaults(self.text_config, _TEXT_DEFAULTS)
         super().__post_init__(**kwargs)
-        self.text_config.is_causal = False
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """A config from a saved one. Fields given as keyword arguments win; `prune_method` brings its preset along.
+
+        So `from_pretrained(folder, prune_method="lavida-980")` is that system, not a new label on the saved one.
+        """
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__annotations__}
+        if "prune_method" in overrides:
+            vision = _with_defaults(overrides.get("vision_config", config_dict.get("vision_config")), _VISION_DEFAULTS)
+            overrides = {**preset_fields(overrides["prune_method"], geometry_of(vision["image_size"])), **overrides}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, geometry: str | None = None, **overrides) -> "ShirgLavidaConfig":
@@ -165,18 +179,22 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 `"full"`.
             **overrides: any field of this class; they win over the preset.
         """
-        vision = _as_dict(overrides.pop("vision_config", None))
-        text = _as_dict(overrides.pop("text_config", None))
+        vision = overrides.pop("vision_config", None) or {}
+        vision = vision.to_dict() if isinstance(vision, PreTrainedConfig) else dict(vision)
         if geometry is None:
             geometry = geometry_of(vision.get("image_size", _VISION_DEFAULTS["image_size"]))
         fields = preset_fields(name, geometry)
-        vision = {**_VISION_DEFAULTS, "image_size": GEOMETRIES[geometry]["image_size"], **vision}
-        return cls(vision_config=vision, text_config={**_TEXT_DEFAULTS, **text}, **{**fields, **overrides})
+        image_size = GEOMETRIES[geometry]["image_size"]
+        if vision.setdefault("image_size", image_size) != image_size:
+            raise ValueError(
+                f"geometry={geometry!r} has a base view of {image_size} pixels, got vision_config with "
+                f"image_size={vision['image_size']}."
+            )
+        return cls(vision_config=vision, **{**fields, **overrides})
 
     def with_preset(self, name: str, **overrides) -> "ShirgLavidaConfig":
         """This config with the views and the selection of preset `name`; the model's sizes and token ids stay."""
-        fields = preset_fields(name, geometry_of(self.vision_config.image_size))
-        return type(self).from_dict({**self.to_dict(), **fields, **overrides})
+        return type(self).from_dict(self.to_dict(), prune_method=name, **overrides)
 
     @property
     def base_grid(self) -> int:
@@ -210,9 +228,32 @@ class ShirgLavidaConfig(PreTrainedConfig):
         """Part of `@strict` validation: views, selection and score source fit each other, checked in this order."""
         if self.prune_method not in PRESETS:
             raise ValueError(f"Unknown prune_method {self.prune_method!r}. Known: {', '.join(sorted(PRESETS))}.")
+        self._validate_models()
         self._validate_views()
         self._validate_selection()
         self._validate_vision_features()
+        self._validate_label()
+
+    def _validate_models(self):
+        for name, model_type in (("vision_config", "siglip_vision_model"), ("text_config", "llama")):
+            if getattr(self, name).model_type != model_type:
+                raise ValueError(
+                    f"{name} must be of model_type {model_type!r}, got {getattr(self, name).model_type!r}."
+                )
+        if self.text_relevance == "siglip":
+            raise ValueError(
+                "text_relevance='siglip' needs SigLIP's text tower, which this checkpoint format does not hold yet. "
+                "Use 'lm' or 'none'."
+            )
+
+    def _validate_label(self):
+        fields = preset_fields(self.prune_method, next(iter(GEOMETRIES)))
+        for name in ("view_policy", "selection_method"):
+            if getattr(self, name) != fields[name]:
+                raise ValueError(
+                    f"prune_method={self.prune_method!r} has {name}={fields[name]!r}, got {getattr(self, name)!r}: "
+                    "build the config with ShirgLavidaConfig.from_preset(prune_method) or config.with_preset(...)."
+                )
 
     def _validate_views(self):
         base, patch = self.vision_config.image_size, self.vision_config.patch_size
@@ -236,11 +277,11 @@ class ShirgLavidaConfig(PreTrainedConfig):
             return
         if self.fovea_size is not None:
             raise ValueError(f"view_policy='anyres' has no fovea, got fovea_size={self.fovea_size}.")
-        pinpoints = self.image_grid_pinpoints or []
-        if len(pinpoints) != 1 or any(len(point) != 2 or point[0] % base or point[1] % base for point in pinpoints):
+        check_pinpoints(self.image_grid_pinpoints, base)
+        if len(self.image_grid_pinpoints) != 1:
             raise ValueError(
-                f"patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, a multiple of "
-                f"the base view {base}, got {self.image_grid_pinpoints}."
+                "patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, got "
+                f"{self.image_grid_pinpoints}."
             )
 
     def _validate_selection(self):
@@ -283,11 +324,13 @@ class ShirgLavidaConfig(PreTrainedConfig):
             raise ValueError(
                 "attention_source='map' needs SigLIP's pooling head and the layer before it (vision_use_head=True and "
                 f"vision_feature_layer < -1), got vision_use_head={self.vision_config.vision_use_head} and "
-                f"vision_feature_layer={self.vision_feature_layer}. Convert the checkpoint with --vision-base, or "
-                "choose attention_source='received' or 'norm'."
+                f"vision_feature_layer={self.vision_feature_layer}. Take a checkpoint that has them, or choose "
+                "attention_source='received' or 'norm'."
             )
 
 
-def _as_dict(config: dict | PreTrainedConfig | None) -> dict:
-    """A sub-config as keyword arguments."""
-    return config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
+def _with_defaults(config: dict | PreTrainedConfig | None, defaults: dict) -> dict:
+    """A sub-config as a dict of its own, what it leaves out filled in; the language model is always bidirectional."""
+    given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
+    merged = {**defaults, **given}
+    return {**merged, "is_causal": False} if "is_causal" in defaults else merged

@@ -126,6 +126,17 @@ def patch_boxes(
     return np.stack([x, y, np.full_like(x, step_x), np.full_like(y, step_y)], axis=1).astype(np.float32)
 
 
+def check_pinpoints(pinpoints: Sequence[Sequence[int]] | None, base: int) -> None:
+    """Raises a `ValueError` unless `pinpoints` are (width, height) pairs made of whole base views of `base` pixels."""
+    if not pinpoints or any(
+        len(point) != 2 or min(point) < base or point[0] % base or point[1] % base for point in pinpoints
+    ):
+        raise ValueError(
+            "view_policy='anyres' needs image_grid_pinpoints, a list of (width, height) that are multiples of the "
+            f"base view {base}, got {pinpoints}."
+        )
+
+
 def select_best_resolution(width: int, height: int, pinpoints: Sequence[Sequence[int]]) -> tuple[int, int]:
     """Canvas (width, height) among `pinpoints` that LaViDa's `anyres` picks for an image of `width` x `height` pixels.
 

@@ -18,6 +18,7 @@ from transformers.utils import TensorType
 
 from .geometry_shirg import (
     canvas_tiles,
+    check_pinpoints,
     fit_to_canvas,
     fovea_box,
     fovea_box_around,
@@ -102,6 +103,8 @@ class ShirgLavidaImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[ShirgLavidaImagesKwargs]):
         super().__init__(**kwargs)
+        if self.fovea_boxes is not None:
+            raise ValueError("fovea_boxes belong to a call: image_processor(images, fovea_boxes=[...]).")
         if self.view_policy == "anyres":
             self.fovea_size = None
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
@@ -208,7 +211,7 @@ class ShirgLavidaImageProcessor(PilBackend):
                 raise ValueError(f"Views are RGB and have a fixed size: {name} must be {needed}, got {kwargs[name]}.")
         _validate_geometry(**{name: kwargs[name] for name in ("size", "patch_size", "view_policy", "fovea_size")})
         if kwargs["view_policy"] == "anyres":
-            _validate_pinpoints(kwargs["image_grid_pinpoints"], kwargs["size"].height)
+            check_pinpoints(kwargs["image_grid_pinpoints"], kwargs["size"].height)
         elif kwargs["fovea_placement"] not in ("center", "salient", "box"):
             raise ValueError(f"fovea_placement must be center, salient or box, got {kwargs['fovea_placement']!r}.")
 
@@ -222,19 +225,6 @@ def _validate_geometry(size: SizeDict, patch_size: int, view_policy: str, fovea_
         raise ValueError(f"view_policy must be foveal or anyres, got {view_policy!r}.")
     if view_policy == "foveal" and (fovea_size is None or fovea_size < patch_size):
         raise ValueError(f"view_policy='foveal' needs fovea_size >= patch_size={patch_size}, got {fovea_size}.")
-
-
-def _validate_pinpoints(pinpoints: Sequence | None, base: int):
-    if not pinpoints or any(
-        len(point) != 2 or min(point) < base or point[0] % base or point[1] % base for point in pinpoints
-    ):
-        raise ValueError(
-            "view_policy='anyres' needs image_grid_pinpoints, a list of (width, height) that are multiples of the "
-            f"base view {base}, got {pinpoints}."
-        )
-
-
-# Nested batches
 
 
 def _map_nested(function: Callable, images: Any) -> Any:
@@ -298,6 +288,8 @@ def _fovea_boxes(
 
 
 def _requested_box(image: Image.Image, index: int, fovea_size: int, request: Sequence[float]) -> tuple:
+    if not isinstance(request, Sequence | np.ndarray):
+        raise ValueError(f"fovea_boxes[{index}] must be (left, top, right, bottom) or None, got {request!r}.")
     try:
         return fovea_box_around(image.width, image.height, fovea_size, [float(edge) for edge in request])
     except ValueError as error:

@@ -50,7 +50,7 @@ def transfer_counts(num_masks: int, steps: int, schedule: str | None = None, shi
     steps = min(steps, num_masks)
     if steps == 0:
         return []
-    reached = (SCHEDULES[schedule](torch.linspace(0, 1, steps + 1), shift) * num_masks).to(torch.int64)
+    reached = (SCHEDULES[schedule](torch.linspace(0, 1, steps + 1, device="cpu"), shift) * num_masks).to(torch.int64)
     reached[-1] = num_masks  # f(1) = 1, which float32 may miss for some shifts; a token would stay masked
     counts = reached.diff().clamp(min=1).tolist()
     surplus, step = sum(counts) - num_masks, 0
@@ -114,7 +114,8 @@ class RowNoise:
                 raise ValueError(f"Got {len(generator)} generators for a batch of {batch_size}: give one per row.")
             self.streams = list(generator)
             return
-        home = device if generator is None else generator.device
+        drawn_on = torch.device("cpu") if device.type == "mps" else device
+        home = drawn_on if generator is None else generator.device
         seeds = [torch.randint(2**62, (1,), generator=generator, device=home).item() for _ in range(batch_size)]
         self.streams = [torch.Generator(device=home).manual_seed(seed) for seed in seeds]
 
@@ -154,6 +155,9 @@ class MaskedDiffusionSampler:
 
     def __call__(self, logits_BLV: torch.Tensor, masked_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and confidences, both `(B, L)`. The confidence at a position that is not masked is -inf."""
+        if logits_BLV.device.type == "mps":  # Apple's GPUs have no float64
+            tokens_BL, confidence_BL = self(logits_BLV.cpu(), masked_BL.cpu())
+            return tokens_BL.to(masked_BL.device), confidence_BL.float().to(masked_BL.device)
         logits_BLV = self._suppress(logits_BLV.to(torch.float64))
         active_B = masked_BL.any(-1).tolist() if self.noise is not None else []
         tokens_BL = self._predict(logits_BLV, active_B)

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput, logging
 from .configuration_shirg_lavida import ShirgLavidaConfig
 from .generation_shirg_lavida import ShirgLavidaGenerationMixin
 from .selection_shirg import pool_square, random_indices, shirg_scores, text_relevance, top_k, uniform_indices
-from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower
+from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower, full_precision
 
 logger = logging.get_logger(__name__)
 
@@ -95,7 +95,7 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SiglipEncoderLayer", "LlamaDecoderLayer"]
+    _no_split_modules = ["ShirgVisionTower", "LlamaDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -117,15 +117,17 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         The foveal position table belongs to one grid. A checkpoint that was saved with another grid than `config` asks
         for gives its table up: this grid's is derived from the base one, with a warning.
         """
-        if not isinstance(config, PreTrainedConfig):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        own = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
         saved = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
-        if None in (saved.fovea_grid, config.fovea_grid) or saved.fovea_grid == config.fovea_grid:
+        if not isinstance(config, PreTrainedConfig):
+            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **own)
+        if config.fovea_grid in (None, saved.fovea_grid):
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        held = "no" if saved.fovea_grid is None else f"a {saved.fovea_grid}x{saved.fovea_grid}"
         logger.warning(
-            f"{pretrained_model_name_or_path} has a foveal_position_embedding of {saved.fovea_grid}x{saved.fovea_grid}"
-            f"; the one of {config.fovea_grid}x{config.fovea_grid} is interpolated from the base grid's."
+            f"{pretrained_model_name_or_path} has {held} foveal_position_embedding; the one of {config.fovea_grid}x"
+            f"{config.fovea_grid} is interpolated from the base grid's."
         )
         with_info = kwargs.pop("output_loading_info", False)
         lenient = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -177,6 +179,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             question_mask: 1 at the question's tokens, (I, L).
         """
         config = self.config
+        self._check_views(pixel_values, fovea_pixel_values)
         base_tokens = self.multi_modal_projector(self.vision_tower(pixel_values)[0])
         if config.pooled_grid_size is not None:
             base_tokens = pool_square(base_tokens, config.pooled_grid_size)
@@ -184,19 +187,17 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             -1, config.num_base_views * config.tokens_per_base_view, base_tokens.shape[-1]
         )
         if config.view_policy != "foveal":
-            if fovea_pixel_values is not None:
-                raise ValueError(f"View policy {config.view_policy!r} has no fovea. {_USE_PROCESSOR}")
             return ShirgImageOutput(image_tokens=tokens_ITC)
-        if fovea_pixel_values is None:
-            raise ValueError(
-                f"View policy 'foveal' needs fovea_pixel_values of {config.fovea_size} pixels. {_USE_PROCESSOR}"
-            )
-        features_IND, before_IND = self.vision_tower(fovea_pixel_values)
+        scored = config.selection_method == "shirg"
+        features_IND, attention_IN = self.vision_tower(fovea_pixel_values, config.attention_source if scored else None)
         projected_INC = self.multi_modal_projector(features_IND)
         if config.selection_method == "pool":
             pooled_IKC = pool_square(projected_INC, math.isqrt(config.selection_budget))
             return ShirgImageOutput(image_tokens=torch.cat([tokens_ITC, pooled_IKC], dim=1))
-        kept_IK, scores_IN = self._select(features_IND, before_IND, projected_INC, question_embeds, question_mask)
+        scores_IN = None
+        if scored:
+            scores_IN = self._scores(features_IND, attention_IN, projected_INC, question_embeds, question_mask)
+        kept_IK = self._kept_indices(scores_IN, len(projected_INC), projected_INC.device)
         kept_IKC = projected_INC.gather(1, kept_IK[..., None].expand(-1, -1, projected_INC.shape[-1]))
         return ShirgImageOutput(
             image_tokens=torch.cat([tokens_ITC, kept_IKC], dim=1),
@@ -205,50 +206,72 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             probabilities=None if scores_IN is None else (scores_IN / config.selection_temperature).softmax(-1),
         )
 
+    def _check_views(self, pixel_values: torch.Tensor, fovea_pixel_values: torch.Tensor | None) -> None:
+        """The views are those of whole images under this config's view policy."""
+        config = self.config
+        if len(pixel_values) % config.num_base_views:
+            raise ValueError(
+                f"pixel_values has {len(pixel_values)} views, but preset {config.prune_method!r} needs "
+                f"{config.num_base_views} per image. {_USE_PROCESSOR}"
+            )
+        if config.view_policy != "foveal":
+            if fovea_pixel_values is not None:
+                raise ValueError(f"View policy {config.view_policy!r} has no fovea. {_USE_PROCESSOR}")
+            return
+        if fovea_pixel_values is None:
+            raise ValueError(
+                f"View policy 'foveal' needs fovea_pixel_values of {config.fovea_size} pixels. {_USE_PROCESSOR}"
+            )
+        if len(fovea_pixel_values) != len(pixel_values):
+            raise ValueError(
+                f"Every image needs one fovea: got {len(pixel_values)} images and {len(fovea_pixel_values)} foveal "
+                "views."
+            )
+
     @torch.no_grad()
-    def _select(
+    def _scores(
         self,
         features_IND: torch.Tensor,
-        before_IND: torch.Tensor,
+        attention_IN: torch.Tensor,
         projected_INC: torch.Tensor,
         question_embeds: torch.Tensor | None,
         question_mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Indices of the kept foveal tokens (I, K) and the score of every token (I, N), if the method has one."""
+    ) -> torch.Tensor:
+        """SHIRG's score of every foveal token, float32 (I, N)."""
         config = self.config
-        num_images, num_tokens = features_IND.shape[:2]
-        if config.selection_method != "shirg":
-            draw = {
-                "none": lambda: torch.arange(num_tokens, device=features_IND.device),
-                "random": lambda: random_indices(
-                    num_tokens, config.selection_budget, config.selection_seed, features_IND.device
-                ),
-                "uniform": lambda: uniform_indices(num_tokens, config.selection_budget, features_IND.device),
-            }
-            return draw[config.selection_method]().expand(num_images, -1), None
-        relevance_IN = features_IND.new_zeros(num_images, num_tokens, dtype=torch.float32)
-        has_question_I = torch.zeros(num_images, dtype=torch.bool, device=features_IND.device)
+        questions_I = [None] * len(features_IND)
         if config.text_relevance == "lm" and question_embeds is not None and question_mask is not None:
-            relevance_IN = text_relevance(projected_INC, question_embeds, question_mask)
-            has_question_I = question_mask.bool().any(-1)
-        scores_IN = shirg_scores(
-            features_IND,
-            self._attention(features_IND, before_IND),
-            relevance_IN,
-            has_question_I,
-            config.selection_budget,
-            config.attention_weight,
-            config.text_weight,
-            config.diversity_weight,
-        )
-        return top_k(scores_IN, config.selection_budget), scores_IN
+            questions_I = [embeds[mask.bool()] for embeds, mask in zip(question_embeds, question_mask, strict=True)]
+        with full_precision(features_IND):
+            # One image at a time: what is kept must not depend on who shares the batch, not even by a rounding error.
+            return torch.stack(
+                [
+                    shirg_scores(
+                        features_ND,
+                        attention_N,
+                        None if question is None or len(question) == 0 else text_relevance(projected_NC, question),
+                        config.selection_budget,
+                        config.attention_weight,
+                        config.text_weight,
+                        config.diversity_weight,
+                    )
+                    for features_ND, attention_N, projected_NC, question in zip(
+                        features_IND, attention_IN, projected_INC, questions_I, strict=True
+                    )
+                ]
+            )
 
-    def _attention(self, features_IND: torch.Tensor, before_IND: torch.Tensor) -> torch.Tensor:
-        if self.config.attention_source == "map":
-            return self.vision_tower.probe_attention(features_IND)
-        if self.config.attention_source == "received":
-            return self.vision_tower.received_attention(before_IND)
-        return features_IND.float().norm(dim=-1)
+    def _kept_indices(self, scores_IN: torch.Tensor | None, num_images: int, device: torch.device) -> torch.Tensor:
+        """Raster indices of the kept foveal tokens, int64 (I, K)."""
+        config = self.config
+        if config.selection_method == "shirg":
+            return top_k(scores_IN, config.selection_budget)
+        num_tokens = config.fovea_grid**2
+        if config.selection_method == "random":
+            kept_K = random_indices(num_tokens, config.selection_budget, config.selection_seed, device)
+        else:
+            kept_K = uniform_indices(num_tokens, config.selection_budget, device)
+        return kept_K.expand(num_images, -1)
 
     def prepare_inputs_embeds(
         self,
@@ -266,13 +289,17 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         placeholder_BL = input_ids == self.config.image_token_id
         rows_I = self._image_rows(placeholder_BL, pixel_values)
         if pixel_values is None:
+            if fovea_pixel_values is not None:
+                raise ValueError(f"Got fovea_pixel_values without pixel_values. {_USE_PROCESSOR}")
             return embeds_BLC, None
         if question_mask is not None and question_mask.shape != (len(rows_I), input_ids.shape[1]):
             raise ValueError(
                 f"question_mask has shape {tuple(question_mask.shape)}, but the prompts hold {len(rows_I)} images and "
                 f"are {input_ids.shape[1]} tokens long: it needs one row per image."
             )
-        images = self.get_image_features(pixel_values, fovea_pixel_values, embeds_BLC[rows_I], question_mask)
+        images = self.get_image_features(
+            pixel_values, fovea_pixel_values, embeds_BLC[rows_I.to(embeds_BLC.device)], question_mask
+        )
         tokens = images.image_tokens.to(embeds_BLC.device, embeds_BLC.dtype)
         return embeds_BLC.masked_scatter(placeholder_BL[..., None].to(embeds_BLC.device), tokens), images
 
@@ -294,6 +321,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
 class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavidaGenerationMixin):
     """SHIRG-LaViDa with its language modelling head; `generate` denoises an answer."""
 
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
     def __init__(self, config: ShirgLavidaConfig):
         super().__init__(config)
         self.model = ShirgLavidaModel(config)
@@ -314,13 +343,14 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
+        use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         output_selection: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
         patch_boxes: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
         view_boxes: torch.Tensor | None = None,
-        **kwargs,
     ) -> ShirgLavidaOutput:
         """One bidirectional forward over prompts (and whatever response tokens they end in).
 
@@ -335,13 +365,15 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             use_cache: return a cache.
             logits_to_keep: compute logits of the last so many positions, or of these positions; 0 means all.
             output_selection: return the kept indices and the scores.
+            output_hidden_states, output_attentions: return the language model's; attentions need eager attention.
             patch_boxes, image_sizes, view_boxes: what the processor reports about the views; not used by these
                 presets.
-            **kwargs: handed to the language model (`output_hidden_states`, `output_attentions`, ...).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         images = None
+        if inputs_embeds is not None and (pixel_values is not None or fovea_pixel_values is not None):
+            raise ValueError("inputs_embeds hold the images already: give pixel_values with input_ids only.")
         if inputs_embeds is None:
             inputs_embeds, images = self.model.prepare_inputs_embeds(
                 input_ids, pixel_values, fovea_pixel_values, question_mask
@@ -360,7 +392,8 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             past_key_values=past_key_values,
             use_cache=use_cache,
             is_causal=False,
-            **kwargs,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         return ShirgLavidaOutput(

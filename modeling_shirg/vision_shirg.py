@@ -12,6 +12,11 @@ from torch.nn import functional as F
 from transformers import SiglipVisionModel
 
 
+def full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """Scores are float32 whatever autocast surrounds them: in bfloat16 they tie at the cut."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 class FovealPositionEmbedding(nn.Embedding):
     """Position table of a square grid that the vision tower was not trained on.
 
@@ -48,12 +53,27 @@ class ShirgVisionTower(nn.Module):
                 config.fovea_grid, self.vision_model.embeddings.position_embedding
             )
 
-    def forward(self, pixels_V3PP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of the views, shape (V, N, D), and the input of the last kept layer, of the same shape."""
+    def forward(
+        self, pixels_V3PP: torch.Tensor, attention_source: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features of the views, shape (V, N, D), and the attention signal of every patch, float32 (V, N), if asked
+        for.
+
+        Args:
+            pixels_V3PP: views of one size.
+            attention_source: `"map"`, `"received"` or `"norm"`, see `ShirgLavidaConfig`; `None` computes no signal.
+        """
         hidden_VND = self._embed(pixels_V3PP)
         for layer in self.vision_model.encoder.layers[: self.num_kept_layers]:
             before_VND, hidden_VND = hidden_VND, layer(hidden_VND, None)
-        return hidden_VND, before_VND
+        if attention_source is None:
+            return hidden_VND, None
+        with torch.no_grad(), full_precision(hidden_VND):
+            if attention_source == "map":
+                return hidden_VND, self.probe_attention(hidden_VND)
+            if attention_source == "received":
+                return hidden_VND, self.received_attention(before_VND)
+            return hidden_VND, hidden_VND.float().norm(dim=-1)
 
     def _embed(self, pixels_V3PP: torch.Tensor) -> torch.Tensor:
         embeddings = self.vision_model.embeddings

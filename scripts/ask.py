@@ -64,7 +64,8 @@ def main(args: argparse.Namespace) -> None:
     if args.overlay:
         _save_overlay(args.overlay, image, inputs, images, loaded.model.config)
     if not args.json:
-        print(answer)
+        if not args.stream:  # the streamer has printed it already
+            print(answer)
         return
     seconds = {name: round(value, 4) for name, value in clock.seconds.items()}
     print(

@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 
 FAMILY_TEXT = {
-    "grid": "`grid`: a 3x3 grid with one character per cell, 18 to 44 pixels high",
-    "guard": "`guard`: one large shape",
+    "grid": "`grid`: a 3x3 grid with one character per cell; asks what is in a cell",
+    "guard": "`guard`: one large shape; asks for its colour or for the shape",
 }
 
 

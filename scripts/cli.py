@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from huggingface_hub.errors import StrictDataclassError
+
 COMMANDS = {
     "ask": "Answer a question about an image.",
 }
@@ -21,8 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(f"{__package__}.{command}")
     try:
         module.main(module.parse_args(with_underscores(rest)))
-    except (ValueError, OSError) as error:
-        print(f"shirg {command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        print(f"shirg {command}: {cause}", file=sys.stderr)
         return 2
     return 0
 

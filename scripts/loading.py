@@ -33,6 +33,8 @@ def load(
     Raises:
         ValueError: the checkpoint is not a SHIRG-LaViDa one, or the device or dtype is unknown.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
         config = _config(source)
@@ -57,7 +59,8 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"Unknown device {device!r}: {str(error).splitlines()[0]}") from None
-    if chosen.type != "cpu" and (accelerator is None or chosen.type != accelerator.type):
+    missing = accelerator is None or chosen.type != accelerator.type
+    if chosen.type != "cpu" and (missing or (chosen.index or 0) >= torch.accelerator.device_count()):
         raise ValueError(
             f"Device {device!r} is not available here; this machine has: cpu {accelerator or ''}".rstrip()
         )

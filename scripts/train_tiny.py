@@ -8,8 +8,8 @@ Four stages, each with its own folder under `output_dir`, each resumed from its 
   sharpen the same with a warm restart and a smaller batch, on new pages
   read    the language model with the tower frozen, several questions packed behind one image (training/packed.py)
   answer  the same in the exact form of inference: one question per sequence, question-aware selection
-The last two log the exact match per family of fully masked answers, on each batch before they learn from it; the card's
-figures are another matter (card_tiny.py). A machine with a GPU uses it.
+The last two log the exact match per family of fully masked answers, on each batch before they learn from it; the
+figures of the card are measured apart, by card_tiny.py. A machine with a GPU uses it.
 """
 
 from dataclasses import dataclass, field

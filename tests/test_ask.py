@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -102,6 +103,11 @@ def test_streaming_shows_drafts_and_then_the_answer(capsys):
     assert out.count("\033[33m") == 8 and out.strip().endswith(answer)
 
 
+def test_streaming_still_ends_in_one_json_line(capsys):
+    status, out, _ = _ask(capsys, GRID, QUESTION, "--stream", "--json")
+    assert status == 0 and json.loads(out.splitlines()[-1])["forwards"] == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -127,6 +133,15 @@ def test_a_checkpoint_of_another_kind_is_refused(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path))
     assert status == 2 and "'bert'" in err and "shirg_lavida" in err
+
+
+def test_a_contradictory_checkpoint_is_refused_without_a_traceback(capsys, tmp_path):
+    shutil.copytree(EXAMPLES.parent / "shirg-lavida-tiny", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "selection_budget": 9999}))
+    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path / "model"))
+    assert status == 2 and "9999" in err and "256" in err and "Traceback" not in err
 
 
 def test_unknown_commands_and_help(capsys):

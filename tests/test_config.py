@@ -52,7 +52,7 @@ def test_every_preset_has_its_count(preset, geometry):
         ({"selection_temperature": 0.0}, ("0.0",)),
         ({"vision_feature_layer": -1}, ("map", "-1", "received")),
         ({"vision_feature_layer": -28}, ("-28", "27")),
-        ({"vision_config": {"vision_use_head": False}}, ("vision_use_head", "False", "--vision-base")),
+        ({"vision_config": {"vision_use_head": False}}, ("vision_use_head", "False", "received")),
         ({"prune_method": "shrig"}, ("shrig", "shirg")),
         ({"selction_budget": 724}, ("selction_budget",)),
         ({"selection_method": "best"}, ("best", "random")),

@@ -1,6 +1,7 @@
 """The wheel carries the code, the command, the bundled checkpoint and the examples; nothing under a foreign name."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,9 +15,14 @@ TOP_LEVEL = {"configuration_shirg", "modeling_shirg", "shirg_hub_card", "shirg_s
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    """The wheel of the tracked files, built from a copy with the setuptools that is installed: no network."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.splitlines():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run = subprocess.run([*command, "--wheel-dir", folder, source], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     return next(folder.glob("*.whl"))
 
@@ -24,6 +30,12 @@ def wheel(tmp_path_factory) -> Path:
 def test_nothing_lands_under_a_foreign_name(wheel):
     names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {name for name in names if not name.endswith(".dist-info")} == TOP_LEVEL
+
+
+def test_the_command_is_declared(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+    assert "shirg = shirg_scripts.cli:main" in archive.read(name).decode()
 
 
 def test_the_wheel_alone_answers(wheel, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from modeling_shirg.selection_shirg import (
@@ -25,49 +26,41 @@ def test_top_k_is_in_raster_order_and_breaks_ties_by_index():
     assert top_k(torch.zeros(2, 9), 4).tolist() == [[0, 1, 2, 3]] * 2
 
 
-def test_min_max_spans_zero_to_one_and_maps_a_constant_row_to_zero():
-    assert min_max(torch.tensor([[2.0, 4.0, 3.0], [7.0, 7.0, 7.0]])).tolist() == [[0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]
+def test_min_max_spans_zero_to_one_and_maps_rounding_noise_to_zero():
+    assert min_max(torch.tensor([2.0, 4.0, 3.0])).tolist() == [0.0, 1.0, 0.5]
+    assert min_max(torch.tensor([7.0, 7.0, 7.0])).tolist() == [0.0, 0.0, 0.0]
+    assert min_max(torch.tensor([0.1, 0.1 + 1e-8, 0.1])).tolist() == [0.0, 0.0, 0.0]
 
 
-def test_text_relevance_is_the_best_cosine_over_the_question_only():
-    patches = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]])
-    words = torch.tensor([[[0.0, 1.0], [5.0, 0.0]]])
-    only_first = text_relevance(patches, words, torch.tensor([[1, 0]]))
-    assert torch.allclose(only_first, torch.tensor([[0.0, 1.0, 0.5**0.5]]))
-    both = text_relevance(patches, words, torch.tensor([[1, 1]]))
-    assert torch.allclose(both, torch.tensor([[1.0, 1.0, 0.5**0.5]]))
-    assert text_relevance(patches, words, torch.tensor([[0, 0]])).tolist() == [[0.0, 0.0, 0.0]]
+def test_text_relevance_is_the_best_cosine_over_the_question():
+    patches = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    words = torch.tensor([[0.0, 1.0], [5.0, 0.0]])
+    assert torch.allclose(text_relevance(patches, words[:1]), torch.tensor([0.0, 1.0, 0.5**0.5]))
+    assert torch.allclose(text_relevance(patches, words), torch.tensor([1.0, 1.0, 0.5**0.5]))
 
 
 def test_redundancy_is_the_mean_cosine_to_the_provisional_tokens():
-    features = torch.randn(2, 10, 4)
-    provisional = torch.tensor([[0, 3, 7], [1, 2, 9]])
-    expected = torch.stack(
-        [
-            F.cosine_similarity(row[:, None], row[None, kept], dim=-1).mean(1)
-            for row, kept in zip(features, provisional, strict=False)
-        ]
-    )
+    features, provisional = torch.randn(10, 4), torch.tensor([0, 3, 7])
+    expected = F.cosine_similarity(features[:, None], features[None, provisional], dim=-1).mean(1)
     assert torch.allclose(redundancy(features, provisional), expected, atol=1e-6)
 
 
 def test_score_v2_and_v1_follow_their_formulas():
-    features, attention, relevance = torch.randn(1, 12, 4), torch.rand(1, 12), torch.rand(1, 12)
-    asked = torch.tensor([True])
+    features, attention, relevance = torch.randn(12, 4), torch.rand(12), torch.rand(12)
     a, s = min_max(attention), min_max(relevance)
-    v1 = shirg_scores(features, attention, relevance, asked, 5, 0.7, 0.3, 0.0)
+    v1 = shirg_scores(features, attention, relevance, 5, 0.7, 0.3, 0.0)
     assert torch.allclose(v1, 0.7 * a + 0.3 * s)
-    v2 = shirg_scores(features, attention, relevance, asked, 5, 0.5, 0.3, 0.1)
+    v2 = shirg_scores(features, attention, relevance, 5, 0.5, 0.3, 0.1)
     d = min_max(redundancy(features, top_k(0.5 * a + 0.3 * s, 5)))
     assert torch.allclose(v2, 0.5 * a + 0.3 * s - 0.1 * d)
 
 
 def test_without_a_question_v1_is_a_and_v2_is_08a_minus_01d():
-    features, attention, nothing = torch.randn(1, 12, 4), torch.rand(1, 12), torch.zeros(1, 12)
-    a, unasked = min_max(attention), torch.tensor([False])
-    assert torch.allclose(shirg_scores(features, attention, nothing, unasked, 5, 0.7, 0.3, 0.0), a)
+    features, attention = torch.randn(12, 4), torch.rand(12)
+    a = min_max(attention)
+    assert torch.allclose(shirg_scores(features, attention, None, 5, 0.7, 0.3, 0.0), a)
     d = min_max(redundancy(features, top_k(a, 5)))
-    assert torch.allclose(shirg_scores(features, attention, nothing, unasked, 5, 0.5, 0.3, 0.1), 0.8 * a - 0.1 * d)
+    assert torch.allclose(shirg_scores(features, attention, None, 5, 0.5, 0.3, 0.1), 0.8 * a - 0.1 * d)
 
 
 @pytest.mark.parametrize(("tokens", "kept"), [(1024, 724), (256, 181), (5, 5), (7, 1)])
@@ -132,36 +125,71 @@ def test_selection_without_a_question_is_the_text_free_score():
     assert _kept(model, inputs).tolist() == _kept(model, without_mask).tolist()
 
 
-@pytest.mark.parametrize("source", ["map", "received", "norm"])
-def test_every_attention_source_selects_and_they_disagree_with_random(source):
-    config = tiny_config("shirg", attention_source=source)
-    model, processor = tiny_model(config), tiny_processor(config)
-    kept = _kept(model, encode(processor, chat(QUESTIONS[0], noise_image(0))))[0]
-    assert kept.tolist() != random_indices(256, 181, 0, torch.device("cpu")).tolist()
-    assert len(kept) == 181
+def test_the_reported_scores_are_the_formula_on_the_named_attention_source():
+    scores = {}
+    for source in ("map", "received", "norm"):
+        config = tiny_config("shirg", attention_source=source)
+        model, processor = tiny_model(config), tiny_processor(config)
+        inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
+        with torch.no_grad():
+            scores[source] = model(**inputs, output_selection=True).scores[0]
+            features, attention = model.model.vision_tower(inputs["fovea_pixel_values"], source)
+            projected = model.model.multi_modal_projector(features)[0]
+            question = inputs["input_ids"][0][inputs["question_mask"][0].bool()]
+            relevance = text_relevance(projected, model.get_input_embeddings()(question))
+            expected = shirg_scores(features[0], attention[0], relevance, 181, 0.5, 0.3, 0.1)
+        assert torch.allclose(scores[source], expected, atol=1e-5)
+    kept = {source: tuple(top_k(values, 181).tolist()) for source, values in scores.items()}
+    assert len(set(kept.values())) == 3
+
+
+def test_scores_are_float32_under_autocast():
+    model = tiny_model(tiny_config())
+    tower, pixels = model.model.vision_tower, torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        features, attention = tower(pixels, "map")
+        with torch.autocast("cpu", torch.bfloat16):
+            same = model.model._scores(features, attention, model.model.multi_modal_projector(features), None, None)
+        plain = model.model._scores(features, attention, model.model.multi_modal_projector(features), None, None)
+    assert torch.equal(same, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("geometry", ["toy", "full"])
+def test_selection_of_pages_and_flat_images_does_not_depend_on_the_batch(geometry, dtype):
+    config = tiny_config("shirg", geometry)
+    model, processor = tiny_model(config).to(dtype), tiny_processor(config)
+    images = [Image.new("RGB", (500, 500), "white"), noise_image(1), Image.new("RGB", (1, 1), "red")]
+    images.append(images[0].copy())
+    images[-1].paste("black", (100, 120, 300, 140))
+    chats = [chat(QUESTIONS[number % 3], image) for number, image in enumerate(images)]
+    alone = [_kept(model, encode(processor, one))[0].tolist() for one in chats]
+    assert _kept(model, encode(processor, *chats)).tolist() == alone
 
 
 def test_probe_attention_is_what_the_stock_head_attends_to():
     model = tiny_model(tiny_config())
     tower = model.model.vision_tower
     with torch.no_grad():
-        features, _ = tower(torch.randn(2, 3, 224, 224))
+        features, attention = tower(torch.randn(2, 3, 224, 224), "map")
         hidden = tower.vision_model.encoder.layers[-1](features, None)
         hidden = tower.vision_model.post_layernorm(hidden)
         probe = tower.vision_model.head.probe.expand(2, -1, -1)
         expected = tower.vision_model.head.attention(probe, hidden, hidden)[1][:, 0]
-        assert torch.allclose(tower.probe_attention(features), expected, atol=1e-6)
+        assert torch.allclose(attention, expected, atol=1e-6)
 
 
 def test_received_attention_is_the_column_mean_of_the_eager_map():
-    config = tiny_config(attn_implementation="eager")
-    tower = tiny_model(config).model.vision_tower
+    tower = tiny_model(tiny_config(attn_implementation="eager")).model.vision_tower
+    pixels = torch.randn(2, 3, 192, 192)
     with torch.no_grad():
-        _, before = tower(torch.randn(2, 3, 192, 192))
-        layer = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]
-        weights = layer.self_attn(layer.layer_norm1(before))[1]
-        for chunk in (7, 1000):
-            assert torch.allclose(tower.received_attention(before, chunk), weights.mean((1, 2)), atol=1e-6)
+        before = tower._embed(pixels)
+        for layer in tower.vision_model.encoder.layers[: tower.num_kept_layers - 1]:
+            before = layer(before, None)
+        last = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]
+        expected = last.self_attn(last.layer_norm1(before))[1].mean((1, 2))
+        assert torch.allclose(tower(pixels, "received")[1], expected, atol=1e-6)
+        assert torch.allclose(tower.received_attention(before, chunk=7), expected, atol=1e-6)
 
 
 def test_reported_probabilities_are_a_softmax_that_changes_no_order():

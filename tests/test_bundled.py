@@ -1,0 +1,59 @@
+"""The checkpoint that the package carries: its code is this code, its figures are measured, strangers can use it."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from fresh_process import run_fresh
+
+HUB_CARD = Path(str(files("shirg_hub_card")))
+BUNDLED = HUB_CARD / "shirg-lavida-tiny"
+ROOT = HUB_CARD.parent
+
+ASK = """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained({folder!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({folder!r}, trust_remote_code=True)
+content = [{{"type": "image", "path": {image!r}}}, {{"type": "text", "text": "What is in cell 5?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+print(processor.post_process_image_text_to_text(model.generate(**inputs)[:, inputs["input_ids"].shape[1]:])[0])
+"""
+
+
+def test_its_code_files_are_the_sources():
+    for path in BUNDLED.glob("*.py"):
+        (source,) = [
+            found
+            for found in (ROOT / "configuration_shirg" / path.name, ROOT / "modeling_shirg" / path.name)
+            if found.exists() and "replaced by the file itself on save" not in found.read_text()
+        ]
+        assert path.read_text() == source.read_text(), f"{path.name} is stale: export the checkpoint again"
+
+
+def test_it_is_small_and_holds_nothing_but_safe_files():
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*")) <= 20_000_000
+    assert {path.suffix for path in BUNDLED.iterdir()} <= {".py", ".json", ".jinja", ".md", ".safetensors"}
+
+
+def test_its_figures_beat_both_baselines_on_at_least_two_families():
+    figures = json.loads((BUNDLED / "figures.json").read_text())
+    better = {row["family"] for row in figures if row["low"] > max(row["no_image"], row["majority"])}
+    assert len(better) >= 2
+    card = (BUNDLED / "README.md").read_text()
+    for row in figures:
+        assert row["count"] >= 200
+        assert f"**{row['accuracy']:.1%}**" in card and row["question"] in card
+
+
+@pytest.mark.parametrize("image", ["grid.png"])
+def test_a_stranger_gets_the_answer_that_the_command_gives(image, capsys):
+    from shirg_scripts.cli import main
+
+    path = str(HUB_CARD / "examples" / image)
+    assert main(["ask", path, "What is in cell 5?"]) == 0
+    assert run_fresh(ASK.format(folder=str(BUNDLED), image=path)).strip() == capsys.readouterr().out.strip()
