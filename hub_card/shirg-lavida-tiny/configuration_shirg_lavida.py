@@ -1,0 +1,336 @@
+"""Configuration of SHIRG-LaViDa: one vision tower, one projector, one bidirectional language model, and between them a
+view policy (which pixels are looked at) and a selection (which of their tokens the language model reads).
+
+The number of image tokens follows from this file alone, so the processor can write the placeholders before the model
+runs.
+"""
+
+import math
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .geometry_shirg import check_pinpoints, grid_side
+from .presets_shirg import GEOMETRIES, PRESETS, geometry_of, preset_fields
+
+_MODULE = "modeling_shirg_lavida"
+_MODEL = f"{_MODULE}.ShirgLavidaForConditionalGeneration"
+
+# Keys that transformers itself may hand to a config besides its fields.
+_TRANSFORMERS_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "quantization_config",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "use_cache",
+}
+
+_DEFAULT_SYSTEM = preset_fields("shirg", "full")
+
+# What a sub-config given as a dict leaves out: LaViDa's own sizes.
+_VISION_DEFAULTS = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": GEOMETRIES["full"]["image_size"],
+    "patch_size": 14,
+}
+_TEXT_DEFAULTS = {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 126464,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "is_causal": False,
+}
+
+
+@strict
+class ShirgLavidaConfig(PreTrainedConfig):
+    r"""
+    Args:
+        vision_config (`dict` or `SiglipVisionConfig`, *optional*): SigLIP with its last layer and its pooling head;
+            the default is so400m-patch14-384.
+        text_config (`dict` or `LlamaConfig`, *optional*): the language model; the default is LLaDA-8B. It is always
+            bidirectional: `is_causal` is set to `False`.
+        prune_method (`str`, defaults to `"shirg"`): name of the preset that these fields came from, for reports.
+        view_policy (`"foveal"` or `"anyres"`, defaults to `"foveal"`): `foveal` looks at the whole image squashed to
+            the base size and at one square fovea; `anyres` at the whole image and at tiles of a padded canvas, as
+            LaViDa does.
+        fovea_size (`int`, *optional*, defaults to 448): side of the fovea in pixels; `None` with `anyres`.
+        fovea_placement (`"center"`, `"salient"` or `"box"`, defaults to `"center"`): where the fovea sits.
+        image_grid_pinpoints (`list[list[int]]`, *optional*): canvases (width, height) that `anyres` may choose from.
+        patch_merge_type (`"flat"`, defaults to `"flat"`): how the tokens of several views are joined.
+        pooled_grid_size (`int`, *optional*, defaults to 16): side of the grid that the tokens of a base-size view are
+            pooled to after the projector; `None` keeps the view's own grid.
+        selection_method (`"none"`, `"shirg"`, `"random"`, `"uniform"` or `"pool"`, defaults to `"shirg"`): how the
+            fovea's tokens are reduced to `selection_budget`.
+        selection_budget (`int`, *optional*, defaults to 724): number of foveal tokens that are kept.
+        attention_weight, text_weight, diversity_weight (`float`, default 0.5, 0.3, 0.1): weights of the score
+            `attention_weight * a + text_weight * s - diversity_weight * d`. Without a question the text weight moves
+            to `a`.
+        selection_temperature (`float`, defaults to 0.15): temperature of the reported probability map
+            `softmax(score / T)`. It changes no top-K.
+        selection_seed (`int`, defaults to 0): seed of the `random` control.
+        attention_source (`"map"`, `"received"` or `"norm"`, defaults to `"map"`): `a` is the attention of SigLIP's
+            pooling probe; or the mean attention a token receives in the last kept layer; or the feature norm. The last
+            two need no pooling head.
+        text_relevance (`"lm"`, `"siglip"` or `"none"`, defaults to `"lm"`): `s` is the cosine of the projected patch
+            with the language model's embeddings of the question, or absent; `"siglip"` is an error without its tower.
+        vision_feature_layer (`int`, defaults to -2): which hidden state of the vision tower is projected; -1 is the
+            last.
+        image_token_id, mask_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids, and the id of
+            `<image>`.
+
+    Raises:
+        ValueError: the fields contradict each other; the message names both values.
+
+    Example:
+    ```python
+    >>> from configuration_shirg import ShirgLavidaConfig
+    >>> ShirgLavidaConfig.from_preset("shirg").num_image_tokens
+    980
+    >>> ShirgLavidaConfig.from_preset("shirg", geometry="toy").num_image_tokens
+    245
+    ```
+    """
+
+    model_type = "shirg_lavida"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="siglip_vision_model", init_kwargs=_VISION_DEFAULTS
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=_TEXT_DEFAULTS),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    prune_method: str = "shirg"
+    view_policy: Literal["foveal", "anyres"] = "foveal"
+    fovea_size: int | None = _DEFAULT_SYSTEM["fovea_size"]
+    fovea_placement: Literal["center", "salient", "box"] = "center"
+    image_grid_pinpoints: list[list[int]] | None = None
+    patch_merge_type: Literal["flat"] = "flat"
+    pooled_grid_size: int | None = _DEFAULT_SYSTEM["pooled_grid_size"]
+    selection_method: Literal["none", "shirg", "random", "uniform", "pool"] = "shirg"
+    selection_budget: int | None = _DEFAULT_SYSTEM["selection_budget"]
+    attention_weight: float = _DEFAULT_SYSTEM["attention_weight"]
+    text_weight: float = _DEFAULT_SYSTEM["text_weight"]
+    diversity_weight: float = _DEFAULT_SYSTEM["diversity_weight"]
+    selection_temperature: float = 0.15
+    selection_seed: int = 0
+    attention_source: Literal["map", "received", "norm"] = "map"
+    text_relevance: Literal["lm", "siglip", "none"] = "lm"
+    vision_feature_layer: int = -2
+    image_token_id: int = 126349
+    mask_token_id: int = 126336
+    bos_token_id: int = 126080
+    eos_token_id: int = 126081
+    pad_token_id: int = 126081
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        unknown = sorted(key for key in kwargs if key not in _TRANSFORMERS_KEYS and not key.startswith("_"))
+        if unknown:
+            raise ValueError(f"ShirgLavidaConfig has no field {', '.join(map(repr, unknown))}. Check the spelling.")
+        self.auto_map = {
+            "AutoConfig": "configuration_shirg_lavida.ShirgLavidaConfig",
+            "AutoModel": _MODEL,
+            "AutoModelForImageTextToText": _MODEL,
+            "AutoModelForMultimodalLM": _MODEL,
+            **(kwargs.pop("auto_map", None) or {}),
+        }
+        self.vision_config = _with_defaults(self.vision_config, _VISION_DEFAULTS)
+        self.text_config = _with_defaults(self.text_config, _TEXT_DEFAULTS)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """A config from a saved one. Fields given as keyword arguments win; `prune_method` brings its preset along.
+
+        So `from_pretrained(folder, prune_method="lavida-980")` is that system, not a new label on the saved one.
+        """
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__annotations__}
+        if "prune_method" in overrides:
+            vision = _with_defaults(overrides.get("vision_config", config_dict.get("vision_config")), _VISION_DEFAULTS)
+            overrides = {**preset_fields(overrides["prune_method"], geometry_of(vision["image_size"])), **overrides}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, geometry: str | None = None, **overrides) -> "ShirgLavidaConfig":
+        """A config of the system `name` (one of `PRESETS`).
+
+        Args:
+            name: preset name, the same as `--prune_method`.
+            geometry: `"full"` or `"toy"`; by default the one of `overrides["vision_config"]`'s image size, else
+                `"full"`.
+            **overrides: any field of this class; they win over the preset.
+        """
+        vision = overrides.pop("vision_config", None) or {}
+        vision = vision.to_dict() if isinstance(vision, PreTrainedConfig) else dict(vision)
+        if geometry is None:
+            geometry = geometry_of(vision.get("image_size", _VISION_DEFAULTS["image_size"]))
+        fields = preset_fields(name, geometry)
+        image_size = GEOMETRIES[geometry]["image_size"]
+        if vision.setdefault("image_size", image_size) != image_size:
+            raise ValueError(
+                f"geometry={geometry!r} has a base view of {image_size} pixels, got vision_config with "
+                f"image_size={vision['image_size']}."
+            )
+        return cls(vision_config=vision, **{**fields, **overrides})
+
+    def with_preset(self, name: str, **overrides) -> "ShirgLavidaConfig":
+        """This config with the views and the selection of preset `name`; the model's sizes and token ids stay."""
+        return type(self).from_dict(self.to_dict(), prune_method=name, **overrides)
+
+    @property
+    def base_grid(self) -> int:
+        """Side of the patch grid of a base-size view."""
+        return grid_side(self.vision_config.image_size, self.vision_config.patch_size)
+
+    @property
+    def fovea_grid(self) -> int | None:
+        """Side of the patch grid of the fovea; `None` without a fovea."""
+        return None if self.fovea_size is None else grid_side(self.fovea_size, self.vision_config.patch_size)
+
+    @property
+    def num_base_views(self) -> int:
+        """Number of base-size views per image: 1 with `foveal`, 1 + tiles with `anyres`."""
+        if self.view_policy == "foveal":
+            return 1
+        width, height = self.image_grid_pinpoints[0]
+        return 1 + (width // self.vision_config.image_size) * (height // self.vision_config.image_size)
+
+    @property
+    def tokens_per_base_view(self) -> int:
+        """Number of tokens of one base-size view after pooling."""
+        return (self.pooled_grid_size or self.base_grid) ** 2
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Number of image tokens of one image, whatever its size."""
+        return self.num_base_views * self.tokens_per_base_view + (self.selection_budget or 0)
+
+    def validate_geometry(self):
+        """Part of `@strict` validation: views, selection and score source fit each other, checked in this order."""
+        if self.prune_method not in PRESETS:
+            raise ValueError(f"Unknown prune_method {self.prune_method!r}. Known: {', '.join(sorted(PRESETS))}.")
+        self._validate_models()
+        self._validate_views()
+        self._validate_selection()
+        self._validate_vision_features()
+        self._validate_label()
+
+    def _validate_models(self):
+        for name, model_type in (("vision_config", "siglip_vision_model"), ("text_config", "llama")):
+            if getattr(self, name).model_type != model_type:
+                raise ValueError(
+                    f"{name} must be of model_type {model_type!r}, got {getattr(self, name).model_type!r}."
+                )
+        if self.text_relevance == "siglip":
+            raise ValueError(
+                "text_relevance='siglip' needs SigLIP's text tower, which this checkpoint format does not hold yet. "
+                "Use 'lm' or 'none'."
+            )
+
+    def _validate_label(self):
+        fields = preset_fields(self.prune_method, next(iter(GEOMETRIES)))
+        for name in ("view_policy", "selection_method"):
+            if getattr(self, name) != fields[name]:
+                raise ValueError(
+                    f"prune_method={self.prune_method!r} has {name}={fields[name]!r}, got {getattr(self, name)!r}: "
+                    "build the config with ShirgLavidaConfig.from_preset(prune_method) or config.with_preset(...)."
+                )
+
+    def _validate_views(self):
+        base, patch = self.vision_config.image_size, self.vision_config.patch_size
+        if base < patch:
+            raise ValueError(f"vision_config.image_size={base} is smaller than vision_config.patch_size={patch}.")
+        if self.pooled_grid_size is not None and not 1 <= self.pooled_grid_size <= self.base_grid:
+            raise ValueError(
+                f"pooled_grid_size={self.pooled_grid_size} must be between 1 and the {self.base_grid} patches per "
+                f"side of a {base} pixel view."
+            )
+        if self.view_policy == "foveal":
+            if self.fovea_size is None or self.fovea_size < patch:
+                raise ValueError(
+                    f"view_policy='foveal' needs fovea_size >= the patch size {patch}, "
+                    f"got fovea_size={self.fovea_size}."
+                )
+            if self.image_grid_pinpoints is not None:
+                raise ValueError(
+                    f"view_policy='foveal' has no tiles, got image_grid_pinpoints={self.image_grid_pinpoints}."
+                )
+            return
+        if self.fovea_size is not None:
+            raise ValueError(f"view_policy='anyres' has no fovea, got fovea_size={self.fovea_size}.")
+        check_pinpoints(self.image_grid_pinpoints, base)
+        if len(self.image_grid_pinpoints) != 1:
+            raise ValueError(
+                "patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, got "
+                f"{self.image_grid_pinpoints}."
+            )
+
+    def _validate_selection(self):
+        if self.view_policy == "anyres":
+            if self.selection_method != "none" or self.selection_budget is not None:
+                raise ValueError(
+                    "view_policy='anyres' keeps every token: it needs selection_method='none' and "
+                    f"selection_budget=None, got {self.selection_method!r} and {self.selection_budget}."
+                )
+            return
+        available = self.fovea_grid**2
+        if self.selection_method == "none" and self.selection_budget != available:
+            raise ValueError(
+                f"selection_method='none' keeps all {available} foveal tokens, "
+                f"got selection_budget={self.selection_budget}."
+            )
+        if self.selection_budget is None or not 1 <= self.selection_budget <= available:
+            raise ValueError(
+                f"selection_budget={self.selection_budget} must be between 1 and the {available} tokens of a "
+                f"{self.fovea_size} pixel fovea."
+            )
+        if self.selection_method == "pool" and math.isqrt(self.selection_budget) ** 2 != self.selection_budget:
+            raise ValueError(
+                f"selection_method='pool' needs a square selection_budget, got {self.selection_budget}; "
+                f"the nearest below is {math.isqrt(self.selection_budget) ** 2}."
+            )
+        if self.selection_temperature <= 0:
+            raise ValueError(f"selection_temperature must be > 0, got {self.selection_temperature}.")
+
+    def _validate_vision_features(self):
+        layers = self.vision_config.num_hidden_layers
+        if not -layers <= self.vision_feature_layer <= -1:
+            raise ValueError(
+                f"vision_feature_layer={self.vision_feature_layer} must be between -{layers} and -1: the vision tower "
+                f"has {layers} layers."
+            )
+        if self.selection_method != "shirg" or self.attention_source != "map":
+            return
+        if not self.vision_config.vision_use_head or self.vision_feature_layer == -1:
+            raise ValueError(
+                "attention_source='map' needs SigLIP's pooling head and the layer before it (vision_use_head=True and "
+                f"vision_feature_layer < -1), got vision_use_head={self.vision_config.vision_use_head} and "
+                f"vision_feature_layer={self.vision_feature_layer}. Take a checkpoint that has them, or choose "
+                "attention_source='received' or 'norm'."
+            )
+
+
+def _with_defaults(config: dict | PreTrainedConfig | None, defaults: dict) -> dict:
+    """A sub-config as a dict of its own, what it leaves out filled in; the language model is always bidirectional."""
+    given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
+    merged = {**defaults, **given}
+    return {**merged, "is_causal": False} if "is_causal" in defaults else merged

@@ -1,0 +1,203 @@
+"""The generation arguments of SHIRG-LaViDa: their names and defaults, and which values work together."""
+
+from typing import Any
+
+from transformers import GenerationConfig
+
+from .denoising_shirg import CONFIDENCES, SCHEDULES
+
+# Every field with its default.
+GENERATION_DEFAULTS: dict[str, Any] = {
+    "max_new_tokens": 32,
+    "block_length": None,
+    "steps": None,
+    "step_ratio": None,
+    "schedule": None,
+    "shift": 3.0,
+    "remasking": "low_confidence",
+    "do_sample": False,
+    "temperature": None,
+    "use_cache": True,
+    "suppress_tokens": None,
+    "return_dict_in_generate": False,
+    "output_history": False,
+    "output_selection": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "mask_token_id": None,
+}
+_OUTPUT_FLAGS = ("output_history", "output_selection")
+# What transformers itself writes into or hands to a generation config.
+_METADATA = ("_commit_hash", "_from_model_config", "_original_object_hash", "transformers_version")
+
+
+class ShirgGenerationConfig(GenerationConfig):
+    r"""
+    Args:
+        max_new_tokens (`int`, defaults to 32): length R of the response. It is fixed: nothing ends it early.
+        block_length (`int`, *optional*): the response is filled in blocks of this length from left to right; it
+            divides `max_new_tokens`. `None` is one block.
+        steps (`int`, *optional*): denoising steps over all blocks, a multiple of the number of blocks. A block has at
+            most as many steps as tokens.
+        step_ratio (`float`, *optional*): steps per token instead of `steps`, in (0, 1]; each block gets
+            `int(block_length * step_ratio)`. `None` is 1.0, one token per step.
+        schedule (`"linear"`, `"shift"`, `"cosine"`, `"logit_normal"`, *optional*): how many tokens each step fills,
+            see `transfer_counts`. `None` spreads them evenly.
+        shift (`float`, defaults to 3.0): strength of `"shift"`; above 1 starts slowly, below 1 fast.
+        remasking (`"low_confidence"`, `"random"`, `"entropy"` or `"margin"`, defaults to `"low_confidence"`): which
+            predictions a step keeps, see `CONFIDENCES`.
+        do_sample (`bool`, defaults to `False`): draw tokens with `temperature` instead of taking the most probable
+            one.
+        temperature (`float`, *optional*): of the draw, > 0, only with `do_sample=True`, where `None` is 1.0. The
+            confidence is always that of the unscaled distribution.
+        use_cache (`bool`, defaults to `True`): encode the prompt once, blind to the response. `False` recomputes
+            prompt and response together at every step, the prompt sees the response: another function, as in the
+            original.
+        suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token,
+            `[]` is none.
+        return_dict_in_generate (`bool`, defaults to `False`): return a `ShirgGenerationOutput` instead of ids.
+        output_history (`bool`, defaults to `False`): also return the response after every step.
+        output_selection (`bool`, defaults to `False`): also return which image tokens were kept, and their scores.
+        bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): `None` is the model config's.
+
+    Raises:
+        ValueError: an unknown argument, or values that cannot work together; the message names them.
+    """
+
+    def __init__(self, **kwargs):
+        # The parent's fields are for autoregressive decoding: its constructor is deliberately not called.
+        for key in _METADATA:
+            kwargs.pop(key, None)
+        unknown = sorted(set(kwargs) - set(GENERATION_DEFAULTS))
+        if unknown:
+            raise ValueError(
+                f"Unknown generation argument {', '.join(map(repr, unknown))}. "
+                f"Known: {', '.join(GENERATION_DEFAULTS)}."
+            )
+        for name, default in GENERATION_DEFAULTS.items():
+            setattr(self, name, kwargs.get(name, default))
+        self._from_model_config = False
+        self.validate()
+
+    def validate(self, **unused_kwargs) -> None:
+        """Raises a `ValueError` that names the offending value and what is needed."""
+        _require_positive_int("max_new_tokens", self.max_new_tokens)
+        if self.block_length is not None:
+            _require_positive_int("block_length", self.block_length)
+            if self.max_new_tokens % self.block_length:
+                raise ValueError(
+                    f"max_new_tokens={self.max_new_tokens} must be a multiple of block_length={self.block_length}."
+                )
+        self._validate_steps()
+        self._validate_choices()
+        self._validate_sampling()
+        self._validate_tokens()
+
+    def _validate_steps(self) -> None:
+        if self.steps is not None and self.step_ratio is not None:
+            raise ValueError(
+                f"steps={self.steps} and step_ratio={self.step_ratio} both set the number of steps: give one of them."
+            )
+        if self.steps is not None:
+            _require_positive_int("steps", self.steps)
+            if self.steps % self.num_blocks:
+                raise ValueError(
+                    f"steps={self.steps} must be a multiple of the number of blocks, {self.num_blocks} "
+                    f"(max_new_tokens={self.max_new_tokens} / block_length={self.block_length})."
+                )
+        if self.step_ratio is not None:
+            if not _is_number(self.step_ratio) or not 0 < self.step_ratio <= 1:
+                raise ValueError(f"step_ratio={self.step_ratio!r} must be a number in (0, 1].")
+            if self.steps_per_block == 0:
+                raise ValueError(
+                    f"step_ratio={self.step_ratio} leaves no step for a block of {self.tokens_per_block} tokens: "
+                    f"it must be at least 1/{self.tokens_per_block}."
+                )
+
+    def _validate_choices(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r} must be one of {', '.join(map(repr, SCHEDULES))}.")
+        if not _is_number(self.shift) or self.shift <= 0:
+            raise ValueError(f"shift={self.shift!r} must be a number > 0.")
+        if self.remasking not in CONFIDENCES:
+            raise ValueError(f"remasking={self.remasking!r} must be one of {', '.join(map(repr, CONFIDENCES))}.")
+        for name in ("do_sample", "use_cache", "return_dict_in_generate", *_OUTPUT_FLAGS):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
+        for name in _OUTPUT_FLAGS:
+            if getattr(self, name) and not self.return_dict_in_generate:
+                raise ValueError(f"{name}=True needs return_dict_in_generate=True, got False: ids cannot hold it.")
+
+    def _validate_sampling(self) -> None:
+        if self.temperature is None:
+            return
+        if not _is_number(self.temperature) or self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature!r} must be a number > 0.")
+        if self.do_sample and self.temperature == 0:
+            raise ValueError("temperature=0 draws nothing, got do_sample=True: set do_sample=False for the argmax.")
+        if not self.do_sample and self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} needs do_sample=True, got do_sample=False.")
+
+    def _validate_tokens(self) -> None:
+        for name in ("bos_token_id", "pad_token_id", "mask_token_id"):
+            value = getattr(self, name)
+            if value is not None and not _is_id(value):
+                raise ValueError(f"{name}={value!r} must be a token id, an int >= 0.")
+        eos = self.eos_token_id
+        if eos is not None and not all(_is_id(value) for value in (eos if isinstance(eos, list) else [eos])):
+            raise ValueError(f"eos_token_id={eos!r} must be a token id or a list of them.")
+        if self.suppress_tokens is None:
+            return
+        if not isinstance(self.suppress_tokens, list) or not all(_is_id(value) for value in self.suppress_tokens):
+            raise ValueError(f"suppress_tokens={self.suppress_tokens!r} must be a list of token ids, ints >= 0.")
+
+    @property
+    def tokens_per_block(self) -> int:
+        """`block_length`, or the whole response."""
+        return self.max_new_tokens if self.block_length is None else self.block_length
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of the response."""
+        return self.max_new_tokens // self.tokens_per_block
+
+    @property
+    def sampling_temperature(self) -> float | None:
+        """Temperature of the draw; `None` takes the most probable token."""
+        if not self.do_sample:
+            return None
+        return 1.0 if self.temperature is None else self.temperature
+
+    @property
+    def steps_per_block(self) -> int:
+        """Number of denoising steps that a block may take; it takes fewer when nothing is masked any more."""
+        if self.steps is not None:
+            return min(self.steps // self.num_blocks, self.tokens_per_block)
+        return int(self.tokens_per_block * (1.0 if self.step_ratio is None else self.step_ratio))
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What a generation_config.json holds: every field that is not `None`, so that a file keeps its meaning when a
+        default of this class changes. (The parent leaves out what equals its own defaults.)"""
+        return {key: value for key, value in self.to_dict().items() if value is not None and not key.startswith("_")}
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> GenerationConfig:
+        """Not supported: a model config holds no generation arguments, `PreTrainedModel` starts from the defaults."""
+        raise NotImplementedError("ShirgGenerationConfig does not read generation arguments from a model config.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _require_positive_int(name: str, value: Any) -> None:
+    if not _is_id(value) or value == 0:
+        raise ValueError(f"{name}={value!r} must be an int > 0.")
+
+
+__all__ = ["GENERATION_DEFAULTS", "ShirgGenerationConfig"]

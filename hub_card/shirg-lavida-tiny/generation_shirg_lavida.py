@@ -1,0 +1,420 @@
+"""Generation by denoising: a response of fixed length starts as mask tokens and is filled block by block.
+
+The prompt (image tokens included) is encoded once, alone, into a key/value cache: the response sees the prompt and all
+of itself, the prompt never sees the response, so the cache stays valid for every step (LaViDa, arXiv:2505.16839). Each
+step predicts every masked position of the current block and keeps the most confident predictions; the rest stays
+masked (LLaDA, arXiv:2502.09992). The order of business, and what each step may touch, is in
+`ShirgLavidaGenerationMixin.generate`; how many tokens a step fills and which, in denoising_shirg.py.
+
+Shape suffixes: B batch, P prompt length, R response length, L block length, D hidden size, V vocabulary, S = P + R,
+K cached keys, N denoising steps of a block.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, TextDiffusionStreamer
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils import logging
+
+from .denoising_shirg import CONFIDENCES, MaskedDiffusionSampler, RowNoise, select_positions, transfer_table
+from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig
+
+logger = logging.get_logger(__name__)
+
+# Token ids that come from the model when the call does not give them.
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
+# An argument of `generate` replaces the stored value of its counterpart, which would contradict it.
+_COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
+# Arguments of `forward` that would contradict the loop.
+_FORWARD_ONLY = {"labels", "logits_to_keep", "past_key_values"}
+
+
+@dataclass
+class ShirgGenerationOutput(ModelOutput):
+    """
+    Args:
+        sequences (`torch.LongTensor` of shape `(B, P + R)`): prompt and response ids; `(B, R)`, the response alone,
+            when the prompt was given as `inputs_embeds` only.
+        forwards (`int`): number of denoising forwards; the prefix pass is not one.
+        tokens_per_forward (`torch.FloatTensor` of shape `(B,)`): tokens that were filled in, per denoising forward.
+            Without a draft that is `R / forwards`.
+        history (`torch.LongTensor` of shape `(forwards, B, R)`, *optional*): the response after each forward.
+        kept_indices, scores (*optional*): of the image tokens, as the model's selection reports them, with
+            `output_selection=True`.
+    """
+
+    sequences: torch.LongTensor | None = None
+    forwards: int | None = None
+    tokens_per_forward: torch.FloatTensor | None = None
+    history: torch.LongTensor | None = None
+    kept_indices: Any = None
+    scores: Any = None
+
+
+@dataclass
+class _Prompt:
+    """What stays fixed during one call. `mask_BP` is `None` when nothing is padded: attention then needs no mask."""
+
+    embeds_BPD: torch.Tensor
+    mask_BP: torch.Tensor | None
+    positions_BP: torch.Tensor
+    response_positions_BR: torch.Tensor
+
+
+class ShirgLavidaGenerationMixin:
+    """`generate` for a bidirectional language model behind a vision prefix.
+
+    The model provides `model.prepare_inputs_embeds(input_ids, **vision_kwargs) -> (inputs_embeds_BPD, image_outputs)`,
+    where `image_outputs` is `None` or has `kept_indices` and `scores`; `model.language_model`, which takes `is_causal`
+    and is bidirectional; `model.get_input_embeddings()`; `lm_head`; and a `forward` that names every argument
+    `generate` may get.
+    """
+
+    generation_config_class = ShirgGenerationConfig
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        """`PreTrainedModel` names the stock class and comes first in the usual order of bases."""
+        super().__init_subclass__(**kwargs)
+        if cls.generation_config_class is GenerationConfig:
+            cls.generation_config_class = ShirgGenerationConfig
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: BaseStreamer | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        draft_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> torch.LongTensor | ShirgGenerationOutput:
+        """Fills a response of `max_new_tokens` masks after the prompt.
+
+        0. Prepare: the configuration, the prompt's embeddings and positions, the response (masks, or the draft).
+        1. Encode the prompt alone into the prefix cache; no logits are computed for it.
+        2. For each block, from left to right, until its steps are spent or nothing in it is masked:
+            a. Run the response on the prefix (or, without the cache, prompt and response together) and compute logits
+               for the block alone.
+            b. Predict a token and a confidence for each masked position of the block.
+            c. Keep the most confident predictions, as many as the row's schedule says for this step.
+            d. Record and stream the response.
+        3. Return.
+
+        A row gives the tokens that it gives alone, however it is padded. There is no handling of the end-of-text
+        token.
+
+        Args:
+            input_ids (`(B, P)`): the prompt, with image placeholders already expanded.
+            attention_mask (`(B, P)`, *optional*): 0 marks padding, on either side. `None` is all ones.
+            inputs_embeds (`(B, P, D)`, *optional*): the prompt's embeddings, images included, instead of computing
+                them; `input_ids` then only lend their ids to the returned sequences.
+            position_ids (`(B, P)`, *optional*): by default they count the prompt's real tokens from 0. The response
+                goes on after the largest of a row.
+            generation_config: replaces the model's; token ids that it leaves at `None` still come from the model.
+            streamer (*optional*): gets the prompt, the draft after each forward if it is a `TextDiffusionStreamer`,
+                and the response. Batch size 1 only.
+            generator (*optional*): source of randomness of `do_sample` and `remasking="random"`, or one per row. What
+                a row's draws depend on is said in `RowNoise`.
+            draft_ids (`(R,)` or `(B, R)`, *optional*): a response with gaps: mask ids are filled, all others stay.
+                Sets `max_new_tokens`. Each row follows the schedule of its own number of masks.
+            **kwargs: fields of `ShirgGenerationConfig`, which override it, and the vision arguments of `forward`.
+
+        Returns:
+            Ids `(B, P + R)`, or `(B, R)` when only `inputs_embeds` were given; a `ShirgGenerationOutput` with
+            `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: unknown arguments, or shapes and values that do not fit; the message names them.
+        """
+        # 0. Prepare
+        vision_kwargs = self._vision_kwargs({k: v for k, v in kwargs.items() if k not in GENERATION_DEFAULTS})
+        overrides = {k: v for k, v in kwargs.items() if k in GENERATION_DEFAULTS}
+        config = self._resolve_generation_config(generation_config, draft_ids, overrides)
+        embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, vision_kwargs)
+        prompt = _prepare_prompt(embeds_BPD, attention_mask, position_ids, config.max_new_tokens)
+        batch_size, device = embeds_BPD.shape[0], embeds_BPD.device
+        response_BR = self._start_response(draft_ids, batch_size, config, device)
+        num_masks_B = (response_BR == config.mask_token_id).sum(-1)
+        sampler = _prepare_sampler(config, generator, batch_size, device)
+        _start_stream(streamer, input_ids, batch_size)
+
+        # 1. Encode the prompt
+        prefix = self._encode_prefix(prompt) if config.use_cache else None
+
+        # 2. Fill the response, block by block
+        history = []
+        for start in range(0, config.max_new_tokens, config.tokens_per_block):
+            block = slice(start, start + config.tokens_per_block)
+            masked_BL = response_BR[:, block] == config.mask_token_id
+            counts_BN = transfer_table(
+                masked_BL.sum(-1).tolist(), config.steps_per_block, config.schedule, config.shift
+            )
+            for counts_B in counts_BN.to(device).unbind(-1):
+                if not masked_BL.any():
+                    break
+                logits_BLV = self._denoise(prompt, prefix, response_BR, block)  # 2.a
+                tokens_BL, confidence_BL = sampler(logits_BLV, masked_BL)  # 2.b
+                keep_BL = select_positions(confidence_BL, masked_BL, counts_B)  # 2.c
+                response_BR[:, block] = torch.where(keep_BL, tokens_BL, response_BR[:, block])
+                masked_BL = response_BR[:, block] == config.mask_token_id
+                history.append(response_BR.clone())  # 2.d
+                if isinstance(streamer, TextDiffusionStreamer):
+                    streamer.put_draft(history[-1].cpu())
+
+        # 3. Return
+        if streamer is not None:
+            streamer.put(response_BR.cpu())
+            streamer.end()
+        sequences = response_BR if input_ids is None else torch.cat([input_ids.to(device), response_BR], dim=-1)
+        if not config.return_dict_in_generate:
+            return sequences
+        report_images = config.output_selection and image_outputs is not None
+        return ShirgGenerationOutput(
+            sequences=sequences,
+            forwards=len(history),
+            tokens_per_forward=num_masks_B.float() / max(len(history), 1),
+            history=_stack_history(history, response_BR) if config.output_history else None,
+            kept_indices=image_outputs.kept_indices if report_images else None,
+            scores=image_outputs.scores if report_images else None,
+        )
+
+    def _resolve_generation_config(
+        self, generation_config: GenerationConfig | None, draft_ids: torch.Tensor | None, overrides: dict[str, Any]
+    ) -> ShirgGenerationConfig:
+        """The configuration of this call, complete with token ids."""
+        fields = (self.generation_config if generation_config is None else generation_config).to_diff_dict()
+        for name, counterpart in _COUNTERPARTS.items():
+            if overrides.get(name) is not None:
+                fields.pop(counterpart, None)
+        if overrides.get("do_sample") is False:
+            fields.pop("temperature", None)
+        fields.update(overrides)
+        if draft_ids is not None:
+            fields["max_new_tokens"] = _draft_length(draft_ids, overrides.get("max_new_tokens"))
+        for name in _SPECIAL_TOKENS:
+            if fields.get(name) is None:
+                fields[name] = self._model_token(name)
+        if fields["mask_token_id"] is None:
+            raise ValueError(
+                "Generation starts from mask tokens, but neither the generation config nor the model config has a "
+                "mask_token_id."
+            )
+        if fields.get("suppress_tokens") is None:
+            fields["suppress_tokens"] = self._default_suppress_tokens(fields["mask_token_id"])
+        return ShirgGenerationConfig(**fields)
+
+    def _vision_kwargs(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Those of the model's arguments that the prompt is made of. The others that `forward` names are the
+        processor's reports about the views; whatever it does not name is an error."""
+        parameters = inspect.signature(type(self).forward).parameters
+        accepted = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+        accepted -= {"self", *_FORWARD_ONLY}
+        unknown = sorted(set(model_kwargs) - accepted)
+        if unknown:
+            raise ValueError(
+                f"generate got the unknown argument {', '.join(map(repr, unknown))}. Generation arguments: "
+                f"{', '.join(GENERATION_DEFAULTS)}. Model arguments: {', '.join(sorted(accepted))}."
+            )
+        taken = inspect.signature(self.model.prepare_inputs_embeds).parameters.values()
+        names = {parameter.name for parameter in taken}
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+            names = accepted
+        return {name: value for name, value in model_kwargs.items() if value is not None and name in names}
+
+    def _model_token(self, name: str) -> Any:
+        """A special token: the model's generation config, then its config."""
+        stored = getattr(self.generation_config, name, None)
+        return getattr(self.config, name, None) if stored is None else stored
+
+    def _default_suppress_tokens(self, mask_token_id: int | None) -> list[int]:
+        """The mask, which would never be filled, and the image placeholder, which is no text."""
+        size = self.model.get_input_embeddings().weight.shape[0]
+        ids = (mask_token_id, getattr(self.config, "image_token_id", None))
+        return sorted({token for token in ids if token is not None and 0 <= token < size})
+
+    def _embed_prompt(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, vision_kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, Any]:
+        """The prompt's embeddings `(B, P, D)` and what the model reports about its images, or `None`."""
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("generate needs input_ids or inputs_embeds.")
+        if inputs_embeds is None:
+            return self.model.prepare_inputs_embeds(input_ids, **vision_kwargs)
+        if vision_kwargs:
+            raise ValueError(f"inputs_embeds hold the images already, got {', '.join(sorted(vision_kwargs))} as well.")
+        if input_ids is not None and input_ids.shape != inputs_embeds.shape[:2]:
+            raise ValueError(
+                f"input_ids {tuple(input_ids.shape)} do not fit inputs_embeds {tuple(inputs_embeds.shape)}."
+            )
+        return inputs_embeds, None
+
+    def _start_response(
+        self, draft_ids: torch.Tensor | None, batch_size: int, config: ShirgGenerationConfig, device: torch.device
+    ) -> torch.LongTensor:
+        """The response `(B, R)` before the first step: all masks, or a copy of the draft."""
+        shape = (batch_size, config.max_new_tokens)
+        if draft_ids is None:
+            return torch.full(shape, config.mask_token_id, dtype=torch.int64, device=device)
+        if draft_ids.ndim == 2 and draft_ids.shape[0] != batch_size:
+            raise ValueError(f"draft_ids {tuple(draft_ids.shape)} do not fit a prompt batch of {batch_size}.")
+        size = self.model.get_input_embeddings().weight.shape[0]
+        if draft_ids.min() < 0 or draft_ids.max() >= size:
+            raise ValueError(
+                f"draft_ids hold ids from {draft_ids.min()} to {draft_ids.max()}, the model has 0 to {size - 1}."
+            )
+        return draft_ids.to(device=device, dtype=torch.int64).expand(shape).clone()
+
+    def _encode_prefix(self, prompt: _Prompt) -> tuple[Cache, torch.Tensor | None]:
+        """The prefix cache, and the mask `(B, K)` of its keys (`None`: all are seen). A cache that drops keys
+        overrides this method; keys are stored rotated, so nothing else depends on their number."""
+        cache = DynamicCache(config=self.model.language_model.config)
+        self.model.language_model(
+            inputs_embeds=prompt.embeds_BPD,
+            attention_mask=prompt.mask_BP,
+            position_ids=prompt.positions_BP,
+            past_key_values=cache,
+            use_cache=True,
+            is_causal=False,
+        )
+        return cache, prompt.mask_BP
+
+    def _denoise(
+        self,
+        prompt: _Prompt,
+        prefix: tuple[Cache, torch.Tensor | None] | None,
+        response_BR: torch.Tensor,
+        block: slice,
+    ) -> torch.Tensor:
+        """Logits `(B, L, V)` of the response's `block`. The cache is left as it was found."""
+        embeds_BRD = self.model.get_input_embeddings()(response_BR)
+        length = response_BR.shape[1]
+        if prefix is None:
+            hidden_BSD = self.model.language_model(
+                inputs_embeds=torch.cat([prompt.embeds_BPD, embeds_BRD], dim=1),
+                attention_mask=_append_ones(prompt.mask_BP, length),
+                position_ids=torch.cat([prompt.positions_BP, prompt.response_positions_BR], dim=1),
+                use_cache=False,
+                is_causal=False,
+            ).last_hidden_state
+            return self.lm_head(hidden_BSD[:, -length:][:, block])
+        cache, mask_BK = prefix
+        hidden_BRD = self.model.language_model(
+            inputs_embeds=embeds_BRD,
+            attention_mask=_append_ones(mask_BK, length),
+            position_ids=prompt.response_positions_BR,
+            past_key_values=cache,
+            use_cache=True,
+            is_causal=False,
+        ).last_hidden_state
+        cache.crop(-length)
+        return self.lm_head(hidden_BRD[:, block])
+
+    def adjust_generation_fn(
+        self,
+        generation_config: GenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: str | None,
+        pretrained_model_name_or_path: str | None,
+        cache_dir: str | None,
+        force_download: bool,
+        proxies: dict | None,
+        local_files_only: bool,
+        token: str | bool | None,
+        revision: str,
+        subfolder: str,
+        trust_remote_code: bool | None = None,
+        **kwargs,
+    ) -> None:
+        """Called by `from_pretrained` after the weights are loaded: reads generation_config.json, if there is one."""
+        if generation_config is not None:
+            self.generation_config = ShirgGenerationConfig(**generation_config.to_diff_dict())
+            return
+        if pretrained_model_name_or_path is None:
+            return
+        try:
+            self.generation_config = ShirgGenerationConfig.from_pretrained(
+                pretrained_model_name_or_path,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                proxies=proxies,
+                local_files_only=local_files_only,
+                token=token,
+                revision=revision,
+                subfolder=subfolder,
+                _from_auto=from_auto_class,
+                _from_pipeline=from_pipeline,
+            )
+        except OSError:
+            logger.info("No generation_config.json found: using the default generation config.")
+
+
+def _draft_length(draft_ids: torch.Tensor, max_new_tokens: int | None) -> int:
+    if draft_ids.ndim not in (1, 2):
+        raise ValueError(f"draft_ids must have the shape (R,) or (B, R), got {tuple(draft_ids.shape)}.")
+    length = draft_ids.shape[-1]
+    if max_new_tokens is not None and max_new_tokens != length:
+        raise ValueError(f"draft_ids of length {length} and max_new_tokens={max_new_tokens} contradict each other.")
+    return length
+
+
+def _prepare_prompt(
+    embeds_BPD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    response_length: int,
+) -> _Prompt:
+    """Positions count the real tokens of a row, so padding on either side changes nothing."""
+    shape, device = embeds_BPD.shape[:2], embeds_BPD.device
+    for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
+        if value is not None and value.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, the prompt {tuple(shape)}.")
+    mask_BP = torch.ones(shape, dtype=torch.bool, device=device)
+    if attention_mask is not None:
+        mask_BP = attention_mask.to(device=device, dtype=torch.bool)
+    if not mask_BP.any(-1).all():
+        raise ValueError("attention_mask has a row without a single real token.")
+    if position_ids is None:
+        position_ids = (mask_BP.long().cumsum(-1) - 1).clamp(min=0)
+    positions_BP = position_ids.to(device)
+    last_B = positions_BP.masked_fill(~mask_BP, -1).amax(-1)
+    response_positions_BR = last_B[:, None] + 1 + torch.arange(response_length, device=device)
+    return _Prompt(embeds_BPD, None if mask_BP.all() else mask_BP, positions_BP, response_positions_BR)
+
+
+def _prepare_sampler(
+    config: ShirgGenerationConfig,
+    generator: torch.Generator | list[torch.Generator] | None,
+    batch_size: int,
+    device: torch.device,
+) -> MaskedDiffusionSampler:
+    random = config.do_sample or CONFIDENCES[config.remasking] is None
+    noise = RowNoise(generator, batch_size, device) if random else None
+    return MaskedDiffusionSampler(config.remasking, config.sampling_temperature, config.suppress_tokens, noise)
+
+
+def _start_stream(streamer: BaseStreamer | None, input_ids: torch.Tensor | None, batch_size: int) -> None:
+    """Hands the prompt to the streamer, which expects one before it takes anything for an answer."""
+    if streamer is None:
+        return
+    if batch_size > 1:
+        raise ValueError(f"A streamer shows one response, got a batch of {batch_size}.")
+    streamer.put(torch.empty(batch_size, 0, dtype=torch.int64) if input_ids is None else input_ids.cpu())
+
+
+def _append_ones(mask_BK: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    return None if mask_BK is None else torch.nn.functional.pad(mask_BK, (0, length), value=True)
+
+
+def _stack_history(history: list[torch.Tensor], response_BR: torch.Tensor) -> torch.LongTensor:
+    return torch.stack(history) if history else response_BR.new_empty((0, *response_BR.shape))
+
+
+__all__ = ["ShirgGenerationOutput", "ShirgLavidaGenerationMixin"]

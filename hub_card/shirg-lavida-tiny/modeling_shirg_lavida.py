@@ -1,0 +1,409 @@
+"""SHIRG-LaViDa: a masked-diffusion vision-language model with foveal visual-token selection.
+
+The way of one question: views -> vision tower -> (fovea only) selection -> projector -> (base views only) bilinear
+pooling -> spliced into the prompt -> bidirectional language model. SigLIP and Llama are the stock modules of
+transformers; with a converted LaViDa checkpoint they compute the original's function (LaViDa, 2505.16839; LLaDA,
+2502.09992). What this file adds is the path from views to image tokens; the denoising loop is in
+generation_shirg_lavida.py.
+
+Shape suffixes: B prompts, L prompt tokens, I images, V base views of one image, T image tokens of one image, N patches
+of one view, K kept patches, D vision width, C language model width, P pixels per side.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput, logging
+
+from .configuration_shirg_lavida import ShirgLavidaConfig
+from .generation_shirg_lavida import ShirgLavidaGenerationMixin
+from .selection_shirg import pool_square, random_indices, shirg_scores, text_relevance, top_k, uniform_indices
+from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower, full_precision
+
+logger = logging.get_logger(__name__)
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_USE_PROCESSOR = (
+    "Use the processor that belongs to this config: ShirgLavidaProcessor.from_config(model.config, tokenizer)."
+)
+
+
+@dataclass
+class ShirgImageOutput(ModelOutput):
+    """Image tokens and how they were chosen.
+
+    Args:
+        image_tokens (`torch.FloatTensor` of shape `(I, T, C)`): what the language model reads in place of the
+            placeholders, base views first, then the fovea.
+        kept_indices (`torch.LongTensor` of shape `(I, K)`, *optional*): raster indices of the kept foveal patches,
+            ascending; `None` where no patch is kept as such (`pool`, or no fovea).
+        scores (`torch.FloatTensor` of shape `(I, N)`, *optional*): the score of every foveal patch, float32; `None`
+            for methods without a score.
+        probabilities (`torch.FloatTensor` of shape `(I, N)`, *optional*): `softmax(scores / selection_temperature)`.
+    """
+
+    image_tokens: torch.FloatTensor | None = None
+    kept_indices: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+    probabilities: torch.FloatTensor | None = None
+
+
+@dataclass
+class ShirgLavidaOutput(ModelOutput):
+    """Output of the model.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): token logits, or of the kept positions only.
+        past_key_values (`Cache`, *optional*): keys (rotated) and values of the prompt.
+        hidden_states (`tuple`, *optional*): the language model's, on request.
+        attentions (`tuple`, *optional*): the language model's, on request.
+        kept_indices, scores (*optional*): see `ShirgImageOutput`; with `output_selection=True`.
+    """
+
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    kept_indices: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+
+
+class ShirgLavidaProjector(nn.Module):
+    """LaViDa's `mlp2x_gelu`: Linear, exact GELU, Linear."""
+
+    def __init__(self, config: ShirgLavidaConfig):
+        super().__init__()
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., C)."""
+        return self.linear_2(self.act(self.linear_1(features)))
+
+
+class ShirgLavidaPreTrainedModel(PreTrainedModel):
+    """What every SHIRG-LaViDa model shares: initialisation, saving and what the attention backends may do."""
+
+    config: ShirgLavidaConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ShirgVisionTower", "LlamaDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    # A preset without a fovea has no use for the table; one with another grid says so in `from_pretrained`.
+    _keys_to_ignore_on_load_unexpected = [r"foveal_position_embedding"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, FovealPositionEmbedding):
+            init.copy_(module.weight, module.interpolated_base())
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """Load a checkpoint, under another preset too if `config` says so.
+
+        The foveal position table belongs to one grid. A checkpoint that was saved with another grid than `config` asks
+        for gives its table up: this grid's is derived from the base one, with a warning.
+        """
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        own = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
+        saved = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        if not isinstance(config, PreTrainedConfig):
+            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **own)
+        if config.fovea_grid in (None, saved.fovea_grid):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        held = "no" if saved.fovea_grid is None else f"a {saved.fovea_grid}x{saved.fovea_grid}"
+        logger.warning(
+            f"{pretrained_model_name_or_path} has {held} foveal_position_embedding; the one of {config.fovea_grid}x"
+            f"{config.fovea_grid} is interpolated from the base grid's."
+        )
+        with_info = kwargs.pop("output_loading_info", False)
+        lenient = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **lenient)
+        others = [key for key in map(str, info["mismatched_keys"]) if "foveal_position_embedding" not in key]
+        if others and not kwargs.get("ignore_mismatched_sizes", False):
+            raise ValueError(f"{pretrained_model_name_or_path} has tensors of other shapes than config: {others}.")
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Save weights, config and, for a model that was loaded as remote code, the code files beside them."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.is_remote_code():
+            custom_object_save(self.config, save_directory)
+
+
+class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
+    """Vision tower, selection, projector and language model, without the head."""
+
+    def __init__(self, config: ShirgLavidaConfig):
+        super().__init__(config)
+        self.vision_tower = ShirgVisionTower(config)
+        self.multi_modal_projector = ShirgLavidaProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        fovea_pixel_values: torch.Tensor | None = None,
+        question_embeds: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+    ) -> ShirgImageOutput:
+        """Image tokens of every image.
+
+        Args:
+            pixel_values: base-size views, (I * V, 3, P, P).
+            fovea_pixel_values: foveal views, (I, 3, P', P'); needed by view policy `foveal`.
+            question_embeds: embeddings of the prompt that holds each image, (I, L, C); without them no question is
+                scored.
+            question_mask: 1 at the question's tokens, (I, L).
+        """
+        config = self.config
+        self._check_views(pixel_values, fovea_pixel_values)
+        base_tokens = self.multi_modal_projector(self.vision_tower(pixel_values)[0])
+        if config.pooled_grid_size is not None:
+            base_tokens = pool_square(base_tokens, config.pooled_grid_size)
+        tokens_ITC = base_tokens.reshape(
+            -1, config.num_base_views * config.tokens_per_base_view, base_tokens.shape[-1]
+        )
+        if config.view_policy != "foveal":
+            return ShirgImageOutput(image_tokens=tokens_ITC)
+        scored = config.selection_method == "shirg"
+        features_IND, attention_IN = self.vision_tower(fovea_pixel_values, config.attention_source if scored else None)
+        projected_INC = self.multi_modal_projector(features_IND)
+        if config.selection_method == "pool":
+            pooled_IKC = pool_square(projected_INC, math.isqrt(config.selection_budget))
+            return ShirgImageOutput(image_tokens=torch.cat([tokens_ITC, pooled_IKC], dim=1))
+        scores_IN = None
+        if scored:
+            scores_IN = self._scores(features_IND, attention_IN, projected_INC, question_embeds, question_mask)
+        kept_IK = self._kept_indices(scores_IN, len(projected_INC), projected_INC.device)
+        kept_IKC = projected_INC.gather(1, kept_IK[..., None].expand(-1, -1, projected_INC.shape[-1]))
+        return ShirgImageOutput(
+            image_tokens=torch.cat([tokens_ITC, kept_IKC], dim=1),
+            kept_indices=kept_IK,
+            scores=scores_IN,
+            probabilities=None if scores_IN is None else (scores_IN / config.selection_temperature).softmax(-1),
+        )
+
+    def _check_views(self, pixel_values: torch.Tensor, fovea_pixel_values: torch.Tensor | None) -> None:
+        """The views are those of whole images under this config's view policy."""
+        config = self.config
+        if len(pixel_values) % config.num_base_views:
+            raise ValueError(
+                f"pixel_values has {len(pixel_values)} views, but preset {config.prune_method!r} needs "
+                f"{config.num_base_views} per image. {_USE_PROCESSOR}"
+            )
+        if config.view_policy != "foveal":
+            if fovea_pixel_values is not None:
+                raise ValueError(f"View policy {config.view_policy!r} has no fovea. {_USE_PROCESSOR}")
+            return
+        if fovea_pixel_values is None:
+            raise ValueError(
+                f"View policy 'foveal' needs fovea_pixel_values of {config.fovea_size} pixels. {_USE_PROCESSOR}"
+            )
+        if len(fovea_pixel_values) != len(pixel_values):
+            raise ValueError(
+                f"Every image needs one fovea: got {len(pixel_values)} images and {len(fovea_pixel_values)} foveal "
+                "views."
+            )
+
+    @torch.no_grad()
+    def _scores(
+        self,
+        features_IND: torch.Tensor,
+        attention_IN: torch.Tensor,
+        projected_INC: torch.Tensor,
+        question_embeds: torch.Tensor | None,
+        question_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """SHIRG's score of every foveal token, float32 (I, N)."""
+        config = self.config
+        questions_I = [None] * len(features_IND)
+        if config.text_relevance == "lm" and question_embeds is not None and question_mask is not None:
+            questions_I = [embeds[mask.bool()] for embeds, mask in zip(question_embeds, question_mask, strict=True)]
+        with full_precision(features_IND):
+            # One image at a time: what is kept must not depend on who shares the batch, not even by a rounding error.
+            return torch.stack(
+                [
+                    shirg_scores(
+                        features_ND,
+                        attention_N,
+                        None if question is None or len(question) == 0 else text_relevance(projected_NC, question),
+                        config.selection_budget,
+                        config.attention_weight,
+                        config.text_weight,
+                        config.diversity_weight,
+                    )
+                    for features_ND, attention_N, projected_NC, question in zip(
+                        features_IND, attention_IN, projected_INC, questions_I, strict=True
+                    )
+                ]
+            )
+
+    def _kept_indices(self, scores_IN: torch.Tensor | None, num_images: int, device: torch.device) -> torch.Tensor:
+        """Raster indices of the kept foveal tokens, int64 (I, K)."""
+        config = self.config
+        if config.selection_method == "shirg":
+            return top_k(scores_IN, config.selection_budget)
+        num_tokens = config.fovea_grid**2
+        if config.selection_method == "random":
+            kept_K = random_indices(num_tokens, config.selection_budget, config.selection_seed, device)
+        else:
+            kept_K = uniform_indices(num_tokens, config.selection_budget, device)
+        return kept_K.expand(num_images, -1)
+
+    def prepare_inputs_embeds(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.Tensor | None = None,
+        fovea_pixel_values: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ShirgImageOutput | None]:
+        """Prompt embeddings (B, L, C) with the image tokens in place of the placeholders, and how those were chosen.
+
+        Raises:
+            ValueError: placeholders and image tokens do not match; the message names both counts.
+        """
+        embeds_BLC = self.get_input_embeddings()(input_ids)
+        placeholder_BL = input_ids == self.config.image_token_id
+        rows_I = self._image_rows(placeholder_BL, pixel_values)
+        if pixel_values is None:
+            if fovea_pixel_values is not None:
+                raise ValueError(f"Got fovea_pixel_values without pixel_values. {_USE_PROCESSOR}")
+            return embeds_BLC, None
+        if question_mask is not None and question_mask.shape != (len(rows_I), input_ids.shape[1]):
+            raise ValueError(
+                f"question_mask has shape {tuple(question_mask.shape)}, but the prompts hold {len(rows_I)} images and "
+                f"are {input_ids.shape[1]} tokens long: it needs one row per image."
+            )
+        images = self.get_image_features(
+            pixel_values, fovea_pixel_values, embeds_BLC[rows_I.to(embeds_BLC.device)], question_mask
+        )
+        tokens = images.image_tokens.to(embeds_BLC.device, embeds_BLC.dtype)
+        return embeds_BLC.masked_scatter(placeholder_BL[..., None].to(embeds_BLC.device), tokens), images
+
+    def _image_rows(self, placeholder_BL: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
+        """The prompt that each image stands in, int64 (I,), after checking that every prompt holds whole images."""
+        per_image = self.config.num_image_tokens
+        counts_B = placeholder_BL.sum(-1)
+        num_images = 0 if pixel_values is None else pixel_values.shape[0] // self.config.num_base_views
+        total = int(counts_B.sum())
+        if total != num_images * per_image or bool((counts_B % per_image).any()):
+            raise ValueError(
+                f"The prompts hold {total} image tokens ({counts_B.tolist()} per prompt), but {num_images} images "
+                f"give {num_images * per_image}: preset {self.config.prune_method!r} needs exactly {per_image} per "
+                f"image. {_USE_PROCESSOR}"
+            )
+        return placeholder_BL.nonzero()[:, 0][::per_image]
+
+
+class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavidaGenerationMixin):
+    """SHIRG-LaViDa with its language modelling head; `generate` denoises an answer."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: ShirgLavidaConfig):
+        super().__init__(config)
+        self.model = ShirgLavidaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The language modelling head."""
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        fovea_pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_selection: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        patch_boxes: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        view_boxes: torch.Tensor | None = None,
+    ) -> ShirgLavidaOutput:
+        """One bidirectional forward over prompts (and whatever response tokens they end in).
+
+        Args:
+            input_ids: prompt ids with placeholders, (B, L); or give `inputs_embeds` (B, L, C).
+            pixel_values: base-size views of all images in reading order, (I * V, 3, P, P).
+            fovea_pixel_values: foveal views, (I, 3, P', P').
+            attention_mask: 1 at real tokens, (B, L), padding left or right; or a 4D mask, which is used as it is.
+            question_mask: 1 at the tokens of each image's question, (I, L); without it selection is text-free.
+            position_ids: (B, L); by default they count the real tokens of each row.
+            past_key_values: a cache to read and extend.
+            use_cache: return a cache.
+            logits_to_keep: compute logits of the last so many positions, or of these positions; 0 means all.
+            output_selection: return the kept indices and the scores.
+            output_hidden_states, output_attentions: return the language model's; attentions need eager attention.
+            patch_boxes, image_sizes, view_boxes: what the processor reports about the views; not used by these
+                presets.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        images = None
+        if inputs_embeds is not None and (pixel_values is not None or fovea_pixel_values is not None):
+            raise ValueError("inputs_embeds hold the images already: give pixel_values with input_ids only.")
+        if inputs_embeds is None:
+            inputs_embeds, images = self.model.prepare_inputs_embeds(
+                input_ids, pixel_values, fovea_pixel_values, question_mask
+            )
+        if (
+            position_ids is None
+            and past_key_values is None
+            and attention_mask is not None
+            and attention_mask.ndim == 2
+        ):
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        outputs = self.model.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            is_causal=False,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        return ShirgLavidaOutput(
+            logits=self.lm_head(hidden),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            kept_indices=images.kept_indices if output_selection and images is not None else None,
+            scores=images.scores if output_selection and images is not None else None,
+        )
+
+
+__all__ = ["ShirgLavidaForConditionalGeneration", "ShirgLavidaModel", "ShirgLavidaPreTrainedModel"]

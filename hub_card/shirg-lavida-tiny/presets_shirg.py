@@ -1,0 +1,91 @@
+"""The systems of this package as data: one row per `--prune_method`, one column set per geometry.
+
+A *geometry* is the set of view sizes and token counts that belong to one base resolution of the vision tower. `full`
+is LaViDa's (SigLIP so400m at 384 pixels, patch 14), `toy` is its quarter: same ratios, a quarter of the tokens.
+"""
+
+GEOMETRIES = {
+    "full": {
+        "image_size": 384,
+        "fovea_size": 448,
+        "canvas": 768,
+        "global_grid": 16,
+        "tile_grid": 14,
+        "budget": 724,
+        "wide_budget": 784,
+    },
+    "toy": {
+        "image_size": 192,
+        "fovea_size": 224,
+        "canvas": 384,
+        "global_grid": 8,
+        "tile_grid": 7,
+        "budget": 181,
+        "wide_budget": 196,
+    },
+}
+
+# Fields that every preset sets, so that switching presets never leaves a field of the previous one behind.
+_DEFAULTS = {
+    "view_policy": "foveal",
+    "fovea_size": "@fovea_size",
+    "image_grid_pinpoints": None,
+    "patch_merge_type": "flat",
+    "pooled_grid_size": "@global_grid",
+    "selection_method": "shirg",
+    "selection_budget": "@budget",
+    "attention_weight": 0.5,
+    "text_weight": 0.3,
+    "diversity_weight": 0.1,
+}
+_TILES = {
+    "view_policy": "anyres",
+    "fovea_size": None,
+    "image_grid_pinpoints": [["@canvas", "@canvas"]],
+    "selection_method": "none",
+    "selection_budget": None,
+}
+
+# "@name" stands for the geometry's value of that name.
+PRESETS = {
+    "shirg": {},
+    "shirg-v1": {"attention_weight": 0.7, "text_weight": 0.3, "diversity_weight": 0.0},
+    "shirg-784": {"pooled_grid_size": "@tile_grid", "selection_budget": "@wide_budget"},
+    "random": {"selection_method": "random"},
+    "uniform": {"selection_method": "uniform"},
+    "pool": {"selection_method": "pool", "pooled_grid_size": "@tile_grid", "selection_budget": "@wide_budget"},
+    "lavida-980": {**_TILES, "pooled_grid_size": "@tile_grid"},
+    "lavida-full": {**_TILES, "pooled_grid_size": None},
+}
+
+
+def preset_fields(name: str, geometry: str) -> dict:
+    """Config fields of preset `name` at `geometry` (a key of `GEOMETRIES`).
+
+    Raises:
+        ValueError: the name or the geometry is unknown; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"Unknown prune_method {name!r}. Known methods: {', '.join(sorted(PRESETS))}.")
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"Unknown geometry {geometry!r}. Known geometries: {', '.join(GEOMETRIES)}.")
+    values = GEOMETRIES[geometry]
+
+    def resolve(value):
+        if isinstance(value, list):
+            return [resolve(item) for item in value]
+        return values[value[1:]] if isinstance(value, str) and value.startswith("@") else value
+
+    return {"prune_method": name, **{key: resolve(value) for key, value in {**_DEFAULTS, **PRESETS[name]}.items()}}
+
+
+def geometry_of(image_size: int) -> str:
+    """Name of the geometry whose base view is `image_size` pixels wide."""
+    for name, values in GEOMETRIES.items():
+        if values["image_size"] == image_size:
+            return name
+    known = ", ".join(f"{values['image_size']} ({name})" for name, values in GEOMETRIES.items())
+    raise ValueError(
+        f"No preset geometry has a base view of {image_size} pixels. Known base views: {known}. "
+        "Set the fields of ShirgLavidaConfig one by one for another geometry."
+    )

@@ -1,0 +1,244 @@
+"""Processor of SHIRG-LaViDa: image processor, tokenizer, and the placeholders that tie them together.
+
+Every image takes exactly `num_image_tokens` placeholders, a property of the config that is known before the model
+runs. The processor also says which text tokens are "the question" of each image, so that no model file needs a
+tokenizer.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import TextInput
+
+from .image_processing_shirg_lavida import ShirgLavidaImageProcessor
+
+_HEADER_START, _HEADER_END, _TURN_END = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+
+SYSTEM_PROMPT = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+# LaViDa's prompt. The original writes "\n" after <image> and drops that token again; this template never writes it.
+CHAT_TEMPLATE = (
+    """\
+{{- bos_token }}
+{%- if messages[0]['role'] != 'system' %}
+    {{- '<|start_header_id|>system<|end_header_id|>\\n\\n"""
+    + SYSTEM_PROMPT
+    + """<|eot_id|>' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- set turn = namespace(text='') %}
+    {%- if message['content'] is string %}
+        {%- set turn.text = message['content'] %}
+    {%- else %}
+        {%- for block in message['content'] %}
+            {%- if block['type'] == 'image' %}
+                {%- set turn.text = turn.text + '<image>' %}
+            {%- elif block['type'] == 'text' %}
+                {%- set turn.text = turn.text + block['text'] %}
+            {%- else %}
+                {{- raise_exception("Content blocks are of type 'image' or 'text', got '" ~ block['type'] ~ "'.") }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}
+            {{- (turn.text | trim) + '<|eot_id|>' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- (turn.text | trim) + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+)
+
+
+class ShirgLavidaProcessor(ProcessorMixin):
+    r"""Turns prompts and images into model inputs.
+
+    Prompts are padded to the longest of the batch by default, on the tokenizer's `padding_side`.
+
+    Besides `input_ids`, `attention_mask` and what `ShirgLavidaImageProcessor` returns there is `question_mask`, int64
+    (images, L), one row per image in reading order over the batch: 1 at the text tokens of the turn that holds the
+    image, between `<|end_header_id|>` and `<|eot_id|>`; in a prompt without these the whole prompt is the turn.
+    Special tokens, image tokens, padding and tokens of whitespace only are 0.
+
+    Args:
+        image_processor (`ShirgLavidaImageProcessor`): cuts the views.
+        tokenizer (`PreTrainedTokenizerBase`): LLaDA's, with `image_token` added as a special token.
+        chat_template (`str`, *optional*): defaults to LaViDa's prompt, `CHAT_TEMPLATE`.
+        image_token (`str`, defaults to `"<image>"`): the placeholder, one per image in a prompt.
+        num_image_tokens (`int`): placeholders that one image takes in `input_ids`, `config.num_image_tokens`.
+
+    Raises:
+        ValueError: the tokenizer has no `image_token`; at call time, the numbers of images and of placeholders in the
+            prompts differ, or truncation cuts image tokens.
+    """
+
+    text_kwargs = {"padding": True, "return_token_type_ids": False}
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        image_token="<image>",
+        num_image_tokens=None,
+        **kwargs,
+    ):
+        if num_image_tokens is None or num_image_tokens < 1:
+            raise ValueError(
+                f"num_image_tokens must be the config's, at least 1, got {num_image_tokens}. "
+                "ShirgLavidaProcessor.from_config(config, tokenizer) sets it."
+            )
+        template = CHAT_TEMPLATE if chat_template is None else chat_template
+        super().__init__(image_processor, tokenizer, chat_template=template, **kwargs)
+        self.image_token = image_token
+        self.image_token_id = _single_token_id(tokenizer, image_token)
+        self.num_image_tokens = num_image_tokens
+
+    @classmethod
+    def from_config(cls, config, tokenizer, chat_template: str | None = None) -> "ShirgLavidaProcessor":
+        """The processor whose inputs a model with this `ShirgLavidaConfig` expects.
+
+        Raises:
+            ValueError: the tokenizer's id of `<image>` is not `config.image_token_id`.
+        """
+        processor = cls(
+            ShirgLavidaImageProcessor.from_config(config),
+            tokenizer,
+            chat_template=chat_template,
+            num_image_tokens=config.num_image_tokens,
+        )
+        if processor.image_token_id != config.image_token_id:
+            raise ValueError(
+                f"The tokenizer's id of {processor.image_token!r} is {processor.image_token_id}, but "
+                f"config.image_token_id is {config.image_token_id}. Use the tokenizer of this checkpoint, "
+                "or set image_token_id in the config."
+            )
+        return processor
+
+    def __call__(
+        self, images: ImageInput | None = None, text: TextInput | list[TextInput] | None = None, **kwargs
+    ) -> BatchFeature:
+        """Model inputs for prompts and images.
+
+        Args:
+            images: one image, a flat list in reading order over the batch, or one list per prompt. See
+                `ShirgLavidaImageProcessor` for what an image may be.
+            text: one prompt or a list of prompts with one `image_token` per image.
+            **kwargs: arguments of the tokenizer and of the image processor, such as `return_tensors` and
+                `fovea_boxes`.
+        """
+        if isinstance(images, (list, tuple)) and _count_images(images) == 0:
+            images = None
+        inputs = super().__call__(images=images, text=text, **kwargs)
+        if images is not None and "input_ids" in inputs:
+            inputs["question_mask"] = self._question_mask(inputs["input_ids"])
+        return inputs
+
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        """Checks that images and placeholders match: prompt by prompt where images come as one list per prompt."""
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if text is None or not isinstance(images, (list, tuple)):
+            return
+        if not all(isinstance(of_prompt, (list, tuple)) for of_prompt in images):
+            return
+        if len(images) != len(text):
+            raise ValueError(f"Got {len(images)} lists of images for {len(text)} prompts: pass one list per prompt.")
+        for index, (prompt, of_prompt) in enumerate(zip(text, images, strict=True)):
+            placeholders = prompt.count(self.image_token)
+            if placeholders != len(of_prompt):
+                raise ValueError(
+                    f"Prompt {index} has {placeholders} {self.image_token} tokens for {len(of_prompt)} images."
+                )
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """The placeholders of one image."""
+        return self.image_token * self.num_image_tokens
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs
+    ) -> list[str]:
+        """Generated ids, shape (B, L) or (L,), as text without surrounding whitespace.
+
+        A sequence that still holds its prompt (a chat header or an image token) keeps its whitespace, so that the
+        decoded prompt can be found in it and cut off, as pipelines do.
+        """
+        rows = _as_rows(generated_outputs)
+        header = self.tokenizer.convert_tokens_to_ids(_HEADER_START)
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
+        has_prompt = [self.image_token_id in row or header in row for row in rows]
+        return [text if keep else text.strip() for text, keep in zip(texts, has_prompt, strict=True)]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the processor may return to a model."""
+        names = [name for name in super().model_input_names if name != "token_type_ids"]
+        return [*names, "question_mask"]
+
+    def _question_mask(self, input_ids: Any) -> Any:
+        """`question_mask` in the type of `input_ids`: a tensor, an array, or lists where the rows differ in length."""
+        rows = _as_rows(input_ids)
+        textual = self._textual_ids({token for row in rows for token in row})
+        masks = [mask for row in rows for mask in self._question_masks_of_prompt(np.array(row), textual)]
+        if isinstance(input_ids, torch.Tensor):
+            return torch.from_numpy(np.stack(masks))
+        return np.stack(masks) if isinstance(input_ids, np.ndarray) else [mask.tolist() for mask in masks]
+
+    def _textual_ids(self, token_ids: set[int]) -> np.ndarray:
+        """Those of `token_ids` that are neither special nor whitespace only."""
+        special = {self.image_token_id, *self.tokenizer.all_special_ids}
+        special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return np.array(
+            [index for index in token_ids - special if self.tokenizer.decode([index]).strip()], dtype=np.int64
+        )
+
+    def _question_masks_of_prompt(self, ids_L: np.ndarray, textual: np.ndarray) -> list[np.ndarray]:
+        """One int64 mask of shape (L,) per image of one prompt."""
+        header_ends, turn_ends = (
+            np.flatnonzero(ids_L == self.tokenizer.convert_tokens_to_ids(token)) for token in (_HEADER_END, _TURN_END)
+        )
+        is_text_L = np.isin(ids_L, textual)
+        masks = []
+        for image_start in np.flatnonzero(ids_L == self.image_token_id)[:: self.num_image_tokens]:
+            start = max(header_ends[header_ends < image_start], default=-1) + 1
+            stop = min(turn_ends[turn_ends > image_start], default=len(ids_L))
+            mask_L = np.zeros(len(ids_L), dtype=np.int64)
+            mask_L[start:stop] = is_text_L[start:stop]
+            masks.append(mask_L)
+        return masks
+
+
+def _single_token_id(tokenizer, token: str) -> int:
+    ids = tokenizer.encode(token, add_special_tokens=False)
+    if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
+        raise ValueError(
+            f"The tokenizer has no token {token!r} (it reads it as the ids {ids}). Add it with "
+            f"tokenizer.add_tokens([{token!r}], special_tokens=True) and set image_token_id in the config to its id."
+        )
+    return ids[0]
+
+
+def _count_images(images: Any) -> int:
+    if isinstance(images, (list, tuple)):
+        return sum(_count_images(image) for image in images)
+    return 1
+
+
+def _as_rows(ids: Any) -> list[list[int]]:
+    """Token ids of shape (B, L) or (L,) as lists."""
+    rows = ids.tolist() if isinstance(ids, (torch.Tensor, np.ndarray)) else list(ids)
+    if rows and not isinstance(rows[0], (list, tuple, torch.Tensor, np.ndarray)):
+        return [rows]
+    return [row.tolist() if isinstance(row, (torch.Tensor, np.ndarray)) else list(row) for row in rows]

@@ -1,0 +1,84 @@
+"""Which foveal tokens are kept: scores, exact top-K, and the controls. Pure tensor functions of one view at a time.
+
+Selection runs once per image on what the vision tower saw, before any text is generated, so the prefix cache of a
+bidirectional language model stays valid. Scores are float32, the kept tokens keep raster order, ties go to the lower
+index.
+
+Shape suffixes: N patches of one fovea, K kept patches, D vision width, C language model width, Q question tokens, I
+    images.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def min_max(scores_N: torch.Tensor) -> torch.Tensor:
+    """Scores mapped to 0..1; scores that differ by no more than rounding errors become 0."""
+    low, high = scores_N.amin(), scores_N.amax()
+    noise = 1e-6 * scores_N.abs().amax()
+    return torch.where(high - low > noise, (scores_N - low) / (high - low), torch.zeros_like(scores_N))
+
+
+def top_k(scores_IN: torch.Tensor, k: int) -> torch.Tensor:
+    """Indices of the `k` largest scores of each row in ascending order, int64 (I, K); ties go to the lower index."""
+    return scores_IN.argsort(dim=-1, descending=True, stable=True)[..., :k].sort(-1).values
+
+
+def text_relevance(projected_NC: torch.Tensor, question_QC: torch.Tensor) -> torch.Tensor:
+    """Best cosine of each projected patch with any question token's input embedding, float32 (N,).
+
+    Patches and words meet in the language model's input space, the only space that LaViDa aligned them in.
+    """
+    patches_NC = F.normalize(projected_NC.float(), dim=-1)
+    words_QC = F.normalize(question_QC.float(), dim=-1)
+    return (patches_NC @ words_QC.T).amax(-1)
+
+
+def redundancy(features_ND: torch.Tensor, provisional_K: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of each token to the provisionally kept ones, float32 (N,): one matrix-vector product."""
+    unit_ND = F.normalize(features_ND.float(), dim=-1)
+    return unit_ND @ unit_ND[provisional_K].mean(0)
+
+
+def shirg_scores(
+    features_ND: torch.Tensor,
+    attention_N: torch.Tensor,
+    relevance_N: torch.Tensor | None,
+    budget: int,
+    attention_weight: float,
+    text_weight: float,
+    diversity_weight: float,
+) -> torch.Tensor:
+    """SHIRG's score `attention_weight * a + text_weight * s - diversity_weight * d` of one view, float32 (N,).
+
+    Every term is min-max normalised. Without a question (`relevance_N` is `None`) the text weight moves to `a`. `d` is
+    the redundancy with the provisional top-K of the first two terms.
+    """
+    if relevance_N is None:
+        scores_N = (attention_weight + text_weight) * min_max(attention_N.float())
+    else:
+        scores_N = attention_weight * min_max(attention_N.float()) + text_weight * min_max(relevance_N)
+    if diversity_weight == 0.0:
+        return scores_N
+    return scores_N - diversity_weight * min_max(redundancy(features_ND, top_k(scores_N, budget)))
+
+
+def random_indices(num_tokens: int, k: int, seed: int, device: torch.device) -> torch.Tensor:
+    """`k` of `num_tokens` indices, ascending, int64 (K,): the same draw for every image, device and process."""
+    order_N = torch.randperm(num_tokens, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return order_N[:k].sort().values.to(device)
+
+
+def uniform_indices(num_tokens: int, k: int, device: torch.device) -> torch.Tensor:
+    """`k` of `num_tokens` indices spread evenly over the raster, ascending, int64 (K,)."""
+    return (torch.arange(k, device=device) * num_tokens + num_tokens // 2) // k
+
+
+def pool_square(tokens_BNC: torch.Tensor, grid: int) -> torch.Tensor:
+    """Bilinear pooling of a square token grid, as LaViDa pools: (B, N, C) -> (B, grid * grid, C)."""
+    side = round(tokens_BNC.shape[1] ** 0.5)
+    if side == grid:
+        return tokens_BNC
+    map_BChw = tokens_BNC.transpose(1, 2).unflatten(-1, (side, side))
+    pooled_BChw = F.interpolate(map_BChw, size=(grid, grid), mode="bilinear", align_corners=False, antialias=False)
+    return pooled_BChw.flatten(2).transpose(1, 2)

@@ -1,0 +1,127 @@
+"""The vision tower: stock SigLIP up to the layer LaViDa projects, position embeddings for a second grid, and the
+attention signals that selection scores are made of.
+
+Shape suffixes: V views, N patches of one view, D vision width, P pixels per side, H heads, K head width.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import SiglipVisionModel
+
+
+def full_precision(tensor: torch.Tensor) -> torch.autocast:
+    """Scores are float32 whatever autocast surrounds them: in bfloat16 they tie at the cut."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+class FovealPositionEmbedding(nn.Embedding):
+    """Position table of a square grid that the vision tower was not trained on.
+
+    It starts as the bicubic interpolation (align_corners=False) of the base table, trains, and is saved like any
+    embedding.
+    """
+
+    def __init__(self, grid: int, base_table: nn.Embedding):
+        super().__init__(grid * grid, base_table.embedding_dim)
+        self.grid = grid
+        # A tuple hides the base table from module registration: it already belongs to the stock tower.
+        self.base_table = (base_table,)
+
+    def interpolated_base(self) -> torch.Tensor:
+        """The base table resampled to this grid, shape (grid * grid, D)."""
+        base_ND = self.base_table[0].weight.detach().float()
+        side = math.isqrt(base_ND.shape[0])
+        base_1Dhw = base_ND.T.reshape(1, -1, side, side)
+        resized_1Dhw = F.interpolate(base_1Dhw, size=(self.grid, self.grid), mode="bicubic", align_corners=False)
+        return resized_1Dhw.flatten(2)[0].T.to(self.weight.dtype)
+
+
+class ShirgVisionTower(nn.Module):
+    """SigLIP without its last layer and post_layernorm, as LaViDa uses it, at the base grid and the fovea's grid."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.vision_model = SiglipVisionModel._from_config(config.vision_config)
+        self.num_kept_layers = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
+        self.base_grid = config.base_grid
+        self.foveal_position_embedding = None
+        if config.fovea_grid is not None:
+            self.foveal_position_embedding = FovealPositionEmbedding(
+                config.fovea_grid, self.vision_model.embeddings.position_embedding
+            )
+
+    def forward(
+        self, pixels_V3PP: torch.Tensor, attention_source: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features of the views, shape (V, N, D), and the attention signal of every patch, float32 (V, N), if asked
+        for.
+
+        Args:
+            pixels_V3PP: views of one size.
+            attention_source: `"map"`, `"received"` or `"norm"`, see `ShirgLavidaConfig`; `None` computes no signal.
+        """
+        hidden_VND = self._embed(pixels_V3PP)
+        for layer in self.vision_model.encoder.layers[: self.num_kept_layers]:
+            before_VND, hidden_VND = hidden_VND, layer(hidden_VND, None)
+        if attention_source is None:
+            return hidden_VND, None
+        with torch.no_grad(), full_precision(hidden_VND):
+            if attention_source == "map":
+                return hidden_VND, self.probe_attention(hidden_VND)
+            if attention_source == "received":
+                return hidden_VND, self.received_attention(before_VND)
+            return hidden_VND, hidden_VND.float().norm(dim=-1)
+
+    def _embed(self, pixels_V3PP: torch.Tensor) -> torch.Tensor:
+        embeddings = self.vision_model.embeddings
+        patches_VDgg = embeddings.patch_embedding(pixels_V3PP.to(embeddings.patch_embedding.weight.dtype))
+        grid = patches_VDgg.shape[-1]
+        tables = {self.base_grid: embeddings.position_embedding}
+        if self.foveal_position_embedding is not None:
+            tables[self.foveal_position_embedding.grid] = self.foveal_position_embedding
+        if grid not in tables:
+            raise ValueError(
+                f"A view of {pixels_V3PP.shape[-1]} pixels has {grid}x{grid} patches, but this model has position "
+                f"embeddings for {' and '.join(f'{side}x{side}' for side in tables)}. Use the processor that belongs "
+                "to this config."
+            )
+        positions_ND = tables[grid](torch.arange(grid * grid, device=pixels_V3PP.device))
+        return patches_VDgg.flatten(2).transpose(1, 2) + positions_ND
+
+    def probe_attention(self, features_VND: torch.Tensor) -> torch.Tensor:
+        """Attention of SigLIP's pooling probe over the patches, averaged over heads, float32 (V, N), rows sum to 1.
+
+        The one row of attention that the score needs is computed here from q and k, so the tower keeps its fast
+        kernels.
+        """
+        head = self.vision_model.head
+        hidden_VND = features_VND
+        for layer in self.vision_model.encoder.layers[self.num_kept_layers :]:
+            hidden_VND = layer(hidden_VND, None)
+        hidden_VND = self.vision_model.post_layernorm(hidden_VND).float()
+        weight_q, weight_k, _ = head.attention.in_proj_weight.float().chunk(3)
+        bias_q, bias_k, _ = head.attention.in_proj_bias.float().chunk(3)
+        num_heads = head.attention.num_heads
+        query_HK = F.linear(head.probe[0, 0].float(), weight_q, bias_q).unflatten(0, (num_heads, -1))
+        keys_VNHK = F.linear(hidden_VND, weight_k, bias_k).unflatten(-1, (num_heads, -1))
+        logits_VHN = torch.einsum("hk,vnhk->vhn", query_HK, keys_VNHK) / math.sqrt(query_HK.shape[-1])
+        return logits_VHN.softmax(-1).mean(1)
+
+    def received_attention(self, before_VND: torch.Tensor, chunk: int = 128) -> torch.Tensor:
+        """Mean attention each patch receives in the last kept layer, given that layer's input, float32 (V, N).
+
+        Query rows are taken `chunk` at a time, so the (N, N) map never exists as a whole.
+        """
+        layer = self.vision_model.encoder.layers[self.num_kept_layers - 1]
+        normed_VND = layer.layer_norm1(before_VND)
+        heads = (layer.self_attn.num_heads, layer.self_attn.head_dim)
+        queries_VHNK = layer.self_attn.q_proj(normed_VND).unflatten(-1, heads).transpose(1, 2).float()
+        keys_VHNK = layer.self_attn.k_proj(normed_VND).unflatten(-1, heads).transpose(1, 2).float()
+        received_VN = queries_VHNK.new_zeros(queries_VHNK.shape[0], queries_VHNK.shape[2])
+        for part_VHnK in queries_VHNK.split(chunk, dim=2):
+            logits = part_VHnK @ keys_VHNK.transpose(-1, -2) * layer.self_attn.scale
+            received_VN = received_VN + logits.softmax(-1).mean(1).sum(1)
+        return received_VN / queries_VHNK.shape[2]
