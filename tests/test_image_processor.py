@@ -356,7 +356,8 @@ def test_a_saved_folder_reads_images_where_the_package_is_missing(tmp_path, monk
     processor = ShirgLavidaImageProcessor(**TOY)
     processor.save_pretrained(tmp_path)
     shipped = {path.name for path in tmp_path.glob("*.py")}
-    assert shipped == {"geometry_shirg.py", "image_processing_shirg_lavida.py", "image_reading_shirg.py"}
+    siblings = {"geometry_shirg.py", "image_reading_shirg.py", "presets_shirg.py"}
+    assert shipped == {"image_processing_shirg_lavida.py", *siblings}
     code = f"""
 from transformers import AutoImageProcessor
 

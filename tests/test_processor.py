@@ -217,11 +217,11 @@ def test_from_config():
 
 def test_wrong_construction():
     with pytest.raises(ValueError, match=r"no token '<image>'.*add_tokens"):
-        ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer(image_token=False))
+        ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer(image_token=False), num_image_tokens=245)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer(), num_image_tokens=0)
     with pytest.raises(TypeError):
-        ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer(), num_tokens=3)
+        ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer(), num_image_tokens=245, num_tokens=3)
 
 
 @pytest.mark.parametrize("preset", ["shirg", "lavida-980"])
@@ -233,7 +233,11 @@ def test_save_and_load_keep_everything(tmp_path, preset):
     processor = ShirgLavidaProcessor.from_config(config, make_tokenizer("left"))
     processor.save_pretrained(tmp_path)
     loaded = ShirgLavidaProcessor.from_pretrained(tmp_path)
-    assert loaded.to_dict() == processor.to_dict()
+    # Only a class that is registered for an Auto class writes its own `auto_map`; tests/test_hub.py loads by it.
+    saved, read = (
+        {key: value for key, value in each.to_dict().items() if key != "auto_map"} for each in (processor, loaded)
+    )
+    assert read == saved
     assert (loaded.chat_template, loaded.tokenizer.padding_side) == (CHAT_TEMPLATE, "left")
     arguments = {"text": ["<image>a", "b <image>"], "images": [picture(1), picture(2)], "return_tensors": "pt"}
     before, after = processor(**copy.copy(arguments)), loaded(**copy.copy(arguments))

@@ -109,6 +109,7 @@ def test_the_packed_loss_is_the_loss_of_inference(tokenizer, monkeypatch, joint)
     model, processor = _small(tokenizer)
     monkeypatch.setattr(packed, "ALIGNMENT_WEIGHT", 0.0)
     monkeypatch.setattr(packed, "POINTER_WEIGHT", 0.0)
+    monkeypatch.setattr(packed, "POINTER_LAYER", 1)
     monkeypatch.setattr(packed, "_draw_masks", lambda answer_ids: torch.ones_like(answer_ids, dtype=torch.bool))
     questions = 1 if joint else 3
     dataset = packed.QuestionDataset(processor, "train", range(4), questions, warm_up=0.5)
