@@ -118,9 +118,9 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         for gives its table up: this grid's is derived from the base one, with a warning.
         """
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        own = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
         saved = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
         if not isinstance(config, PreTrainedConfig):
+            own = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **own)
         if config.fovea_grid in (None, saved.fovea_grid):
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
