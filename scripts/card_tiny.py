@@ -2,7 +2,8 @@
 
     python -m shirg_scripts.card_tiny --model hub_card/shirg-lavida-tiny --images 600
 
-The figures of the card come from this command alone: scenes of split `test`, whose seeds training never saw.
+The figures of the card come from this command alone: scenes of split `test`, whose seeds training never saw. Rendering
+them takes matplotlib's fonts: pip install 'shirg-lavida[eval]'.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python -m shirg_scripts.draw_examples --out hub_card/examples
 
-They are rendered by modeling_shirg/evaluation/synthetic.py and need matplotlib's fonts.
+They are rendered by modeling_shirg/evaluation/synthetic.py and need matplotlib's fonts:
+pip install 'shirg-lavida[eval]'.
 """
 
 import argparse

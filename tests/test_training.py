@@ -1,22 +1,35 @@
-"""The recipe of the bundled checkpoint: scenes, targets, tokenizer, and a packed loss that equals inference."""
+"""The recipe of the bundled checkpoint: scenes, targets, tokenizer, a packed loss that equals inference, and stages.
 
+A stage that was stopped and resumed must end with the weights of one that was not.
+"""
+
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional as F
+from transformers import TrainerCallback
 
-from configuration_shirg import ShirgLavidaProcessor
+from configuration_shirg import ShirgLavidaImageProcessor, ShirgLavidaProcessor
+from modeling_shirg.evaluation import synthetic
 from modeling_shirg.evaluation.exact_match import wilson_interval
 from modeling_shirg.evaluation.synthetic import CHARACTERS, COLORS, FAMILIES, SHAPES, Mark, scene
-from modeling_shirg.training import packed
-from modeling_shirg.training.dense import MARKS, patch_owners, patch_targets
+from modeling_shirg.training import packed, tiny
+from modeling_shirg.training.dense import MARKS, PageDataset, patch_owners, patch_targets
+from modeling_shirg.training.stage import STAGE_FILE, WEIGHTS_FILE
 from modeling_shirg.training.tiny import tiny_config as bundled_config
 from modeling_shirg.training.tiny import tiny_tokenizer
+from shirg_scripts.train_tiny import ScriptArguments
 from tiny_model import TEXT, VISION, tiny_config, tiny_model
 
 
@@ -90,17 +103,21 @@ def test_the_bundled_geometry_is_the_toy_one(tokenizer):
     assert bundled_config(tokenizer).num_image_tokens == 245
 
 
-def _small(tokenizer):
+def _small_config(tokenizer):
     """The bundled checkpoint's tokenizer over a model of test widths."""
     ids = {
         name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
     }
-    config = tiny_config(
+    return tiny_config(
         vision_config=VISION,
         text_config={**TEXT, "vocab_size": len(tokenizer)},
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         **ids,
     )
+
+
+def _small(tokenizer):
+    config = _small_config(tokenizer)
     return tiny_model(config), ShirgLavidaProcessor.from_config(config, tokenizer)
 
 
@@ -158,23 +175,153 @@ def test_wilson_interval_by_hand():
     assert wilson_interval(0, 10)[0] == 0.0 and wilson_interval(10, 10)[1] == 1.0
 
 
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'shirg-lavida\[eval\]'"):
+        synthetic._font.__wrapped__("DejaVuSans.ttf", 12)
+
+
+def test_the_view_size_alternates_from_batch_to_batch(tokenizer):
+    image_processor = ShirgLavidaImageProcessor.from_config(_small_config(tokenizer))
+    dataset = PageDataset(image_processor, tokenizer, "train", range(5, 11), batch_size=2)
+    assert [dataset[i]["use_fovea"] for i in range(6)] == [True, True, False, False, True, True]
+
+
+class Killed(Exception):
+    """Stands for a killed process."""
+
+
+class Watch(TrainerCallback):
+    """Remembers the steps that ran; raises `Killed` when checkpoint number `last_step` is written."""
+
+    def __init__(self, last_step: int | None):
+        self.last_step = last_step
+        self.steps = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == self.last_step:
+            raise Killed
+
+
+@pytest.fixture
+def train(tokenizer, monkeypatch):
+    """Train stage `see` or `read` on 12 images and a model of test widths; returns the steps that ran."""
+    monkeypatch.setattr(tiny, "tiny_config", _small_config)
+    monkeypatch.setattr(packed, "POINTER_LAYER", 1)
+
+    def run(root: Path, stage: str, killed_at: int | None = None, **options) -> list[int]:
+        args = ScriptArguments(output_dir=str(root), compile=False, num_workers=0, save_steps=2, **options)
+        watch = Watch(killed_at)
+
+        class WatchedTrainer(tiny.StageTrainer):
+            def __init__(self, **kwargs):
+                super().__init__(callbacks=[watch], **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny, "StageTrainer", WatchedTrainer)
+            common = {"images": range(12), "batch_size": 2, "learning_rate": 1e-3}
+            if stage == "see":
+                tiny.train_vision(root / "see", args, previous=None, **common)
+            else:
+                tiny.train_answers(root / "read", args, root / "see", num_questions=2, joint=False, **common)
+        return watch.steps
+
+    return run
+
+
+@pytest.mark.parametrize("stage", ["see", "read"])
+def test_a_stopped_stage_ends_as_if_it_had_not_been_stopped(train, tmp_path, stage):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for root in (whole, stopped) if stage == "read" else ():
+        train(root, "see")
+    assert train(whole, stage) == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(Killed):
+        train(stopped, stage, killed_at=4)
+    assert not json.loads((stopped / stage / STAGE_FILE).read_text())["finished"]
+    assert not (stopped / stage / WEIGHTS_FILE).exists()
+    half = stopped / stage / "checkpoint-6"
+    half.mkdir()
+    (half / WEIGHTS_FILE).write_bytes(b"half")
+    (half / "trainer_state.json").write_text('{"global_step": 6, "log_hi')
+    assert train(stopped, stage) == [5, 6], "resumed from checkpoint 4, the last complete one"
+    assert train(stopped, stage) == [], "a finished stage is skipped"
+    _assert_same_weights(whole / stage, stopped / stage)
+
+
+def _assert_same_weights(one: Path, other: Path) -> None:
+    torch.testing.assert_close(load_file(one / WEIGHTS_FILE), load_file(other / WEIGHTS_FILE), rtol=1e-5, atol=1e-7)
+
+
+def test_a_stage_is_not_reused_with_other_settings(train, tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, "see", killed_at=2)
+    for _ in ("unfinished", "finished"):
+        with pytest.raises(ValueError, match="seed=0, this run asks for seed=1.*another output_dir.*back to seed=0"):
+            train(tmp_path, "see", seed=1)
+        train(tmp_path, "see")
+
+
+def test_a_training_of_unknown_settings_is_not_continued(train, tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, "see", killed_at=2)
+    with pytest.raises(ValueError, match="not a finished stage"):
+        train(tmp_path, "read")
+    (tmp_path / "see" / STAGE_FILE).unlink()
+    with pytest.raises(ValueError, match="no stage.json"):
+        train(tmp_path, "see")
+
+
+def test_a_finished_stage_brings_its_own_config_and_tokenizer(train, tokenizer, tmp_path, monkeypatch):
+    train(tmp_path, "see")
+    expected = _small_config(tokenizer)
+    monkeypatch.delattr(tiny, "tiny_tokenizer")
+    monkeypatch.delattr(tiny, "tiny_config")
+    train(tmp_path, "read")
+    tiny.export(tmp_path / "read", tmp_path / "out")
+    ours = ShirgLavidaProcessor.from_config(expected, tokenizer)
+    ours.save_pretrained(tmp_path / "expected")
+    for file in (tmp_path / "expected").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
+    model, _ = tiny.load_stage(tmp_path / "read")
+    assert model.config.to_dict() == expected.to_dict()
+
+
 @pytest.mark.slow
-def test_training_runs_resumes_and_exports_a_checkpoint_that_answers(tmp_path):
-    sizes = ["--see_images", "128", "--sharpen_images", "64", "--read_images", "64", "--answer_images", "64"]
-    command = [
-        sys.executable,
-        "-m",
-        "shirg_scripts.train_tiny",
-        "--output_dir",
-        str(tmp_path / "run"),
-        "--compile",
-        "False",
-    ]
-    for extra in ([], ["--export", str(tmp_path / "out")]):
-        run = subprocess.run([*command, *sizes, *extra], capture_output=True, text=True, timeout=1200)
-        assert run.returncode == 0, run.stderr
-    assert "mark_accuracy" not in run.stdout, "the second run found every stage finished"
-    card = [sys.executable, "-m", "shirg_scripts.card_tiny", "--model", str(tmp_path / "out"), "--images", "8"]
-    run = subprocess.run(card, capture_output=True, text=True, timeout=1200)
+def test_a_killed_run_resumes_to_the_same_checkpoint_and_that_checkpoint_answers(tmp_path):
+    sizes = ["--see_images", "128", "--sharpen_images", "32", "--read_images", "64", "--answer_images", "32"]
+    module = [sys.executable, "-m", "shirg_scripts.train_tiny", "--compile", "False", "--save_steps", "1", *sizes]
+    whole, killed, out = tmp_path / "whole", tmp_path / "killed", tmp_path / "out"
+    _run([*module, "--output_dir", str(whole)])
+    for stage in ("see", "read"):
+        _run_until_checkpoint([*module, "--output_dir", str(killed)], killed / stage)
+        assert not json.loads((killed / stage / STAGE_FILE).read_text())["finished"]
+    log = _run([*module, "--output_dir", str(killed), "--export", str(out)])
+    for stage in ("see", "sharpen"):
+        assert f"Stage {stage}: finished before, skipped" in log
+    assert f"Stage read: 64 images, {killed / 'read' / 'checkpoint-1'}" in log
+    assert "Stage answer: 32 images, from the start" in log
+    for stage in ("see", "sharpen", "read", "answer"):
+        _assert_same_weights(whole / stage, killed / stage)
+    _run([sys.executable, "-m", "shirg_scripts.card_tiny", "--model", str(out), "--images", "8"])
+    assert "What is in cell N?" in (out / "README.md").read_text()
+
+
+def _run(command: list[str]) -> str:
+    """What the command wrote to its standard error."""
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr
-    assert "What is in cell N?" in (tmp_path / "out" / "README.md").read_text()
+    return run.stderr
+
+
+def _run_until_checkpoint(command: list[str], folder: Path) -> None:
+    """Kill the command, its workers too, as soon as `folder` holds a checkpoint."""
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while not any(file.stat().st_size for file in folder.glob("checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """Rendered scenes with known answers: what the bundled checkpoint is trained on and, from other seeds, measured on.
 
 Every scene is a pure function of (split, family, index). Training draws from split `train`, figures come from split
-`test`; the two seed spaces cannot overlap. Fonts are matplotlib's DejaVu family, so no asset is needed.
+`test`; the two seed spaces cannot overlap. Fonts are matplotlib's DejaVu family, so no asset is needed, but
+matplotlib is: it comes with the extra `eval`.
 """
 
 import math
@@ -174,7 +175,12 @@ def _glyph(font_name: str, size: int, character: str) -> Image.Image:
 
 @cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # the fonts' owner; only rendering needs it
+    try:
+        import matplotlib  # the fonts' owner; only rendering needs it
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "Rendered scenes take their fonts from matplotlib, which is missing: pip install 'shirg-lavida[eval]'"
+        ) from error
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)

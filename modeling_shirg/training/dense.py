@@ -48,7 +48,11 @@ def patch_targets(marks: list[Mark], owners_N: np.ndarray) -> tuple[np.ndarray, 
 
 
 class PageDataset(Dataset):
-    """Views of rendered pages (and of the question families' images) with per-patch targets and a caption."""
+    """Views of rendered pages (and of the question families' images) with per-patch targets and a caption.
+
+    A batch holds one view size, since the two views differ in theirs: batches of `batch_size` rows, taken in order,
+    alternate between them.
+    """
 
     def __init__(
         self,
@@ -56,11 +60,13 @@ class PageDataset(Dataset):
         tokenizer: PreTrainedTokenizerBase,
         split: str,
         indices: range,
+        batch_size: int,
     ):
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self.split = split
         self.indices = indices
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -71,7 +77,6 @@ class PageDataset(Dataset):
         family = str(rng.choice(["page", "grid", "guard"], p=[0.7, 0.15, 0.15]))
         page = scene(family, self.split, index)
         features = self.image_processor([page.image], return_tensors="np")
-        # The two views have different sizes, so a batch alternates between them: see `collate`.
         owners = patch_owners(page.marks, features["patch_boxes"][0], *page.image.size)
         labels, colors = patch_targets(page.marks, owners)
         chosen = rng.permutation(len(page.marks))[:CAPTION_MARKS]
@@ -82,7 +87,7 @@ class PageDataset(Dataset):
             "labels": labels,
             "colors": colors,
             "caption": caption,
-            "use_fovea": index // 64 % 2 == 0,
+            "use_fovea": item // self.batch_size % 2 == 0,
         }
 
     def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:

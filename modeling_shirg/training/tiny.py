@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaImageProcessor, ShirgLavidaProcessor
@@ -16,6 +14,14 @@ from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGener
 from modeling_shirg.evaluation.synthetic import CHARACTERS, COLORS, FAMILIES, SHAPES, scene
 from modeling_shirg.training.dense import DensePretrainingModel, PageDataset
 from modeling_shirg.training.packed import ANSWER_LENGTH, PackedAnswerModel, QuestionDataset
+from modeling_shirg.training.stage import (
+    close_stage,
+    last_complete_checkpoint,
+    open_stage,
+    read_stage,
+    save_start,
+    stage_settings,
+)
 from modeling_shirg.training.tokenizer import train_tokenizer
 
 logger = logging.get_logger(__name__)
@@ -93,63 +99,79 @@ class StageTrainer(Trainer):
 
 def train_see(folder: Path, args) -> None:
     """Stage `see`: the vision tower, from random weights."""
-    _train_vision(folder, args, previous=None, images=range(args.see_images), batch_size=64, learning_rate=1e-3)
+    train_vision(folder, args, previous=None, images=range(args.see_images), batch_size=64, learning_rate=1e-3)
 
 
 def train_sharpen(folder: Path, see_folder: Path, args) -> None:
     """Stage `sharpen`: the same on new pages with a warm restart and half the batch; small glyphs come late."""
     images = range(args.see_images, args.see_images + args.sharpen_images)
-    _train_vision(folder, args, previous=see_folder, images=images, batch_size=32, learning_rate=7e-4)
+    train_vision(folder, args, previous=see_folder, images=images, batch_size=32, learning_rate=7e-4)
 
 
-def _train_vision(
+def train_vision(
     folder: Path, args, previous: Path | None, images: range, batch_size: int, learning_rate: float
 ) -> None:
-    if (folder / "model.safetensors").exists():
+    """A stage of the vision tower, unless `folder` holds it finished; without `previous`, from random weights."""
+    optimisation = {"batch_size": batch_size, "learning_rate": learning_rate}
+    if open_stage(folder, stage_settings(folder, previous, args.seed, images=len(images), **optimisation)):
         return
-    tokenizer = tiny_tokenizer()
-    config = tiny_config(tokenizer)
+    if previous is None:
+        tokenizer = tiny_tokenizer()
+        config, weights = tiny_config(tokenizer), None
+    else:
+        config, tokenizer, weights = read_stage(previous)
+    save_start(folder, config, tokenizer)
     torch.manual_seed(args.seed)
     model = DensePretrainingModel(config, tokenizer)
-    if previous is not None:
-        model.load_state_dict(load_file(previous / "model.safetensors"))
-    dataset = PageDataset(ShirgLavidaImageProcessor.from_config(config), tokenizer, "train", images)
-    _run(folder, model, dataset, args, batch_size, learning_rate)
+    if weights is not None:
+        model.load_state_dict(weights)
+    dataset = PageDataset(ShirgLavidaImageProcessor.from_config(config), tokenizer, "train", images, batch_size)
+    _run(folder, model, dataset, args, **optimisation)
 
 
 def train_read(folder: Path, sharpen_folder: Path, args) -> None:
     """Stage `read`: projector and language model, six questions packed behind one image, text-free selection."""
     images = range(args.read_images)
-    _train_answers(folder, args, sharpen_folder, images, num_questions=6, joint=False, learning_rate=1.5e-3)
+    train_answers(folder, args, sharpen_folder, images, num_questions=6, joint=False, learning_rate=1.5e-3)
 
 
 def train_answer(folder: Path, read_folder: Path, args) -> None:
     """Stage `answer`: one question per image, in the exact form of inference, on images that `read` did not see."""
     images = range(args.read_images, args.read_images + args.answer_images)
-    _train_answers(folder, args, read_folder, images, num_questions=1, joint=True, learning_rate=5e-4)
+    train_answers(folder, args, read_folder, images, num_questions=1, joint=True, learning_rate=5e-4)
 
 
-def _train_answers(
-    folder: Path, args, previous: Path, images: range, num_questions: int, joint: bool, learning_rate: float
+def train_answers(
+    folder: Path,
+    args,
+    previous: Path,
+    images: range,
+    num_questions: int,
+    joint: bool,
+    learning_rate: float,
+    batch_size: int = 32,
 ) -> None:
-    if (folder / "model.safetensors").exists():
+    """A stage of the language model, unless `folder` holds it finished."""
+    optimisation = {"batch_size": batch_size, "learning_rate": learning_rate}
+    form = {"num_questions": num_questions, "joint": joint}
+    settings = stage_settings(folder, previous, args.seed, images=len(images), **form, **optimisation)
+    if open_stage(folder, settings):
         return
     torch.manual_seed(args.seed)
     model, processor = load_stage(previous)
-    packed = PackedAnswerModel(model, processor.tokenizer, num_questions, joint)
+    save_start(folder, model.config, processor.tokenizer)
+    packed = PackedAnswerModel(model, processor.tokenizer, **form)
     dataset = QuestionDataset(processor, "train", images, num_questions, warm_up=0.0 if joint else 0.35)
-    _run(folder, packed, dataset, args, batch_size=32, learning_rate=learning_rate)
+    _run(folder, packed, dataset, args, **optimisation)
 
 
 def load_stage(folder: Path) -> tuple[ShirgLavidaForConditionalGeneration, ShirgLavidaProcessor]:
-    """The model as stage `folder` left it, and its processor.
+    """The model as the finished stage `folder` left it, and its processor.
 
     What that stage did not train is freshly initialised.
     """
-    tokenizer = tiny_tokenizer()
-    config = tiny_config(tokenizer)
+    config, tokenizer, weights = read_stage(folder)
     model = ShirgLavidaForConditionalGeneration(config)
-    weights = load_file(folder / "model.safetensors")
     if any(name.startswith("vision_tower.") for name in weights):
         prefix = "vision_tower."
         target = model.model.vision_tower
@@ -175,7 +197,7 @@ def export(folder: Path, out: Path) -> None:
 
 
 def _run(folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int, learning_rate: float) -> None:
-    """One pass over `dataset` with the Trainer, resumed if a checkpoint is there; the weights end up in `folder`."""
+    """One pass over `dataset` with the Trainer, resumed if a checkpoint is there; `folder` ends up finished."""
     training_args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch_size,
@@ -187,7 +209,7 @@ def _run(folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int
         max_grad_norm=1.0,
         adam_beta2=0.98,
         logging_steps=25,
-        save_steps=200,
+        save_steps=args.save_steps,
         save_total_limit=1,
         train_sampling_strategy="sequential",
         dataloader_num_workers=args.num_workers,
@@ -206,7 +228,8 @@ def _run(folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int
         train_dataset=dataset,
         data_collator=dataset.collate,
     )
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    checkpoint = last_complete_checkpoint(folder)
     logger.info("Stage %s: %d images, %s", folder.name, len(dataset), checkpoint or "from the start")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder))
+    close_stage(folder)

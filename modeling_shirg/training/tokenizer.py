@@ -1,6 +1,7 @@
 """The tokenizer of the bundled checkpoint: a small byte-level BPE with LLaDA's special tokens."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -38,6 +39,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return _with_special_tokens(tokenizer)
+
+
+def load_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer whose `tokenizer.json` is `file`.
+
+    Not `from_pretrained`: what that returns saves where it was loaded from ("is_local"), into the exported folder too.
+    """
+    return _with_special_tokens(Tokenizer.from_file(str(file)))
+
+
+def _with_special_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|startoftext|>",
