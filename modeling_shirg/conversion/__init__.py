@@ -1,0 +1,5 @@
+"""From an original LaViDa checkpoint to one of this package: the library behind `shirg convert`, never on the Hub."""
+
+from .convert import Conversion, convert_checkpoint
+
+__all__ = ["Conversion", "convert_checkpoint"]

@@ -1,0 +1,142 @@
+"""Where a checkpoint comes from: a folder, or a repository on the Hub, down to the headers of its tensors."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from .safetensors_stream import StoredTensor, read_header
+
+_INDEX = "model.safetensors.index.json"
+_SMALL = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "README.md", "*.index.json")
+_WEIGHTS = ("*.safetensors",)
+_LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder on this machine, and what it is a copy of.
+
+    Args:
+        name: the folder or the Hub id, as it was given.
+        folder: where its files are.
+        revision: the commit, if it came from the Hub.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+
+    @property
+    def label(self) -> str:
+        """What a published folder may say: the Hub id, or the folder's own name without its path."""
+        return self.folder.resolve().name if self.revision is None else self.name
+
+    def read_json(self, name: str) -> dict:
+        """One of its JSON files.
+
+        Raises:
+            ValueError: the file is missing or does not parse.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            raise ValueError(f"{self.name} has no {name}: give the folder or the Hub id of a whole checkpoint.")
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} does not parse: {error}.") from None
+
+    def license(self) -> dict[str, str]:
+        """The licence fields of its card's metadata; empty where the card states none."""
+        card = self.folder / "README.md"
+        if not card.is_file():
+            return {}
+        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        return {name: data[name] for name in _LICENSE_FIELDS if data.get(name)}
+
+
+def open_source(name: str | Path, revision: str | None = None) -> Source:
+    """The config, tokenizer and card of a folder or a Hub id, without its weights.
+
+    Raises:
+        ValueError: there is no such folder, and no such repository that can be reached.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} belongs to a Hub id, but {name} is a folder.")
+        return Source(str(name), folder, None)
+    snapshot = _download(str(name), revision, _SMALL)
+    return Source(str(name), snapshot, snapshot.name)
+
+
+def with_weights(source: Source) -> Source:
+    """The same with its weights, downloaded at the same commit if it is a Hub id."""
+    if source.revision is None:
+        return source
+    return Source(source.name, _download(source.name, source.revision, _SMALL + _WEIGHTS), source.revision)
+
+
+def read_tensors(source: Source) -> dict[str, StoredTensor]:
+    """All tensors by name, from the headers of one safetensors file or of an index's shards.
+
+    Raises:
+        ValueError: there are no safetensors, or shards are missing, cut off or at odds with the index.
+    """
+    if (source.folder / _INDEX).is_file():
+        return _read_shards(source)
+    files = sorted(source.folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return read_header(files[0])
+    if files:
+        raise ValueError(
+            f"{source.name} has {len(files)} safetensors files ({', '.join(file.name for file in files)}) and no "
+            f"{_INDEX} that says which belong together."
+        )
+    pickles = sorted({file.name for suffix in ("*.bin", "*.bin.index.json") for file in source.folder.glob(suffix)})
+    found = f"only {', '.join(pickles)}" if pickles else "no weights"
+    raise ValueError(
+        f"{source.name} has {found}: only safetensors is read, because a pickle file can run code. Use a revision "
+        "that has safetensors, or load the checkpoint with its own code and save it with "
+        "save_pretrained(folder, safe_serialization=True), then convert that folder."
+    )
+
+
+def _read_shards(source: Source) -> dict[str, StoredTensor]:
+    weight_map: dict[str, str] = source.read_json(_INDEX)["weight_map"]
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (source.folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{source.name} lacks {len(missing)} of {len(names)} shards that {_INDEX} names: {', '.join(missing)}."
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for shard in names:
+        for name, tensor in read_header(source.folder / shard).items():
+            if weight_map.get(name) != shard:
+                raise ValueError(
+                    f"{source.name}: {shard} holds {name!r}, {_INDEX} has it in {weight_map.get(name)!r}. "
+                    "Files of two checkpoints in one folder?"
+                )
+            tensors[name] = tensor
+    absent = sorted(set(weight_map) - set(tensors))
+    if absent:
+        raise ValueError(f"{source.name}: {_INDEX} names {len(absent)} tensors that no shard holds: {absent[:5]}.")
+    return tensors
+
+
+def _download(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(f"There is no folder {name!r}, and it is no Hub id either.") from None
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(
+            f"There is no folder {name!r}, and the Hub does not give a repository of this name"
+            f"{'' if revision is None else f' at revision {revision!r}'}: {str(error).splitlines()[0]}"
+        ) from None
