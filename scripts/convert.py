@@ -1,0 +1,58 @@
+"""Convert an original LaViDa checkpoint (on LLaDA) to a folder that loads everywhere.
+
+    shirg convert jacklishufan/lavida-llada-v1.0-instruct my-lavida --dtype bfloat16
+    shirg convert lavida-folder my-lavida --vision_base google/siglip-so400m-patch14-384 --prune_method shirg
+    shirg convert lavida-lowres-folder my-lavida --pooled_grid_size 0
+
+SRC and --vision_base are folders or Hub ids with safetensors. --vision_base gives back the last layer and the pooling
+head that LaViDa deleted from its SigLIP; presets that score patches need them. Tensors go from file to file a few
+megabytes at a time: the whole model is never in memory. OUT appears when it is complete.
+
+--pooled_grid_size is for checkpoints that look at a single view (image_aspect_ratio pad or square). Whether the
+original pools that view is an environment variable, so no checkpoint says it. It pools by default (27x27 tokens to
+14x14); its low-resolution evaluation, eval/run_coco_lowres.sh, sets NOT_ALWASY_DO_2DPOOL=1 and does not: that is 0.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    from configuration_shirg.presets_shirg import PRESETS
+
+    parser = argparse.ArgumentParser(
+        prog="shirg convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SRC", help="folder or Hub id of the original checkpoint")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; an earlier conversion is replaced")
+    parser.add_argument("--vision_base", metavar="FOLDER_OR_ID", help="the SigLIP it was made from")
+    parser.add_argument(
+        "--prune_method", choices=sorted(PRESETS), default="lavida", help="preset of the config (default: lavida)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; by default as they are stored"
+    )
+    parser.add_argument(
+        "--pooled_grid_size", type=int, metavar="N", help="single-view checkpoints: tokens per side, 0 for no pooling"
+    )
+    parser.add_argument("--max_shard_size", default="5GB", help="size of a weight file (default: 5GB)")
+    parser.add_argument("--revision", help="branch, tag or commit of SRC on the Hub")
+    parser.add_argument("--vision_base_revision", help="branch, tag or commit of --vision_base on the Hub")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Convert, then say what was written."""
+    from modeling_shirg.conversion import convert_checkpoint
+
+    facts = convert_checkpoint(**vars(args))
+    graft = "" if facts.vision_base is None else f", last vision layer and pooling head from {facts.vision_base}"
+    print(
+        f"{args.out}: {facts.parameters:,} parameters, {facts.bytes / 1e9:.3g} GB {facts.dtype} in {facts.shards} "
+        f"file{'s' if facts.shards > 1 else ''}, preset {facts.prune_method}{graft}"
+    )
+
+
+if __name__ == "__main__":
+    main(parse_args())
