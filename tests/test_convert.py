@@ -1,0 +1,534 @@
+"""`shirg convert`: the tiny reference checkpoint of the original LaViDa, whole and in every kind of disrepair."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, SiglipConfig
+
+from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
+from fresh_process import run_fresh
+from loopback_hub import Blob, Repo
+from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
+from modeling_shirg.conversion import convert_checkpoint, original_config
+from shirg_scripts.cli import main
+from tiny_model import chat, encode
+
+FIXTURES = Path(__file__).parent / "fixtures" / "lavida"
+ORIGINAL = FIXTURES / "checkpoint"
+BASE = FIXTURES / "tiny-siglip-so400m-patch14-384"
+GOLDEN = FIXTURES / "golden"
+QUESTION = "Describe the image in detail."
+PROMPT_LAST = "model.transformer.blocks.2.attn_norm.weight"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Path:
+    """The reference with its base, preset `lavida`."""
+    out = tmp_path_factory.mktemp("converted") / "out"
+    convert_checkpoint(ORIGINAL, out, vision_base=BASE)
+    return out
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """A copy of the reference to damage."""
+    return Path(shutil.copytree(ORIGINAL, tmp_path / "source"))
+
+
+@pytest.fixture
+def known_width(monkeypatch) -> None:
+    """The tiny tower's number of heads is known, as so400m's is, so that no base is needed."""
+    monkeypatch.setitem(original_config._KNOWN_HEADS, 64, 4)
+
+
+def edit_config(folder: Path, **fields) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+
+
+def edit_tensors(folder: Path, edit) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load(folder: Path, **kwargs) -> tuple[ShirgLavidaForConditionalGeneration, ShirgLavidaProcessor]:
+    model, info = ShirgLavidaForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return model.eval(), ShirgLavidaProcessor.from_pretrained(folder)
+
+
+def nothing_beside(out: Path) -> bool:
+    return not any(entry.name.startswith(f".{out.name}") for entry in out.parent.iterdir())
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+@torch.no_grad()
+def test_computes_what_the_original_computes(converted):
+    golden = load_file(GOLDEN / "landscape.safetensors")
+    model, processor = load(converted)
+    inputs = encode(processor, chat(QUESTION, Image.open(GOLDEN / "landscape.png")))
+    inputs.pop("question_mask")
+    answers = {
+        mode: model.generate(**inputs, max_new_tokens=32, block_length=32, schedule=None, use_cache=mode == "prefix")
+        for mode in ("prefix", "full")
+    }
+    for mode, answer in answers.items():
+        assert answer[0, -32:].tolist() == golden[f"gen.none.{mode}.tokens"].tolist()
+    for name, last in (("input_ids", model.config.mask_token_id), ("attention_mask", 1)):
+        inputs[name] = torch.cat([inputs[name], torch.full((1, 32), last)], dim=1)
+    logits, reference = model(**inputs, logits_to_keep=32).logits[0], golden["full_logits_last32"].reshape(32, -1)
+    assert (logits - reference).abs().max() <= 1e-3 * reference.abs().max()
+
+
+def test_config_and_ids(converted):
+    config = ShirgLavidaConfig.from_pretrained(converted)
+    assert (config.prune_method, config.view_policy, config.patch_merge_type) == ("lavida", "anyres", "spatial_unpad")
+    assert config.image_grid_pinpoints == [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]]
+    assert config.pooled_grid_size == 14
+    ids = ("image", "mask", "infill", "bos", "eos", "pad")
+    assert [getattr(config, f"{name}_token_id") for name in ids] == [509, 500, 485, 480, 481, 481]
+    assert config.text_config.pad_token_id is None
+    assert (config.vision_config.num_hidden_layers, config.vision_feature_layer) == (4, -2)
+    assert config.vision_config.vision_use_head
+    tokenizer = AutoTokenizer.from_pretrained(converted)
+    assert tokenizer.encode("<image>", add_special_tokens=False) == [509]
+    assert str(FIXTURES) not in "".join(path.read_text() for path in converted.glob("*.json"))
+
+
+def test_generation_config(converted):
+    """Nothing is suppressed: the original's answer of mode `full`, reproduced above, holds the id of `<image>`."""
+    saved = ShirgGenerationConfig.from_pretrained(converted)
+    assert saved.suppress_tokens == []
+    assert load(converted)[0].generation_config.suppress_tokens == []
+    assert (saved.max_new_tokens, saved.block_length, saved.step_ratio, saved.schedule) == (64, None, 0.5, "shift")
+    assert 509 in load_file(GOLDEN / "landscape.safetensors")["gen.none.full.tokens"].tolist()
+
+
+def test_every_tensor_is_written_once_and_unchanged(converted):
+    written, original, base = (load_file(folder / "model.safetensors") for folder in (converted, ORIGINAL, BASE))
+    assert len(written) == len(original) + 16 + 11  # a SigLIP layer has 16 tensors, its pooling head 11
+    pairs = {
+        "lm_head.weight": original["model.transformer.ff_out.weight"],
+        "model.image_newline": original["model.image_newline"],
+        "model.language_model.layers.1.mlp.down_proj.weight": original["model.transformer.blocks.1.ff_out.weight"],
+        "model.vision_tower.vision_model.head.probe": base["vision_model.head.probe"],
+        "model.vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight": base[
+            "vision_model.encoder.layers.3.mlp.fc1.weight"
+        ],
+        "model.vision_tower.vision_model.post_layernorm.weight": original[
+            "model.vision_tower.vision_tower.vision_model.post_layernorm.weight"
+        ],
+    }
+    for name, expected in pairs.items():
+        assert torch.equal(written[name], expected), name
+
+
+def test_without_a_base(tmp_path, converted, known_width):
+    facts = convert_checkpoint(ORIGINAL, tmp_path / "out")
+    model, processor = load(tmp_path / "out")
+    assert facts.vision_base is None
+    assert (model.config.vision_config.num_hidden_layers, model.config.vision_feature_layer) == (3, -1)
+    assert not model.config.vision_config.vision_use_head
+    inputs = encode(processor, chat(QUESTION, Image.open(GOLDEN / "doc.png")))
+    with_base, _ = load(converted)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, logits_to_keep=1).logits, with_base(**inputs, logits_to_keep=1).logits)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "What is not here" in card
+    assert "What was grafted" not in card
+
+
+def test_foveal_presets_write_their_position_table(tmp_path, converted):
+    convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=BASE, prune_method="shirg")
+    saved, _ = load(tmp_path / "out")
+    config = ShirgLavidaConfig.from_pretrained(converted).with_preset("shirg")
+    derived = ShirgLavidaForConditionalGeneration.from_pretrained(converted, config=config)
+    tables = [model.model.vision_tower.foveal_position_embedding.weight for model in (saved, derived)]
+    assert tables[0].shape == (32 * 32, 64)
+    assert torch.equal(*tables)
+
+
+def test_a_scored_preset_needs_the_base(tmp_path, known_width):
+    with pytest.raises(ValueError, match="'shirg-v1' scores patches .* pass --vision_base"):
+        convert_checkpoint(ORIGINAL, tmp_path / "out", prune_method="shirg-v1")
+    convert_checkpoint(ORIGINAL, tmp_path / "out", prune_method="uniform")
+
+
+@pytest.mark.parametrize(("asked", "policy", "pooled", "tokens"), [(None, "pad", 14, 197), (0, "pad", None, 730)])
+def test_single_view_checkpoints(source, tmp_path, asked, policy, pooled, tokens):
+    edit_config(source, image_aspect_ratio="pad", image_grid_pinpoints=None)
+    convert_checkpoint(source, tmp_path / "out", vision_base=BASE, pooled_grid_size=asked)
+    config = ShirgLavidaConfig.from_pretrained(tmp_path / "out")
+    assert (config.view_policy, config.pooled_grid_size, config.num_image_tokens) == (policy, pooled, tokens)
+    assert ("not pooled" if pooled is None else "pooled to 14x14") in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("prune_method", ["lavida", "shirg"])
+def test_pooling_is_a_choice_for_single_views_only(tmp_path, prune_method):
+    with pytest.raises(ValueError, match="pooled_grid_size=0"):
+        convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=BASE, prune_method=prune_method, pooled_grid_size=0)
+
+
+def test_dtype_and_shards(tmp_path, converted):
+    out = tmp_path / "out"
+    facts = convert_checkpoint(ORIGINAL, out, vision_base=BASE, dtype="bfloat16", max_shard_size="200KB")
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in out.glob("*.safetensors"))
+    assert facts.shards == len(files) > 3
+    assert files == sorted(set(index["weight_map"].values()))
+    assert index["metadata"]["total_size"] == facts.bytes == 2 * facts.parameters
+    whole = load_file(converted / "model.safetensors")
+    for file in files:
+        with safe_open(out / file, "pt") as shard:
+            assert shard.metadata() == {"format": "pt"}
+            for name in shard.keys():
+                assert torch.equal(shard.get_tensor(name), whole[name].bfloat16()), name
+    model, _ = load(out)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_mixed_dtypes_stay_as_stored(source, tmp_path):
+    name = "model.transformer.blocks.0.attn_norm.weight"
+    edit_tensors(source, lambda tensors: tensors.update({name: tensors[name][:].bfloat16()}))
+    facts = convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    assert facts.dtype == "bfloat16, float32"
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored["model.language_model.layers.0.input_layernorm.weight"].dtype == torch.bfloat16
+    assert load(tmp_path / "out")[0].dtype == torch.float32
+
+
+def test_float16_overflow_is_an_error(source, tmp_path):
+    edit_tensors(source, lambda tensors: tensors["model.image_newline"].fill_(1e6))
+    with pytest.raises(ValueError, match="model.image_newline holds values up to 1e[+]06, float16 ends at 65504"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE, dtype="float16")
+    assert not (tmp_path / "out").exists()
+    assert nothing_beside(tmp_path / "out")
+
+
+def test_tied_embeddings(source, tmp_path):
+    edit_config(source, weight_tying=True)
+    edit_tensors(source, lambda tensors: tensors.pop("model.transformer.ff_out.weight"))
+    convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    model, _ = load(tmp_path / "out")
+    assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+# ---------------------------------------------------------------- what goes in
+
+
+def shard_source(folder: Path) -> dict[str, str]:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, weight_map = list(tensors), {}
+    for number in range(3):
+        file = f"model-0000{number + 1}-of-00003.safetensors"
+        save_file({name: tensors[name] for name in names[number::3]}, folder / file)
+        weight_map |= dict.fromkeys(names[number::3], file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return weight_map
+
+
+def test_sharded_source(source, tmp_path, converted):
+    shard_source(source)
+    convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    same = ("model.safetensors", "config.json", "tokenizer.json")
+    assert all((tmp_path / "out" / name).read_bytes() == (converted / name).read_bytes() for name in same)
+    (source / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ValueError, match="lacks 1 of 3 shards .* model-00002-of-00003"):
+        convert_checkpoint(source, tmp_path / "other", vision_base=BASE)
+
+
+def test_full_siglip_as_base(tmp_path, converted):
+    """Vision and text tower in one checkpoint, as google/siglip-so400m-patch14-384 has them."""
+    base = tmp_path / "siglip"
+    base.mkdir()
+    vision = json.loads((BASE / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(SiglipConfig(vision_config=vision).to_dict()))
+    tensors = load_file(BASE / "model.safetensors")
+    extra = {"text_model.final_layer_norm.weight": torch.ones(64), "logit_scale": torch.ones(1)}
+    save_file({**tensors, **extra}, base / "model.safetensors")
+    convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=base)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (converted / "model.safetensors").read_bytes()
+
+
+def test_every_misfit_in_one_error(source, tmp_path):
+    def damage(tensors):
+        del tensors["model.mm_projector.0.bias"]
+        tensors["model.faster_token"] = torch.zeros(64)
+        tensors["model.transformer.ln_f.weight"] = torch.zeros(65)
+        tensors[PROMPT_LAST] = tensors[PROMPT_LAST].to(torch.int8)
+
+    edit_tensors(source, damage)
+    with pytest.raises(ValueError) as error:
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    for part in (
+        "1 missing:\n  model.mm_projector.0.bias",
+        "1 unknown:\n  model.faster_token",
+        "2 misshapen:",
+        "model.transformer.ln_f.weight is [65], the config needs [64]",
+        f"{PROMPT_LAST} is stored as I8",
+    ):
+        assert part in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_lists_are_cut(source, tmp_path):
+    edit_config(source, n_layers=5)
+    with pytest.raises(ValueError, match="18 missing:(.|\n)*and 10 more"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+def test_every_unsupported_setting_in_one_error(source, tmp_path):
+    edit_config(source, alibi=True, layer_norm_type="default", block_type=..., mm_projector_type="linear", n_heads=...)
+    with pytest.raises(ValueError, match="5 settings") as error:
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    for part in (
+        "n_heads is missing",
+        "alibi=True",
+        "layer_norm_type='default', supported: 'rms'",
+        "mm_projector_type",
+    ):
+        assert part in str(error.value)
+    assert "block_type='sequential' (missing, the original's default)" in str(error.value)
+
+
+@pytest.mark.parametrize("pinpoints", [None, "(1x1),...,(6x6)", [[384, 700]]])
+def test_unsupported_canvases(source, tmp_path, pinpoints):
+    edit_config(source, image_grid_pinpoints=pinpoints)
+    with pytest.raises((ValueError, StrictDataclassError), match="image_grid_pinpoints"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+def test_canvases_as_text(source, tmp_path):
+    edit_config(source, image_grid_pinpoints="[(384, 768), (768, 384)]")
+    convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    config = ShirgLavidaConfig.from_pretrained(tmp_path / "out")
+    assert config.image_grid_pinpoints == [[384, 768], [768, 384]]
+
+
+@pytest.mark.parametrize("aspect", ["anyres_max_9", "highres"])
+def test_unsupported_views(source, tmp_path, aspect):
+    edit_config(source, image_aspect_ratio=aspect)
+    with pytest.raises(ValueError, match=f"image_aspect_ratio='{aspect}', supported: 'anyres' or 'pad'"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 32}, "hidden_size 32, needed 64"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers 3, needed 4. LaViDa keeps 3 layers"),
+        ({"patch_size": 16, "image_size": 224}, "image_size 224, needed 384; patch_size 16, needed 14"),
+        ({"model_type": "clip"}, "model_type 'clip', it must be 'siglip'"),
+    ],
+)
+def test_wrong_base(tmp_path, fields, message):
+    base = shutil.copytree(BASE, tmp_path / "base")
+    edit_config(base, **fields)
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=base)
+
+
+def test_base_without_a_head(tmp_path):
+    base = shutil.copytree(BASE, tmp_path / "base")
+    edit_tensors(base, lambda tensors: tensors.pop("vision_model.head.probe"))
+    with pytest.raises(ValueError, match="head.probe .of the vision base."):
+        convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=base)
+
+
+def test_unknown_width_needs_a_base(tmp_path):
+    with pytest.raises(ValueError, match="width 64 .* Pass --vision_base"):
+        convert_checkpoint(ORIGINAL, tmp_path / "out")
+
+
+def test_pickles_only(source, tmp_path):
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="only pytorch_model.bin: only safetensors is read"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+@pytest.mark.parametrize("keep", [100, 100_000])
+def test_broken_download(source, tmp_path, keep):
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="broken download"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+def test_no_row_for_the_image_token(source, tmp_path):
+    edit_config(source, embedding_size=509, vocab_size=509)
+    with pytest.raises(ValueError, match="<image> takes id 509.* embedding has 509 rows"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+def test_ids_of_another_tokenizer(source, tmp_path):
+    edit_config(source, mask_token_id=126336)
+    with pytest.raises(ValueError, match="mask_token_id is 126336 in config.json, but 500 in its tokenizer"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "missing-folder"])
+def test_no_source(tmp_path, name):
+    with pytest.raises(ValueError, match=f"There is no folder '{name}'"):
+        convert_checkpoint(name, tmp_path / "out")
+
+
+def test_a_converted_source(converted, tmp_path):
+    with pytest.raises(ValueError, match="It is converted already"):
+        convert_checkpoint(converted, tmp_path / "out")
+
+
+# ---------------------------------------------------------------- where it goes
+
+
+def test_an_earlier_conversion_is_replaced(tmp_path):
+    out = tmp_path / "out"
+    convert_checkpoint(ORIGINAL, out, vision_base=BASE, max_shard_size="500KB")
+    convert_checkpoint(ORIGINAL, out, vision_base=BASE)
+    assert [path.name for path in out.glob("model*.safetensors*")] == ["model.safetensors"]
+    assert nothing_beside(out)
+
+
+def test_what_is_no_conversion_is_kept(tmp_path, converted):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years")
+    with pytest.raises(ValueError, match="not empty and no earlier conversion"):
+        convert_checkpoint(ORIGINAL, out, vision_base=BASE)
+    trained = Path(shutil.copytree(converted, tmp_path / "trained"))
+    (trained / "checkpoint-500").mkdir()
+    with pytest.raises(ValueError, match="1 further entries, which would be lost: checkpoint-500"):
+        convert_checkpoint(ORIGINAL, trained, vision_base=BASE)
+    with pytest.raises(ValueError, match="not empty and no earlier conversion"):
+        convert_checkpoint(ORIGINAL, ORIGINAL, vision_base=BASE)
+    assert (out / "thesis.txt").exists()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from modeling_shirg.conversion import convert, convert_checkpoint
+
+def stop_here(path, *args):
+    path.write_bytes(b"half")
+    Path(sys.argv[4]).touch()
+    time.sleep(600)
+
+convert.write_file = stop_here
+convert_checkpoint(sys.argv[1], sys.argv[2], vision_base=sys.argv[3])
+"""
+
+
+def test_a_killed_run_leaves_nothing_at_out(tmp_path):
+    out, reached = tmp_path / "out", tmp_path / "reached"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, ORIGINAL, out, BASE, reached])
+    deadline = time.monotonic() + 120
+    while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert reached.exists()
+    assert not out.exists()
+    assert not nothing_beside(out)
+    convert_checkpoint(ORIGINAL, out, vision_base=BASE)
+    assert nothing_beside(out)
+    load(out)
+
+
+def test_killed_between_the_two_renames(tmp_path, converted, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(converted, tmp_path / ".out.previous")
+    with pytest.raises(ValueError, match="Unknown dtype"):
+        convert_checkpoint(ORIGINAL, out, vision_base=BASE, dtype="int4")
+    convert_checkpoint(ORIGINAL, out, vision_base=BASE)
+    assert nothing_beside(out)
+    load(out)
+
+
+# ---------------------------------------------------------------- the command, the Hub, a stranger's process
+
+
+def test_command(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["convert", str(ORIGINAL), str(out), "--vision-base", str(BASE), "--prune-method", "shirg"]
+    assert main([*arguments, "--dtype", "bfloat16"]) == 0
+    assert "623,664 parameters, 0.00125 GB bfloat16 in 1 file, preset shirg" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "nowhere"), str(out)]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+
+
+def test_from_the_hub(hub, tmp_path):
+    card = b"---\nlicense: other\nlicense_name: some-licence\n---\n# A model\n"
+    commits = {}
+    for name, folder in (("tester/lavida", ORIGINAL), ("tester/siglip", BASE)):
+        tree = {path.name: Blob(path.read_bytes(), lfs=path.suffix == ".safetensors") for path in folder.iterdir()}
+        tree |= {"README.md": Blob(card), "optimizer.bin": Blob(b"pickle"), "old/model.safetensors": Blob(b"old")}
+        hub.repos["models", name] = repo = Repo("models", name)
+        commits[name] = repo.commit("main", tree)
+    command = [sys.executable, "-m", "shirg_scripts.cli", "convert", "tester/lavida", "out"]
+    environment = {**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home")}
+    run = subprocess.run(
+        [*command, "--vision_base", "tester/siglip"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert (record["source"], record["revision"]) == ("tester/lavida", commits["tester/lavida"])
+    assert (record["vision_base"], record["vision_base_revision"]) == ("tester/siglip", commits["tester/siglip"])
+    written = (tmp_path / "out" / "README.md").read_text()
+    assert "license_name: some-licence" in written
+    assert f"revision `{commits['tester/lavida']}`" in written
+    assert not any("optimizer.bin" in request or "old/" in request for request in hub.requests)
+    run = subprocess.run(
+        [*command, "--revision", "nope"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "at revision 'nope'" in run.stderr
+
+
+STRANGER = """
+import json
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained({source!r}, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained({source!r}, trust_remote_code=True)
+content = [{{"type": "image", "path": {image!r}}}, {{"type": "text", "text": {question!r}}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+)
+answer = model.generate(**inputs, schedule=None, max_new_tokens=32, block_length=32)
+assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+print(json.dumps(answer[0, -32:].tolist()))
+"""
+
+
+def test_loads_without_this_package(converted):
+    code = STRANGER.format(source=str(converted), image=str(GOLDEN / "landscape.png"), question=QUESTION)
+    answer = json.loads(run_fresh(code).strip().splitlines()[-1])
+    assert answer == load_file(GOLDEN / "landscape.safetensors")["gen.none.prefix.tokens"].tolist()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_checkpoint():
+    command = [sys.executable, "-m", "shirg_scripts.convert_memory", "--blocks", "1", "--dtype", "float32"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured = json.loads(run.stdout.splitlines()[-1])
+    assert measured["checkpoint_bytes"] > 3e9
+    assert measured["above_baseline_bytes"] < 0.4e9 < measured["largest_tensor_bytes"]
