@@ -1,8 +1,8 @@
 """Convert an original LaViDa checkpoint (on LLaDA) to a folder that loads everywhere.
 
-    shirg convert jacklishufan/lavida-llada-v1.0-instruct my-lavida --dtype bfloat16
-    shirg convert lavida-folder my-lavida --vision_base google/siglip-so400m-patch14-384 --prune_method shirg
-    shirg convert lavida-lowres-folder my-lavida --pooled_grid_size 0
+    shirg convert lavida-ckpts/lavida-llada-hd my-lavida --dtype bfloat16
+    shirg convert lavida-ckpts/lavida-llada-hd my-lavida --vision_base google/siglip-so400m-patch14-384
+    shirg convert lavida-ckpts/lavida-llada-lowres my-lavida --pooled_grid_size 0
 
 SRC and --vision_base are folders or Hub ids with safetensors. --vision_base gives back the last layer and the pooling
 head that LaViDa deleted from its SigLIP; presets that score patches need them. Tensors go from file to file a few

@@ -21,7 +21,7 @@ from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import run_fresh
 from loopback_hub import Blob, Repo
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
-from modeling_shirg.conversion import convert_checkpoint, original_config
+from modeling_shirg.conversion import convert_checkpoint, original_config, plan
 from shirg_scripts.cli import main
 from tiny_model import chat, encode
 
@@ -138,6 +138,15 @@ def test_every_tensor_is_written_once_and_unchanged(converted):
     }
     for name, expected in pairs.items():
         assert torch.equal(written[name], expected), name
+
+
+def test_names_and_shapes_of_the_full_size():
+    config = ShirgLavidaConfig.from_preset(
+        "lavida", vision_config={"num_hidden_layers": 26, "vision_use_head": False}, vision_feature_layer=-1
+    )
+    expected = plan.expected_shapes(plan.empty_model(config))
+    shapes = json.loads((GOLDEN / "fullsize_state_dict.json").read_text())["shapes"]
+    assert {plan.original_name(name): list(shape) for name, shape in expected.items()} == shapes
 
 
 def test_without_a_base(tmp_path, converted, known_width):
