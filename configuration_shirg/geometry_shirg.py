@@ -192,3 +192,34 @@ def tile_boxes(width: int, height: int, canvas: tuple[int, int], tile_size: int)
     offset = np.array([paste_x, paste_y, paste_x, paste_y])
     scale = np.array([width / fitted_width, height / fitted_height] * 2)
     return (tiles_T4 - offset) * scale
+
+
+def mosaic_window(
+    width: int, height: int, canvas: tuple[int, int], base: int, view_grid: int
+) -> tuple[int, int, int, int, int, int]:
+    """The part of the mosaic of tile tokens that shows the image, as LaViDa unpads it.
+
+    Args:
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        canvas: (width, height) in pixels that `select_best_resolution` picked.
+        base: side of a tile in pixels.
+        view_grid: side of a tile's token grid.
+
+    Returns:
+        (tile rows, tile columns, top, bottom, left, right): how many tiles the canvas has, then the window in tokens
+        of the mosaic. Not always exactly what the canvas shows of the image: the rounding is the original's.
+    """
+    tile_columns, tile_rows = canvas[0] // base, canvas[1] // base
+    mosaic_width, mosaic_height = tile_columns * view_grid, tile_rows * view_grid
+    if width / height > mosaic_width / mosaic_height:
+        padding = (mosaic_height - int(height * (mosaic_width / width))) // 2
+        return (tile_rows, tile_columns, padding, mosaic_height - padding, 0, mosaic_width)
+    padding = (mosaic_width - int(width * (mosaic_height / height))) // 2
+    return (tile_rows, tile_columns, 0, mosaic_height, padding, mosaic_width - padding)
+
+
+def mosaic_length(window: Sequence[int], view_grid: int) -> int:
+    """Image tokens of one image with a mosaic: the whole image's grid, then the window's rows and a newline each."""
+    _, _, top, bottom, left, right = window
+    return view_grid**2 + (bottom - top) * (right - left + 1)

@@ -15,6 +15,7 @@ from configuration_shirg.processing_shirg_lavida import ShirgLavidaProcessor
 
 from .generation_config_shirg import ShirgGenerationConfig
 from .modeling_shirg_lavida import ShirgLavidaForConditionalGeneration, ShirgLavidaModel
+from .unconverted import UnconvertedLavidaConfig
 
 ShirgLavidaConfig.register_for_auto_class()
 ShirgLavidaImageProcessor.register_for_auto_class()
@@ -22,6 +23,7 @@ ShirgLavidaProcessor.register_for_auto_class()
 ShirgLavidaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 AutoConfig.register(ShirgLavidaConfig.model_type, ShirgLavidaConfig, exist_ok=True)
+AutoConfig.register(UnconvertedLavidaConfig.model_type, UnconvertedLavidaConfig, exist_ok=True)
 AutoImageProcessor.register(
     ShirgLavidaConfig, image_processor_classes={"pil": ShirgLavidaImageProcessor}, exist_ok=True
 )

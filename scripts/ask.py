@@ -72,8 +72,8 @@ def main(args: argparse.Namespace) -> None:
         json.dumps(
             {
                 "answer": answer,
-                "image_tokens": images.image_tokens.shape[1],
-                "kept": _kept_per_view(images, loaded.model.config),
+                "image_tokens": len(images.image_tokens[0]),
+                "kept": _kept_per_view(images, len(inputs["pixel_values"]), loaded.model.config),
                 "forwards": outputs.forwards,
                 "tokens_per_forward": round(outputs.tokens_per_forward.item(), 4),
                 "seconds": seconds,
@@ -105,6 +105,7 @@ def _answer(loaded, inputs, args: argparse.Namespace, clock):
             inputs["pixel_values"],
             inputs.get("fovea_pixel_values"),
             inputs["question_mask"],
+            inputs.get("mosaic_windows"),
         )
     clock.seconds["select"] = clock.seconds.pop("image") - clock.seconds["encode"] - clock.seconds["project"]
     tokenizer = loaded.processor.tokenizer
@@ -121,9 +122,9 @@ def _answer(loaded, inputs, args: argparse.Namespace, clock):
     return outputs, images
 
 
-def _kept_per_view(images, config) -> list[list[int]]:
+def _kept_per_view(images, num_base_views: int, config) -> list[list[int]]:
     """For each view, base views first, the raster indices of the patches that reach the language model."""
-    kept = [list(range(config.base_grid**2))] * config.num_base_views
+    kept = [list(range(config.base_grid**2))] * num_base_views
     if config.fovea_grid is not None:
         all_patches = list(range(config.fovea_grid**2))
         kept.append(all_patches if images.kept_indices is None else images.kept_indices[0].tolist())

@@ -8,7 +8,9 @@ import torch
 from transformers import AutoConfig
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
+from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
 from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.unconverted import UnconvertedLavidaConfig
 
 BUNDLED = "shirg-lavida-tiny"
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,6 +77,8 @@ def _config(source: str) -> ShirgLavidaConfig:
             f"There is no checkpoint at {source!r}: give a folder with a config.json, or a Hub id that can be reached "
             f"({str(error).splitlines()[0]})"
         ) from None
+    if model_type == UnconvertedLavidaConfig.model_type:
+        raise ValueError(f"{source}: {UNCONVERTED}")
     if model_type != ShirgLavidaConfig.model_type:
         raise ValueError(
             f"{source} has model_type {model_type!r}, not {ShirgLavidaConfig.model_type!r}: it is no SHIRG-LaViDa "

@@ -17,8 +17,14 @@ from shirg_scripts.cli import main, with_underscores
 EXAMPLES = Path(str(files("shirg_hub_card"))) / "examples"
 GRID = str(EXAMPLES / "grid.png")
 QUESTION = "What is in cell 5?"
-TOKENS = {"lavida-full": 845}
-KEPT = {"shirg-784": [169, 196], "pool": [169, 256], "lavida-980": [169] * 5, "lavida-full": [169] * 5}
+TOKENS = {"lavida-full": 845, "lavida": 49 + 14 * 15}
+KEPT = {
+    "shirg-784": [169, 196],
+    "pool": [169, 256],
+    "lavida": [169] * 5,
+    "lavida-980": [169] * 5,
+    "lavida-full": [169] * 5,
+}
 
 
 def _ask(capsys, *arguments: str) -> tuple[int, str, str]:

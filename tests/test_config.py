@@ -2,6 +2,7 @@
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from configuration_shirg import GEOMETRIES, PRESETS, ShirgLavidaConfig
 from tiny_model import tiny_config
@@ -15,6 +16,7 @@ COUNTS = {
         "random": 256 + 724,
         "uniform": 256 + 724,
         "pool": 196 + 784,
+        "lavida": None,
         "lavida-980": 5 * 196,
         "lavida-full": 5 * 729,
     },
@@ -25,6 +27,7 @@ COUNTS = {
         "random": 64 + 181,
         "uniform": 64 + 181,
         "pool": 49 + 196,
+        "lavida": None,
         "lavida-980": 5 * 49,
         "lavida-full": 5 * 169,
     },
@@ -62,6 +65,32 @@ def test_wrong_combinations_name_the_values(overrides, named):
     with pytest.raises((ValueError, StrictDataclassError)) as raised:
         ShirgLavidaConfig.from_preset("shirg", **overrides)
     assert all(value in str(raised.value) for value in named), str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"view_policy": "pad"}, ("pad", "768")),
+        ({"view_policy": "foveal", "fovea_size": 448, "image_grid_pinpoints": None}, ("foveal", "spatial_unpad")),
+        ({"patch_merge_type": "flat"}, ("flat", "1152")),
+        ({"selection_method": "shirg", "selection_budget": 10}, ("anyres", "shirg", "10")),
+        ({"view_policy": "square", "image_grid_pinpoints": None, "fovea_size": 448}, ("square", "448")),
+    ],
+)
+def test_wrong_combinations_of_lavidas_layout_name_the_values(overrides, named):
+    with pytest.raises((ValueError, StrictDataclassError)) as raised:
+        ShirgLavidaConfig.from_preset("lavida", **overrides)
+    assert all(value in str(raised.value) for value in named), str(raised.value)
+
+
+def test_an_original_checkpoint_is_told_to_convert(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava_llada", "d_model": 64}')
+    for auto in (ShirgLavidaConfig, AutoConfig):
+        with pytest.raises(ValueError, match="shirg convert SRC OUT"):
+            auto.from_pretrained(tmp_path)
+    for auto in (AutoModel, AutoModelForImageTextToText):
+        with pytest.raises(ValueError, match="shirg convert SRC OUT"):
+            auto.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("pinpoints", [None, [], [[700, 768]], [[768, 768], [384, 768]]])

@@ -32,7 +32,7 @@ from tiny_model import tiny_config as tiny_lavida_config
 from tiny_model import tiny_model as tiny_lavida
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SCHEDULE_CASES = json.loads((FIXTURES / "schedules.json").read_text())
+SCHEDULE_CASES = json.loads((FIXTURES / "lavida" / "golden" / "schedules.json").read_text())
 GOLDEN_CASES = json.loads((FIXTURES / "generation_golden.json").read_text())
 MASK, IMAGE = 500, 511
 

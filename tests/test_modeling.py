@@ -24,11 +24,16 @@ def test_placeholders_and_image_tokens_match_for_every_preset(preset, geometry):
     config = tiny_config(preset, geometry)
     model, processor = tiny_model(config), tiny_processor(config)
     inputs = encode(processor, chat(QUESTIONS[0], noise_image(0, 640, 427)))
-    assert (inputs["input_ids"] == config.image_token_id).sum() == config.num_image_tokens
+    expected = config.count_image_tokens(640, 427)
+    assert (inputs["input_ids"] == config.image_token_id).sum() == expected
     with torch.no_grad():
         output = model(**inputs, logits_to_keep=1, output_selection=True)
-        images = model.model.get_image_features(inputs["pixel_values"], inputs.get("fovea_pixel_values"))
-    assert images.image_tokens.shape == (1, config.num_image_tokens, 32)
+        images = model.model.get_image_features(
+            inputs["pixel_values"],
+            inputs.get("fovea_pixel_values"),
+            mosaic_windows=inputs.get("mosaic_windows"),
+        )
+    assert [each.shape for each in images.image_tokens] == [(expected, 32)]
     assert output.logits.shape == (1, 1, 272)
     assert torch.isfinite(output.logits).all()
     keeps = config.selection_method in ("shirg", "random", "uniform")
@@ -176,7 +181,7 @@ def test_shirg_784_pools_the_global_view_as_lavida_pools_view_0():
     with torch.no_grad():
         ours = model.model.get_image_features(views[0]["pixel_values"], views[0]["fovea_pixel_values"])
         theirs = other.get_image_features(views[1]["pixel_values"])
-    assert torch.allclose(ours.image_tokens[:, :49], theirs.image_tokens[:, :49], atol=1e-5)
+    assert torch.allclose(ours.image_tokens[0][:49], theirs.image_tokens[0][:49], atol=1e-5)
 
 
 def test_saved_equals_loaded_and_two_loads_agree(tmp_path):

@@ -21,7 +21,14 @@ QUESTIONS = ("What is in cell 5?", "Which?", "What color is the shape on the lef
 
 def tiny_config(prune_method: str = "shirg", geometry: str = "toy", **overrides) -> ShirgLavidaConfig:
     """A config of real geometry whose model has a few thousand parameters and the test tokenizer's ids."""
-    ids = {"image_token_id": 262, "mask_token_id": 258, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
+    ids = {
+        "image_token_id": 262,
+        "mask_token_id": 258,
+        "infill_token_id": 265,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 257,
+    }
     fields = {"vision_config": VISION, "text_config": TEXT, **ids, **overrides}
     return ShirgLavidaConfig.from_preset(prune_method, geometry=geometry, **fields)
 

@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .geometry_shirg import check_pinpoints, grid_side
+from .geometry_shirg import check_pinpoints, grid_side, mosaic_length, mosaic_window, select_best_resolution
 from .presets_shirg import GEOMETRIES, PRESETS, geometry_of, preset_fields
 
 _MODULE = "modeling_shirg_lavida"
@@ -33,6 +33,11 @@ _TRANSFORMERS_KEYS = {
 }
 
 _DEFAULT_SYSTEM = preset_fields("shirg", "full")
+
+UNCONVERTED = (
+    "This is an original LaViDa checkpoint (model_type 'llava_llada'). Convert it once with `shirg convert SRC OUT`, "
+    "then load OUT."
+)
 
 # What a sub-config given as a dict leaves out: LaViDa's own sizes.
 _VISION_DEFAULTS = {
@@ -67,13 +72,16 @@ class ShirgLavidaConfig(PreTrainedConfig):
         text_config (`dict` or `LlamaConfig`, *optional*): the language model; the default is LLaDA-8B. It is always
             bidirectional: `is_causal` is set to `False`.
         prune_method (`str`, defaults to `"shirg"`): name of the preset that these fields came from, for reports.
-        view_policy (`"foveal"` or `"anyres"`, defaults to `"foveal"`): `foveal` looks at the whole image squashed to
-            the base size and at one square fovea; `anyres` at the whole image and at tiles of a padded canvas, as
-            LaViDa does.
-        fovea_size (`int`, *optional*, defaults to 448): side of the fovea in pixels; `None` with `anyres`.
+        view_policy (`"foveal"`, `"anyres"`, `"pad"` or `"square"`, defaults to `"foveal"`): `foveal` looks at the
+            whole image squashed to the base size and at one square fovea; `anyres` at the whole image and at tiles of
+            a padded canvas, as LaViDa does; `pad` and `square` at one view, the image padded to a square in grey or
+            squashed, as LaViDa's low-resolution checkpoint does.
+        fovea_size (`int`, *optional*, defaults to 448): side of the fovea in pixels; `None` without a fovea.
         fovea_placement (`"center"`, `"salient"` or `"box"`, defaults to `"center"`): where the fovea sits.
         image_grid_pinpoints (`list[list[int]]`, *optional*): canvases (width, height) that `anyres` may choose from.
-        patch_merge_type (`"flat"`, defaults to `"flat"`): how the tokens of several views are joined.
+        patch_merge_type (`"flat"` or `"spatial_unpad"`, defaults to `"flat"`): how the tokens of several views are
+            joined: one view after the other; or, as LaViDa does, the whole image's, then the rows of the mosaic of
+            tiles without its padding, a newline token after each row. A single view ends in one newline token.
         pooled_grid_size (`int`, *optional*, defaults to 16): side of the grid that the tokens of a base-size view are
             pooled to after the projector; `None` keeps the view's own grid.
         selection_method (`"none"`, `"shirg"`, `"random"`, `"uniform"` or `"pool"`, defaults to `"shirg"`): how the
@@ -92,8 +100,12 @@ class ShirgLavidaConfig(PreTrainedConfig):
             with the language model's embeddings of the question, or absent; `"siglip"` is an error without its tower.
         vision_feature_layer (`int`, defaults to -2): which hidden state of the vision tower is projected; -1 is the
             last.
-        image_token_id, mask_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids, and the id of
-            `<image>`.
+        prefix_lm_loss (`bool`, defaults to `False`): with labels, prompt tokens do not see the answer, as in
+            generation with the prefix cache.
+        loss_weighting (`"none"` or `"inverse_t"`, defaults to `"none"`): plain mean over the masked tokens, as
+            LaViDa's code; or LLaDA's 1/t (2502.09992, eq. 5).
+        image_token_id, mask_token_id, infill_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids,
+            and the id of `<image>`. Infill tokens are never predicted.
 
     Raises:
         ValueError: the fields contradict each other; the message names both values.
@@ -119,11 +131,11 @@ class ShirgLavidaConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     prune_method: str = "shirg"
-    view_policy: Literal["foveal", "anyres"] = "foveal"
+    view_policy: Literal["foveal", "anyres", "pad", "square"] = "foveal"
     fovea_size: int | None = _DEFAULT_SYSTEM["fovea_size"]
     fovea_placement: Literal["center", "salient", "box"] = "center"
     image_grid_pinpoints: list[list[int]] | None = None
-    patch_merge_type: Literal["flat"] = "flat"
+    patch_merge_type: Literal["flat", "spatial_unpad"] = "flat"
     pooled_grid_size: int | None = _DEFAULT_SYSTEM["pooled_grid_size"]
     selection_method: Literal["none", "shirg", "random", "uniform", "pool"] = "shirg"
     selection_budget: int | None = _DEFAULT_SYSTEM["selection_budget"]
@@ -135,8 +147,11 @@ class ShirgLavidaConfig(PreTrainedConfig):
     attention_source: Literal["map", "received", "norm"] = "map"
     text_relevance: Literal["lm", "siglip", "none"] = "lm"
     vision_feature_layer: int = -2
+    prefix_lm_loss: bool = False
+    loss_weighting: Literal["none", "inverse_t"] = "none"
     image_token_id: int = 126349
     mask_token_id: int = 126336
+    infill_token_id: int | None = 126085
     bos_token_id: int = 126080
     eos_token_id: int = 126081
     pad_token_id: int = 126081
@@ -163,6 +178,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
 
         So `from_pretrained(folder, prune_method="lavida-980")` is that system, not a new label on the saved one.
         """
+        if config_dict.get("model_type") == "llava_llada":
+            raise ValueError(UNCONVERTED)
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__annotations__}
         if "prune_method" in overrides:
             vision = _with_defaults(overrides.get("vision_config", config_dict.get("vision_config")), _VISION_DEFAULTS)
@@ -207,22 +224,42 @@ class ShirgLavidaConfig(PreTrainedConfig):
         return None if self.fovea_size is None else grid_side(self.fovea_size, self.vision_config.patch_size)
 
     @property
-    def num_base_views(self) -> int:
-        """Number of base-size views per image: 1 with `foveal`, 1 + tiles with `anyres`."""
-        if self.view_policy == "foveal":
+    def has_mosaic(self) -> bool:
+        """Whether the tiles are joined to a mosaic without padding, whose token count depends on the image's size."""
+        return self.view_policy == "anyres" and self.patch_merge_type == "spatial_unpad"
+
+    @property
+    def num_base_views(self) -> int | None:
+        """Number of base-size views per image: 1, or 1 + tiles with `anyres`; `None` if it depends on the image."""
+        if self.view_policy != "anyres":
             return 1
+        if len(self.image_grid_pinpoints) > 1:
+            return None
         width, height = self.image_grid_pinpoints[0]
         return 1 + (width // self.vision_config.image_size) * (height // self.vision_config.image_size)
 
     @property
-    def tokens_per_base_view(self) -> int:
-        """Number of tokens of one base-size view after pooling."""
-        return (self.pooled_grid_size or self.base_grid) ** 2
+    def view_grid(self) -> int:
+        """Side of the token grid of one base-size view after pooling."""
+        return self.pooled_grid_size or self.base_grid
 
     @property
-    def num_image_tokens(self) -> int:
-        """Number of image tokens of one image, whatever its size."""
-        return self.num_base_views * self.tokens_per_base_view + (self.selection_budget or 0)
+    def num_image_tokens(self) -> int | None:
+        """Number of image tokens of one image, whatever its size; `None` if it depends on the size: see
+        `count_image_tokens`.
+        """
+        if self.has_mosaic:
+            return None
+        newlines = 1 if self.patch_merge_type == "spatial_unpad" else 0
+        return self.num_base_views * self.view_grid**2 + newlines + (self.selection_budget or 0)
+
+    def count_image_tokens(self, width: int, height: int) -> int:
+        """Number of image tokens of an image of `width` x `height` pixels."""
+        if not self.has_mosaic:
+            return self.num_image_tokens
+        canvas = select_best_resolution(width, height, self.image_grid_pinpoints)
+        window = mosaic_window(width, height, canvas, self.vision_config.image_size, self.view_grid)
+        return mosaic_length(window, self.view_grid)
 
     def validate_geometry(self):
         """Part of `@strict` validation: views, selection and score source fit each other, checked in this order."""
@@ -248,8 +285,11 @@ class ShirgLavidaConfig(PreTrainedConfig):
 
     def _validate_label(self):
         fields = preset_fields(self.prune_method, next(iter(GEOMETRIES)))
-        for name in ("view_policy", "selection_method"):
+        for name in ("view_policy", "patch_merge_type", "selection_method"):
             if getattr(self, name) != fields[name]:
+                # LaViDa's low-resolution checkpoint has LaViDa's layout on a single view.
+                if name == "view_policy" and fields["patch_merge_type"] == "spatial_unpad" and self.fovea_size is None:
+                    continue
                 raise ValueError(
                     f"prune_method={self.prune_method!r} has {name}={fields[name]!r}, got {getattr(self, name)!r}: "
                     "build the config with ShirgLavidaConfig.from_preset(prune_method) or config.with_preset(...)."
@@ -274,21 +314,30 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 raise ValueError(
                     f"view_policy='foveal' has no tiles, got image_grid_pinpoints={self.image_grid_pinpoints}."
                 )
+            if self.patch_merge_type != "flat":
+                raise ValueError(f"view_policy='foveal' needs patch_merge_type='flat', got {self.patch_merge_type!r}.")
             return
         if self.fovea_size is not None:
-            raise ValueError(f"view_policy='anyres' has no fovea, got fovea_size={self.fovea_size}.")
+            raise ValueError(f"view_policy={self.view_policy!r} has no fovea, got fovea_size={self.fovea_size}.")
+        if self.view_policy != "anyres":
+            if self.image_grid_pinpoints is not None:
+                raise ValueError(
+                    f"view_policy={self.view_policy!r} has no tiles, got "
+                    f"image_grid_pinpoints={self.image_grid_pinpoints}."
+                )
+            return
         check_pinpoints(self.image_grid_pinpoints, base)
-        if len(self.image_grid_pinpoints) != 1:
+        if self.patch_merge_type == "flat" and len(self.image_grid_pinpoints) != 1:
             raise ValueError(
                 "patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, got "
                 f"{self.image_grid_pinpoints}."
             )
 
     def _validate_selection(self):
-        if self.view_policy == "anyres":
+        if self.view_policy != "foveal":
             if self.selection_method != "none" or self.selection_budget is not None:
                 raise ValueError(
-                    "view_policy='anyres' keeps every token: it needs selection_method='none' and "
+                    f"view_policy={self.view_policy!r} keeps every token: it needs selection_method='none' and "
                     f"selection_budget=None, got {self.selection_method!r} and {self.selection_budget}."
                 )
             return

@@ -22,6 +22,7 @@ from .geometry_shirg import (
     fit_to_canvas,
     fovea_box,
     fovea_box_around,
+    mosaic_window,
     patch_boxes,
     salient_box,
     select_best_resolution,
@@ -36,20 +37,23 @@ class ShirgLavidaImagesKwargs(ImagesKwargs, total=False):
 
     Attributes:
         patch_size: side of a patch in pixels of a view.
-        view_policy: `foveal` (the whole image and one fovea) or `anyres` (the whole image and the tiles of a padded
-            canvas).
-        fovea_size: side of the fovea in pixels; ignored by `anyres`.
+        view_policy: `foveal` (the whole image and one fovea), `anyres` (the whole image and the tiles of a padded
+            canvas), `pad` (the whole image, padded to a square in grey) or `square` (the whole image, squashed).
+        fovea_size: side of the fovea in pixels; ignored without a fovea.
         fovea_placement: `center`, `salient` (most edge energy) or `box` (around `fovea_boxes`).
         image_grid_pinpoints: canvases (width, height) that `anyres` may choose from.
+        mosaic_grid_size: side of a tile's token grid, if the tiles are joined to a mosaic without padding
+            (`patch_merge_type="spatial_unpad"`); adds `mosaic_windows`.
         fovea_boxes: at call time only, one (left, top, right, bottom) per image in pixels of the upright original, or
             `None` for an image whose fovea is placed at the centre or by salience.
     """
 
     patch_size: int | None
-    view_policy: Literal["foveal", "anyres"] | None
+    view_policy: Literal["foveal", "anyres", "pad", "square"] | None
     fovea_size: int | None
     fovea_placement: Literal["center", "salient", "box"] | None
     image_grid_pinpoints: list | tuple | None
+    mosaic_grid_size: int | None
     fovea_boxes: list | tuple | None
 
 
@@ -66,13 +70,15 @@ class ShirgLavidaImageProcessor(PilBackend):
 
     Returns a `BatchFeature` with
 
-    - `pixel_values`: float32 (views of all images, 3, S, S), the base views: one per image with `foveal`; with
-      `anyres` the whole image, then its tiles row-major;
+    - `pixel_values`: float32 (views of all images, 3, S, S), the base views: one per image; with `anyres` the whole
+      image, then its tiles row-major;
     - `fovea_pixel_values`: float32 (images, 3, F, F), only with `foveal`;
     - `patch_boxes`: float32 (images, N, 4), (x, y, width, height) of every patch as fractions of the upright original,
       in the order of the views, base views first, raster order within a view;
     - `view_boxes`: float32 (images, V, 4), (left, top, right, bottom) of every view in pixels of the upright original;
-    - `image_sizes`: int64 (images, 2), (height, width) of the upright original.
+    - `image_sizes`: int64 (images, 2), (height, width) of the upright original;
+    - `mosaic_windows`: int64 (images, 6), only with `mosaic_grid_size`: the tile rows and columns of the image's
+      canvas, then top, bottom, left and right of the part of the mosaic that shows the image, in tokens.
 
     Patches and views that show the padding of a canvas have boxes outside the image. Where `anyres` gives the images
     of a batch different numbers of views, both kinds of boxes are filled up at the end with boxes of zero area.
@@ -83,7 +89,14 @@ class ShirgLavidaImageProcessor(PilBackend):
     """
 
     valid_kwargs = ShirgLavidaImagesKwargs
-    model_input_names = ["pixel_values", "fovea_pixel_values", "patch_boxes", "image_sizes", "view_boxes"]
+    model_input_names = [
+        "pixel_values",
+        "fovea_pixel_values",
+        "patch_boxes",
+        "image_sizes",
+        "view_boxes",
+        "mosaic_windows",
+    ]
 
     size = {"height": GEOMETRIES["full"]["image_size"], "width": GEOMETRIES["full"]["image_size"]}
     patch_size = 14
@@ -91,6 +104,7 @@ class ShirgLavidaImageProcessor(PilBackend):
     fovea_size = GEOMETRIES["full"]["fovea_size"]
     fovea_placement = "center"
     image_grid_pinpoints = None
+    mosaic_grid_size = None
     fovea_boxes = None
     do_convert_rgb = True
     do_resize = True
@@ -105,7 +119,7 @@ class ShirgLavidaImageProcessor(PilBackend):
         super().__init__(**kwargs)
         if self.fovea_boxes is not None:
             raise ValueError("fovea_boxes belong to a call: image_processor(images, fovea_boxes=[...]).")
-        if self.view_policy == "anyres":
+        if self.view_policy != "foveal":
             self.fovea_size = None
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
@@ -120,6 +134,7 @@ class ShirgLavidaImageProcessor(PilBackend):
             "fovea_size": config.fovea_size,
             "fovea_placement": config.fovea_placement,
             "image_grid_pinpoints": config.image_grid_pinpoints,
+            "mosaic_grid_size": config.view_grid if config.has_mosaic else None,
         }
         return cls(**{**fields, **overrides})
 
@@ -158,14 +173,21 @@ class ShirgLavidaImageProcessor(PilBackend):
         fovea_placement: str,
         fovea_boxes: Sequence | None,
         image_grid_pinpoints: Sequence | None,
+        mosaic_grid_size: int | None,
         resample: PILImageResampling,
         return_tensors: str | TensorType | None,
         **pixel_kwargs,
     ) -> BatchFeature:
+        if view_policy != "foveal" and fovea_boxes is not None:
+            raise ValueError(f"view_policy={view_policy!r} has no fovea, got fovea_boxes.")
         if view_policy == "anyres":
-            if fovea_boxes is not None:
-                raise ValueError("view_policy='anyres' has no fovea, got fovea_boxes.")
             views = [_anyres_views(image, size.height, image_grid_pinpoints, resample) for image in images]
+        elif view_policy == "pad":
+            # The mean colour, which is 0 after normalisation; rounded down, as in the original.
+            grey = tuple(np.broadcast_to(255 * np.asarray(pixel_kwargs["image_mean"]), 3).astype(int).tolist())
+            views = [_padded_view(image, size.height, grey, resample) for image in images]
+        elif view_policy == "square":
+            views = [_squashed_view(image, size.height, resample) for image in images]
         else:
             boxes = _fovea_boxes(images, fovea_size, fovea_placement, fovea_boxes)
             views = [
@@ -180,6 +202,11 @@ class ShirgLavidaImageProcessor(PilBackend):
         )
         data["view_boxes"] = _stack([item.boxes_V4 for item in views])
         data["image_sizes"] = np.array([(image.height, image.width) for image in images], dtype=np.int64)
+        if mosaic_grid_size is not None:
+            data["mosaic_windows"] = np.array(
+                [_mosaic_window(image, size.height, image_grid_pinpoints, mosaic_grid_size) for image in images],
+                dtype=np.int64,
+            )
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _pixels(
@@ -210,6 +237,11 @@ class ShirgLavidaImageProcessor(PilBackend):
             if bool(kwargs[name]) != needed:
                 raise ValueError(f"Views are RGB and have a fixed size: {name} must be {needed}, got {kwargs[name]}.")
         _validate_geometry(**{name: kwargs[name] for name in ("size", "patch_size", "view_policy", "fovea_size")})
+        if kwargs["mosaic_grid_size"] is not None and kwargs["view_policy"] != "anyres":
+            raise ValueError(
+                f"A mosaic needs view_policy='anyres', got {kwargs['view_policy']!r} with "
+                f"mosaic_grid_size={kwargs['mosaic_grid_size']}."
+            )
         if kwargs["view_policy"] == "anyres":
             check_pinpoints(kwargs["image_grid_pinpoints"], kwargs["size"].height)
         elif kwargs["fovea_placement"] not in ("center", "salient", "box"):
@@ -221,8 +253,8 @@ def _validate_geometry(size: SizeDict, patch_size: int, view_policy: str, fovea_
         raise ValueError(f"The base view is square: size needs equal height and width, got {dict(size)}.")
     if not 1 <= patch_size <= size.height:
         raise ValueError(f"patch_size={patch_size} must be between 1 and the base view's {size.height} pixels.")
-    if view_policy not in ("foveal", "anyres"):
-        raise ValueError(f"view_policy must be foveal or anyres, got {view_policy!r}.")
+    if view_policy not in ("foveal", "anyres", "pad", "square"):
+        raise ValueError(f"view_policy must be foveal, anyres, pad or square, got {view_policy!r}.")
     if view_policy == "foveal" and (fovea_size is None or fovea_size < patch_size):
         raise ValueError(f"view_policy='foveal' needs fovea_size >= patch_size={patch_size}, got {fovea_size}.")
 
@@ -264,6 +296,25 @@ def _anyres_views(image: Image.Image, base: int, pinpoints: Sequence, resample: 
     )
 
 
+def _squashed_view(image: Image.Image, base: int, resample: PILImageResampling) -> Views:
+    whole = np.array([[0, 0, image.width, image.height]], dtype=np.float64)
+    return Views(base=[_resized(image, (base, base), resample)], fovea=[], boxes_V4=whole)
+
+
+def _padded_view(image: Image.Image, base: int, grey: tuple[int, ...], resample: PILImageResampling) -> Views:
+    side = max(image.size)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    padded = Image.new("RGB", (side, side), grey)
+    padded.paste(image, (left, top))
+    shown = np.array([[-left, -top, side - left, side - top]], dtype=np.float64)
+    return Views(base=[_resized(padded, (base, base), resample)], fovea=[], boxes_V4=shown)
+
+
+def _mosaic_window(image: Image.Image, base: int, pinpoints: Sequence, view_grid: int) -> tuple[int, ...]:
+    canvas = select_best_resolution(image.width, image.height, pinpoints)
+    return mosaic_window(image.width, image.height, canvas, base, view_grid)
+
+
 def _fovea_boxes(
     images: list[Image.Image], fovea_size: int, placement: str, requested: Sequence | None
 ) -> list[tuple]:
@@ -297,7 +348,20 @@ def _requested_box(image: Image.Image, index: int, fovea_size: int, request: Seq
 
 
 def _resized(image: Image.Image, size: tuple[int, int], resample: PILImageResampling) -> Image.Image:
-    return image if image.size == size else image.resize(size, resample)
+    """The image at `size` (width, height), the same bits with every Pillow.
+
+    Resampling goes one direction at a time with 8 bits in between, so the order shows: Pillow 13, which made the
+    reference outputs, takes the height first where it loses more than twice the pixels that the width does; older
+    ones always take the width first.
+    """
+    width, height = size
+    if image.height > height and image.height - height > 2 * (image.width - width):
+        between = (image.width, height)
+    else:
+        between = (width, image.height)
+    for step in (between, size):
+        image = image if image.size == step else image.resize(step, resample)
+    return image
 
 
 def _all_patch_boxes(views: Views, image: Image.Image, patch_size: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_shirg_lavida import ShirgLavidaConfig
 from .generation_shirg_lavida import ShirgLavidaGenerationMixin
+from .objective_shirg import complementary_masks, diffusion_loss, prefix_lm_mask
 from .selection_shirg import pool_square, random_indices, shirg_scores, text_relevance, top_k, uniform_indices
 from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower, full_precision
 
@@ -39,8 +40,9 @@ class ShirgImageOutput(ModelOutput):
     """Image tokens and how they were chosen.
 
     Args:
-        image_tokens (`torch.FloatTensor` of shape `(I, T, C)`): what the language model reads in place of the
-            placeholders, base views first, then the fovea.
+        image_tokens (`tuple` of I `torch.FloatTensor` of shape `(T, C)`): what the language model reads in place of
+            each image's placeholders, base views first, then the fovea. T differs between images only where a mosaic
+            is cut to the image.
         kept_indices (`torch.LongTensor` of shape `(I, K)`, *optional*): raster indices of the kept foveal patches,
             ascending; `None` where no patch is kept as such (`pool`, or no fovea).
         scores (`torch.FloatTensor` of shape `(I, N)`, *optional*): the score of every foveal patch, float32; `None`
@@ -48,7 +50,7 @@ class ShirgImageOutput(ModelOutput):
         probabilities (`torch.FloatTensor` of shape `(I, N)`, *optional*): `softmax(scores / selection_temperature)`.
     """
 
-    image_tokens: torch.FloatTensor | None = None
+    image_tokens: tuple[torch.FloatTensor, ...] | None = None
     kept_indices: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
     probabilities: torch.FloatTensor | None = None
@@ -59,14 +61,20 @@ class ShirgLavidaOutput(ModelOutput):
     """Output of the model.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): token logits, or of the kept positions only.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): with labels.
+        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): token logits, or of the kept positions only; with
+            labels `(M, vocab_size)`, those of the masked positions in row-major order.
+        masked_positions (`torch.BoolTensor` of shape `(2 * B, L)`, *optional*): with labels, which answer tokens were
+            masked, in the first use of every example and in the second.
         past_key_values (`Cache`, *optional*): keys (rotated) and values of the prompt.
         hidden_states (`tuple`, *optional*): the language model's, on request.
         attentions (`tuple`, *optional*): the language model's, on request.
         kept_indices, scores (*optional*): see `ShirgImageOutput`; with `output_selection=True`.
     """
 
+    loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    masked_positions: torch.BoolTensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -107,6 +115,8 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, FovealPositionEmbedding):
             init.copy_(module.weight, module.interpolated_base())
+        elif isinstance(module, ShirgLavidaModel):
+            init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)
         else:
             super()._init_weights(module)
 
@@ -152,6 +162,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         self.vision_tower = ShirgVisionTower(config)
         self.multi_modal_projector = ShirgLavidaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        # LaViDa's row separator: read by `patch_merge_type="spatial_unpad"` alone, kept by every preset.
+        self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -168,47 +180,84 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         fovea_pixel_values: torch.Tensor | None = None,
         question_embeds: torch.Tensor | None = None,
         question_mask: torch.Tensor | None = None,
+        mosaic_windows: torch.Tensor | None = None,
     ) -> ShirgImageOutput:
         """Image tokens of every image.
 
         Args:
-            pixel_values: base-size views, (I * V, 3, P, P).
+            pixel_values: base-size views of all images, (views, 3, P, P).
             fovea_pixel_values: foveal views, (I, 3, P', P'); needed by view policy `foveal`.
             question_embeds: embeddings of the prompt that holds each image, (I, L, C); without them no question is
                 scored.
             question_mask: 1 at the question's tokens, (I, L).
+            mosaic_windows: where each image lies in the mosaic of its tiles, (I, 6), as the image processor reports;
+                needed where a mosaic is cut to the image.
         """
         config = self.config
-        self._check_views(pixel_values, fovea_pixel_values)
+        windows = self._check_views(pixel_values, fovea_pixel_values, mosaic_windows)
         base_tokens = self.multi_modal_projector(self.vision_tower(pixel_values)[0])
         if config.pooled_grid_size is not None:
             base_tokens = pool_square(base_tokens, config.pooled_grid_size)
-        tokens_ITC = base_tokens.reshape(
-            -1, config.num_base_views * config.tokens_per_base_view, base_tokens.shape[-1]
-        )
+        if config.has_mosaic:
+            return ShirgImageOutput(image_tokens=self._mosaics(base_tokens, windows))
+        tokens_ITC = base_tokens.reshape(-1, config.num_base_views * config.view_grid**2, base_tokens.shape[-1])
+        if config.patch_merge_type == "spatial_unpad":
+            newline_I1C = self.image_newline.to(tokens_ITC).expand(len(tokens_ITC), 1, -1)
+            tokens_ITC = torch.cat([tokens_ITC, newline_I1C], dim=1)
         if config.view_policy != "foveal":
-            return ShirgImageOutput(image_tokens=tokens_ITC)
+            return ShirgImageOutput(image_tokens=tokens_ITC.unbind(0))
         scored = config.selection_method == "shirg"
         features_IND, attention_IN = self.vision_tower(fovea_pixel_values, config.attention_source if scored else None)
         projected_INC = self.multi_modal_projector(features_IND)
         if config.selection_method == "pool":
             pooled_IKC = pool_square(projected_INC, math.isqrt(config.selection_budget))
-            return ShirgImageOutput(image_tokens=torch.cat([tokens_ITC, pooled_IKC], dim=1))
+            return ShirgImageOutput(image_tokens=torch.cat([tokens_ITC, pooled_IKC], dim=1).unbind(0))
         scores_IN = None
         if scored:
             scores_IN = self._scores(features_IND, attention_IN, projected_INC, question_embeds, question_mask)
         kept_IK = self._kept_indices(scores_IN, len(projected_INC), projected_INC.device)
         kept_IKC = projected_INC.gather(1, kept_IK[..., None].expand(-1, -1, projected_INC.shape[-1]))
         return ShirgImageOutput(
-            image_tokens=torch.cat([tokens_ITC, kept_IKC], dim=1),
+            image_tokens=torch.cat([tokens_ITC, kept_IKC], dim=1).unbind(0),
             kept_indices=kept_IK,
             scores=scores_IN,
             probabilities=None if scores_IN is None else (scores_IN / config.selection_temperature).softmax(-1),
         )
 
-    def _check_views(self, pixel_values: torch.Tensor, fovea_pixel_values: torch.Tensor | None) -> None:
-        """The views are those of whole images under this config's view policy."""
+    def _mosaics(self, tokens_VNC: torch.Tensor, windows: list[list[int]]) -> tuple[torch.Tensor, ...]:
+        """LaViDa's tokens of each image: its whole view, then the rows of its tiles' mosaic, a newline after each."""
+        counts = [1 + rows * columns for rows, columns, *_ in windows]
+        images = []
+        for views_VNC, (rows, columns, top, bottom, left, right) in zip(
+            tokens_VNC.split(counts), windows, strict=True
+        ):
+            side = self.config.view_grid
+            tiles = views_VNC[1:].unflatten(0, (rows, columns)).unflatten(2, (side, side))
+            mosaic_HWC = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)[top:bottom, left:right]
+            newline_H1C = self.image_newline.to(mosaic_HWC).expand(len(mosaic_HWC), 1, -1)
+            mosaic_TC = torch.cat([mosaic_HWC, newline_H1C], dim=1).flatten(0, 1)
+            images.append(torch.cat([views_VNC[0], mosaic_TC]))
+        return tuple(images)
+
+    def _check_views(
+        self,
+        pixel_values: torch.Tensor,
+        fovea_pixel_values: torch.Tensor | None,
+        mosaic_windows: torch.Tensor | None,
+    ) -> list[list[int]] | None:
+        """The views are those of whole images under this config's view policy; returns the mosaic windows as lists."""
         config = self.config
+        if config.has_mosaic:
+            if mosaic_windows is None:
+                raise ValueError(f"Preset {config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
+            windows = mosaic_windows.tolist()
+            needed = sum(1 + rows * columns for rows, columns, *_ in windows)
+            if len(pixel_values) != needed:
+                raise ValueError(
+                    f"pixel_values has {len(pixel_values)} views, but the mosaics of {len(windows)} images need "
+                    f"{needed}. {_USE_PROCESSOR}"
+                )
+            return windows
         if len(pixel_values) % config.num_base_views:
             raise ValueError(
                 f"pixel_values has {len(pixel_values)} views, but preset {config.prune_method!r} needs "
@@ -217,7 +266,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if config.view_policy != "foveal":
             if fovea_pixel_values is not None:
                 raise ValueError(f"View policy {config.view_policy!r} has no fovea. {_USE_PROCESSOR}")
-            return
+            return None
         if fovea_pixel_values is None:
             raise ValueError(
                 f"View policy 'foveal' needs fovea_pixel_values of {config.fovea_size} pixels. {_USE_PROCESSOR}"
@@ -227,6 +276,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 f"Every image needs one fovea: got {len(pixel_values)} images and {len(fovea_pixel_values)} foveal "
                 "views."
             )
+        return None
 
     @torch.no_grad()
     def _scores(
@@ -279,6 +329,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         fovea_pixel_values: torch.Tensor | None = None,
         question_mask: torch.Tensor | None = None,
+        mosaic_windows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ShirgImageOutput | None]:
         """Prompt embeddings (B, L, C) with the image tokens in place of the placeholders, and how those were chosen.
 
@@ -287,7 +338,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         """
         embeds_BLC = self.get_input_embeddings()(input_ids)
         placeholder_BL = input_ids == self.config.image_token_id
-        rows_I = self._image_rows(placeholder_BL, pixel_values)
+        rows_I = self._image_rows(placeholder_BL, pixel_values, mosaic_windows)
         if pixel_values is None:
             if fovea_pixel_values is not None:
                 raise ValueError(f"Got fovea_pixel_values without pixel_values. {_USE_PROCESSOR}")
@@ -298,30 +349,51 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 f"are {input_ids.shape[1]} tokens long: it needs one row per image."
             )
         images = self.get_image_features(
-            pixel_values, fovea_pixel_values, embeds_BLC[rows_I.to(embeds_BLC.device)], question_mask
+            pixel_values,
+            fovea_pixel_values,
+            embeds_BLC[rows_I.to(embeds_BLC.device)],
+            question_mask,
+            mosaic_windows,
         )
-        tokens = images.image_tokens.to(embeds_BLC.device, embeds_BLC.dtype)
+        tokens = torch.cat(images.image_tokens).to(embeds_BLC.device, embeds_BLC.dtype)
         return embeds_BLC.masked_scatter(placeholder_BL[..., None].to(embeds_BLC.device), tokens), images
 
-    def _image_rows(self, placeholder_BL: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
+    def _image_lengths(self, pixel_values: torch.Tensor | None, mosaic_windows: torch.Tensor | None) -> torch.Tensor:
+        """Number of image tokens of each image, int64 (I,)."""
+        config = self.config
+        if pixel_values is None:
+            return torch.empty(0, dtype=torch.int64)
+        if not config.has_mosaic:
+            return torch.full((len(pixel_values) // config.num_base_views,), config.num_image_tokens)
+        if mosaic_windows is None:
+            raise ValueError(f"Preset {config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
+        _, _, top_I, bottom_I, left_I, right_I = mosaic_windows.cpu().unbind(-1)
+        return config.view_grid**2 + (bottom_I - top_I) * (right_I - left_I + 1)
+
+    def _image_rows(
+        self, placeholder_BL: torch.Tensor, pixel_values: torch.Tensor | None, mosaic_windows: torch.Tensor | None
+    ) -> torch.Tensor:
         """The prompt that each image stands in, int64 (I,), after checking that every prompt holds whole images."""
-        per_image = self.config.num_image_tokens
-        counts_B = placeholder_BL.sum(-1)
-        num_images = 0 if pixel_values is None else pixel_values.shape[0] // self.config.num_base_views
-        total = int(counts_B.sum())
-        if total != num_images * per_image or bool((counts_B % per_image).any()):
+        lengths_I = self._image_lengths(pixel_values, mosaic_windows)
+        counts_B = placeholder_BL.sum(-1).cpu()
+        ends_I, ends_B = lengths_I.cumsum(0), counts_B.cumsum(0)
+        total, available = int(counts_B.sum()), int(lengths_I.sum())
+        if total != available or not torch.isin(ends_B[counts_B > 0], ends_I).all():
+            per_image = self.config.num_image_tokens or lengths_I.tolist()
             raise ValueError(
-                f"The prompts hold {total} image tokens ({counts_B.tolist()} per prompt), but {num_images} images "
-                f"give {num_images * per_image}: preset {self.config.prune_method!r} needs exactly {per_image} per "
-                f"image. {_USE_PROCESSOR}"
+                f"The prompts hold {total} image tokens ({counts_B.tolist()} per prompt), but {len(lengths_I)} images "
+                f"give {available}: preset {self.config.prune_method!r} needs exactly {per_image} per image. "
+                f"{_USE_PROCESSOR}"
             )
-        return placeholder_BL.nonzero()[:, 0][::per_image]
+        return torch.searchsorted(ends_B, ends_I)
 
 
 class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavidaGenerationMixin):
     """SHIRG-LaViDa with its language modelling head; `generate` denoises an answer."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    # The loss is a mean of this batch; the Trainer must not rescale it.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: ShirgLavidaConfig):
         super().__init__(config)
@@ -340,10 +412,14 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         fovea_pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         question_mask: torch.Tensor | None = None,
+        mosaic_windows: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
+        labels: torch.LongTensor | None = None,
+        diffusion_time: torch.Tensor | None = None,
+        mask_noise: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_selection: bool = False,
         output_hidden_states: bool = False,
@@ -360,9 +436,15 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             fovea_pixel_values: foveal views, (I, 3, P', P').
             attention_mask: 1 at real tokens, (B, L), padding left or right; or a 4D mask, which is used as it is.
             question_mask: 1 at the tokens of each image's question, (I, L); without it selection is text-free.
+            mosaic_windows: where each image lies in the mosaic of its tiles, (I, 6); needed by preset `lavida`.
             position_ids: (B, L); by default they count the real tokens of each row.
             past_key_values: a cache to read and extend.
             use_cache: return a cache.
+            labels: the answers' ids, (B, L), -100 elsewhere. Every example is then used twice, with complementary
+                masks on its answer, and the loss is returned (objective_shirg.py). Padding is masked in attention and
+                predicted only where it has a label; LaViDa trained with labels on padding and no attention mask.
+            diffusion_time: with labels, the time t in 0..1 of each example, (B,); drawn uniformly by default.
+            mask_noise: with labels, the draws in 0..1 that decide what is masked, (B, L); drawn by default.
             logits_to_keep: compute logits of the last so many positions, or of these positions; 0 means all.
             output_selection: return the kept indices and the scores.
             output_hidden_states, output_attentions: return the language model's; attentions need eager attention.
@@ -376,7 +458,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             raise ValueError("inputs_embeds hold the images already: give pixel_values with input_ids only.")
         if inputs_embeds is None:
             inputs_embeds, images = self.model.prepare_inputs_embeds(
-                input_ids, pixel_values, fovea_pixel_values, question_mask
+                input_ids, pixel_values, fovea_pixel_values, question_mask, mosaic_windows
             )
         if (
             position_ids is None
@@ -385,6 +467,15 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             and attention_mask.ndim == 2
         ):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        masked_positions = None
+        if labels is not None:
+            if past_key_values is not None or use_cache:
+                raise ValueError("labels are for training on whole sequences: give no past_key_values or use_cache.")
+            if diffusion_time is None:
+                diffusion_time = torch.rand(len(labels), device=labels.device)
+            masked_positions, inputs_embeds, attention_mask, position_ids = self._mask_answers(
+                labels, diffusion_time, mask_noise, inputs_embeds, attention_mask, position_ids
+            )
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -395,15 +486,51 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        if labels is None:
+            loss = None
+            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        else:
+            logits = self.lm_head(outputs.last_hidden_state[masked_positions])
+            loss = diffusion_loss(logits, labels, masked_positions, diffusion_time, self.config.loss_weighting)
         return ShirgLavidaOutput(
-            logits=self.lm_head(hidden),
+            loss=loss,
+            logits=logits,
+            masked_positions=masked_positions,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             kept_indices=images.kept_indices if output_selection and images is not None else None,
             scores=images.scores if output_selection and images is not None else None,
         )
+
+    def _mask_answers(
+        self,
+        labels: torch.LongTensor,
+        diffusion_time: torch.Tensor,
+        mask_noise: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.LongTensor | None,
+    ) -> tuple[torch.BoolTensor, torch.Tensor, torch.Tensor | None, torch.LongTensor | None]:
+        """Both uses of every example: masked positions (2B, L), embeddings, attention mask and positions of 2B rows.
+
+        Raises:
+            ValueError: shapes do not fit, or there is nothing to predict.
+        """
+        if labels.shape != inputs_embeds.shape[:2]:
+            raise ValueError(f"labels {tuple(labels.shape)} do not fit prompts of {tuple(inputs_embeds.shape[:2])}.")
+        if mask_noise is None:
+            mask_noise = torch.rand(labels.shape, device=labels.device)
+        masked_2BL = complementary_masks(labels, diffusion_time, mask_noise, self.config.infill_token_id)
+        if not masked_2BL.any():
+            raise ValueError("labels hold no token to predict: every one is -100 or the infill token.")
+        mask_C = self.get_input_embeddings().weight[self.config.mask_token_id].to(inputs_embeds.dtype)
+        inputs_embeds = torch.where(masked_2BL[..., None], mask_C, inputs_embeds.repeat(2, 1, 1))
+        if self.config.prefix_lm_loss:
+            attention_mask = prefix_lm_mask(labels, attention_mask)
+        attention_mask = None if attention_mask is None else torch.cat([attention_mask, attention_mask])
+        position_ids = None if position_ids is None else position_ids.repeat(2, 1)
+        return masked_2BL, inputs_embeds, attention_mask, position_ids
 
 
 __all__ = ["ShirgLavidaForConditionalGeneration", "ShirgLavidaModel", "ShirgLavidaPreTrainedModel"]

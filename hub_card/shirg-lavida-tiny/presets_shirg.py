@@ -9,6 +9,7 @@ GEOMETRIES = {
         "image_size": 384,
         "fovea_size": 448,
         "canvas": 768,
+        "pinpoints": [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]],
         "global_grid": 16,
         "tile_grid": 14,
         "budget": 724,
@@ -18,6 +19,7 @@ GEOMETRIES = {
         "image_size": 192,
         "fovea_size": 224,
         "canvas": 384,
+        "pinpoints": [[192, 384], [384, 192], [384, 384], [576, 192], [192, 576]],
         "global_grid": 8,
         "tile_grid": 7,
         "budget": 181,
@@ -54,6 +56,12 @@ PRESETS = {
     "random": {"selection_method": "random"},
     "uniform": {"selection_method": "uniform"},
     "pool": {"selection_method": "pool", "pooled_grid_size": "@tile_grid", "selection_budget": "@wide_budget"},
+    "lavida": {
+        **_TILES,
+        "image_grid_pinpoints": "@pinpoints",
+        "patch_merge_type": "spatial_unpad",
+        "pooled_grid_size": "@tile_grid",
+    },
     "lavida-980": {**_TILES, "pooled_grid_size": "@tile_grid"},
     "lavida-full": {**_TILES, "pooled_grid_size": None},
 }
@@ -74,7 +82,7 @@ def preset_fields(name: str, geometry: str) -> dict:
     def resolve(value):
         if isinstance(value, list):
             return [resolve(item) for item in value]
-        return values[value[1:]] if isinstance(value, str) and value.startswith("@") else value
+        return resolve(values[value[1:]]) if isinstance(value, str) and value.startswith("@") else value
 
     return {"prune_method": name, **{key: resolve(value) for key, value in {**_DEFAULTS, **PRESETS[name]}.items()}}
 

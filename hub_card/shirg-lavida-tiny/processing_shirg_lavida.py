@@ -1,10 +1,12 @@
 """Processor of SHIRG-LaViDa: image processor, tokenizer, and the placeholders that tie them together.
 
-Every image takes exactly `num_image_tokens` placeholders, a property of the config that is known before the model
-runs. The processor also says which text tokens are "the question" of each image, so that no model file needs a
+Every image takes as many placeholders as it gives image tokens: `num_image_tokens`, a property of the config, or,
+where a mosaic of tiles is cut to the image, a number that follows from the image's size. Both are known before the
+model runs. The processor also says which text tokens are "the question" of each image, so that no model file needs a
 tokenizer.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
+from .geometry_shirg import mosaic_length
 from .image_processing_shirg_lavida import ShirgLavidaImageProcessor
 
 _HEADER_START, _HEADER_END, _TURN_END = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
@@ -78,7 +81,9 @@ class ShirgLavidaProcessor(ProcessorMixin):
         tokenizer (`PreTrainedTokenizerBase`): LLaDA's, with `image_token` added as a special token.
         chat_template (`str`, *optional*): defaults to LaViDa's prompt, `CHAT_TEMPLATE`.
         image_token (`str`, defaults to `"<image>"`): the placeholder, one per image in a prompt.
-        num_image_tokens (`int`): placeholders that one image takes in `input_ids`, `config.num_image_tokens`.
+        num_image_tokens (`int`, *optional*): placeholders that one image takes in `input_ids`,
+            `config.num_image_tokens`; `None` where they follow from the image's size (`mosaic_grid_size` of the image
+            processor).
 
     Raises:
         ValueError: the tokenizer has no `image_token`; at call time, the numbers of images and of placeholders in the
@@ -96,7 +101,13 @@ class ShirgLavidaProcessor(ProcessorMixin):
         num_image_tokens=None,
         **kwargs,
     ):
-        if num_image_tokens is None or num_image_tokens < 1:
+        has_mosaic = image_processor is not None and image_processor.mosaic_grid_size is not None
+        if has_mosaic and num_image_tokens is not None:
+            raise ValueError(
+                f"num_image_tokens must be None with a mosaic_grid_size, got {num_image_tokens}: image tokens then "
+                "follow from the image's size."
+            )
+        if not has_mosaic and (num_image_tokens is None or num_image_tokens < 1):
             raise ValueError(
                 f"num_image_tokens must be the config's, at least 1, got {num_image_tokens}. "
                 "ShirgLavidaProcessor.from_config(config, tokenizer) sets it."
@@ -144,7 +155,8 @@ class ShirgLavidaProcessor(ProcessorMixin):
             images = None
         inputs = super().__call__(images=images, text=text, **kwargs)
         if images is not None and "input_ids" in inputs:
-            inputs["question_mask"] = self._question_mask(inputs["input_ids"])
+            lengths = [self._num_tokens_of(inputs, index) for index in range(len(inputs["image_sizes"]))]
+            inputs["question_mask"] = self._question_mask(inputs["input_ids"], lengths)
         return inputs
 
     def validate_inputs(self, images=None, text=None, **kwargs):
@@ -165,7 +177,14 @@ class ShirgLavidaProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The placeholders of one image."""
-        return self.image_token * self.num_image_tokens
+        return self.image_token * self._num_tokens_of(image_inputs, image_idx)
+
+    def _num_tokens_of(self, image_inputs: dict, index: int) -> int:
+        """Number of image tokens of image `index`."""
+        if self.num_image_tokens is not None:
+            return self.num_image_tokens
+        window = [int(value) for value in image_inputs["mosaic_windows"][index]]
+        return mosaic_length(window, self.image_processor.mosaic_grid_size)
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs
@@ -187,11 +206,15 @@ class ShirgLavidaProcessor(ProcessorMixin):
         names = [name for name in super().model_input_names if name != "token_type_ids"]
         return [*names, "question_mask"]
 
-    def _question_mask(self, input_ids: Any) -> Any:
-        """`question_mask` in the type of `input_ids`: a tensor, an array, or lists where the rows differ in length."""
+    def _question_mask(self, input_ids: Any, lengths: list[int]) -> Any:
+        """`question_mask` in the type of `input_ids`: a tensor, an array, or lists where the rows differ in length.
+
+        `lengths` are the numbers of image tokens of all images in reading order.
+        """
         rows = _as_rows(input_ids)
         textual = self._textual_ids({token for row in rows for token in row})
-        masks = [mask for row in rows for mask in self._question_masks_of_prompt(np.array(row), textual)]
+        remaining = iter(lengths)
+        masks = [mask for row in rows for mask in self._question_masks_of_prompt(np.array(row), textual, remaining)]
         if isinstance(input_ids, torch.Tensor):
             return torch.from_numpy(np.stack(masks))
         return np.stack(masks) if isinstance(input_ids, np.ndarray) else [mask.tolist() for mask in masks]
@@ -204,14 +227,20 @@ class ShirgLavidaProcessor(ProcessorMixin):
             [index for index in token_ids - special if self.tokenizer.decode([index]).strip()], dtype=np.int64
         )
 
-    def _question_masks_of_prompt(self, ids_L: np.ndarray, textual: np.ndarray) -> list[np.ndarray]:
-        """One int64 mask of shape (L,) per image of one prompt."""
+    def _question_masks_of_prompt(
+        self, ids_L: np.ndarray, textual: np.ndarray, lengths: Iterator[int]
+    ) -> list[np.ndarray]:
+        """One int64 mask of shape (L,) per image of one prompt; takes as many `lengths` as the prompt has images."""
         header_ends, turn_ends = (
             np.flatnonzero(ids_L == self.tokenizer.convert_tokens_to_ids(token)) for token in (_HEADER_END, _TURN_END)
         )
         is_text_L = np.isin(ids_L, textual)
         masks = []
-        for image_start in np.flatnonzero(ids_L == self.image_token_id)[:: self.num_image_tokens]:
+        placeholders = np.flatnonzero(ids_L == self.image_token_id)
+        seen = 0
+        while seen < len(placeholders):
+            image_start = placeholders[seen]
+            seen += next(lengths)
             start = max(header_ends[header_ends < image_start], default=-1) + 1
             stop = min(turn_ends[turn_ends > image_start], default=len(ids_L))
             mask_L = np.zeros(len(ids_L), dtype=np.int64)

@@ -173,7 +173,7 @@ class PackedAnswerModel(nn.Module):
         copies_BQ2R = torch.stack([masked_BQR, ~masked_BQR], dim=2)
         noisy_BQ2R = torch.where(copies_BQ2R, config.mask_token_id, answer_ids[:, :, None])
         images = self._images(pixel_values, fovea_pixel_values, question_ids, question_mask)
-        prefix_BPC = torch.cat([embed(prefix_ids), images.image_tokens], dim=1)
+        prefix_BPC = torch.cat([embed(prefix_ids), torch.stack(images.image_tokens)], dim=1)
         tail_BQT = torch.cat([question_ids, noisy_BQ2R.flatten(2)], dim=2)
         position_ids = self._positions(prefix_BPC.shape[1], question_lengths)
         outputs = core.language_model(
@@ -233,7 +233,7 @@ class PackedAnswerModel(nn.Module):
         kept_IK = images.kept_indices
         marks_IK = labels[:, -(self.model.config.fovea_grid**2) :].gather(1, kept_IK)
         colors_IK = colors[:, -(self.model.config.fovea_grid**2) :].gather(1, kept_IK)
-        tokens = self.model.model.language_model.norm(images.image_tokens[:, -kept_IK.shape[1] :])
+        tokens = self.model.model.language_model.norm(torch.stack(images.image_tokens)[:, -kept_IK.shape[1] :])
         log_probs = self.model.lm_head(tokens).log_softmax(-1)
         on_mark = (marks_IK > 0).float()
         score = log_probs.gather(-1, self.mark_ids[marks_IK][..., None]) + log_probs.gather(

@@ -67,6 +67,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> ShirgLavidaConfig:
         },
         image_token_id=ids["<image>"],
         mask_token_id=ids["<|mdm_mask|>"],
+        infill_token_id=None,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -1,0 +1,162 @@
+"""Preset `lavida`: tiles without padding, newline tokens, image tokens that depend on the image's size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configuration_shirg import ShirgLavidaConfig
+from configuration_shirg.geometry_shirg import mosaic_length, mosaic_window, select_best_resolution
+from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
+
+COUNTS = json.loads((Path(__file__).parent / "fixtures" / "lavida" / "golden" / "image_token_counts.json").read_text())
+SINGLE_VIEW = {"image_grid_pinpoints": None}
+RELATIVE = 5e-5
+
+
+def _close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((actual - expected).abs().max() <= RELATIVE * expected.abs().max())
+
+
+@pytest.mark.parametrize("row", COUNTS, ids=lambda row: "x".join(map(str, row["size_wh"])))
+def test_image_tokens_are_the_originals(row):
+    config = ShirgLavidaConfig.from_preset("lavida")
+    assert config.count_image_tokens(*row["size_wh"]) == row["n_image_tokens"]
+    processor = tiny_processor(tiny_config("lavida", "full"))
+    inputs = encode(processor, chat("?", noise_image(0, *row["size_wh"])))
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == row["n_image_tokens"]
+    assert inputs["pixel_values"].shape == (row["n_views"], 3, 384, 384)
+
+
+@settings(max_examples=200, deadline=None)
+@given(width=st.integers(1, 20_000), height=st.integers(1, 20_000))
+def test_the_window_lies_in_the_mosaic_and_counts_stay_in_range(width, height):
+    config = ShirgLavidaConfig.from_preset("lavida")
+    canvas = select_best_resolution(width, height, config.image_grid_pinpoints)
+    rows, columns, top, bottom, left, right = window = mosaic_window(width, height, canvas, 384, 14)
+    assert (columns * 384, rows * 384) == canvas
+    assert 0 <= top <= bottom <= rows * 14 and 0 <= left <= right <= columns * 14
+    assert top == rows * 14 - bottom and left == columns * 14 - right
+    assert 196 <= mosaic_length(window, 14) == config.count_image_tokens(width, height) <= 1008
+
+
+@pytest.mark.parametrize("policy", ["pad", "square"])
+@pytest.mark.parametrize(("pooled", "count"), [(14, 197), (None, 730)])
+def test_single_view_modes(policy, pooled, count):
+    config = tiny_config("lavida", "full", view_policy=policy, pooled_grid_size=pooled, **SINGLE_VIEW)
+    assert config.num_image_tokens == config.count_image_tokens(640, 427) == count
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0, 640, 427)))
+    assert inputs["pixel_values"].shape == (1, 3, 384, 384)
+    assert (inputs["input_ids"] == config.image_token_id).sum() == count
+    with torch.no_grad():
+        tokens = model.model.get_image_features(inputs["pixel_values"]).image_tokens[0]
+    assert tokens.shape == (count, 32)
+    assert torch.equal(tokens[-1], model.model.image_newline)
+
+
+def test_pad_centres_the_image_on_grey_and_says_where_it_lies():
+    processor = tiny_processor(tiny_config("lavida", "full", view_policy="pad", **SINGLE_VIEW)).image_processor
+    views = processor(noise_image(0, 600, 300), return_tensors="pt")
+    grey = 127 / 255 * 2 - 1
+    pixels = views["pixel_values"][0]
+    assert torch.allclose(pixels[:, :90], torch.tensor(grey), atol=1e-6)
+    assert torch.allclose(pixels[:, -90:], torch.tensor(grey), atol=1e-6)
+    assert pixels[:, 100:284].std() > 0.1
+    assert views["view_boxes"].tolist() == [[[0.0, -150.0, 600.0, 450.0]]]
+
+
+def test_newlines_end_every_row_of_the_mosaic_and_the_whole_view_has_none():
+    config = tiny_config("lavida")
+    model, processor = tiny_model(config), tiny_processor(config)
+    views = processor.image_processor(noise_image(0, 640, 427), return_tensors="pt")
+    rows, columns, top, bottom, left, right = views["mosaic_windows"][0].tolist()
+    with torch.no_grad():
+        tokens = model.model.get_image_features(**views_for_model(views)).image_tokens[0]
+        flat = tiny_model(tiny_config("lavida-980")).model
+        flat.load_state_dict(model.model.state_dict())
+        every = flat.get_image_features(views["pixel_values"]).image_tokens[0]
+    assert torch.equal(tokens[:49], every[:49])
+    mosaic = tokens[49:].unflatten(0, (bottom - top, right - left + 1))
+    assert (mosaic[:, -1] == model.model.image_newline).all()
+    for row in range(top, bottom):
+        for column in (left, right - 1):
+            tile = (row // 7) * columns + column // 7
+            token = every[49 * (1 + tile) + (row % 7) * 7 + column % 7]
+            assert torch.equal(mosaic[row - top, column - left], token)
+
+
+def views_for_model(views) -> dict:
+    return {name: views[name] for name in ("pixel_values", "mosaic_windows")}
+
+
+def test_an_image_too_thin_for_its_mosaic_keeps_the_whole_view():
+    config = tiny_config("lavida")
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat("?", noise_image(0, 4000, 1)))
+    assert (inputs["input_ids"] == config.image_token_id).sum() == config.count_image_tokens(4000, 1) == 49
+    with torch.no_grad():
+        assert torch.isfinite(model(**inputs).logits).all()
+
+
+CHATS = [
+    chat(QUESTIONS[0], noise_image(0, 640, 427)),
+    chat(QUESTIONS[1], noise_image(1, 300, 900)),
+    [{"role": "user", "content": "No image here."}],
+    chat(QUESTIONS[2], noise_image(2, 384, 384), noise_image(3, 1000, 400)),
+    [
+        *chat("First?", noise_image(4, 500, 333)),
+        {"role": "assistant", "content": "One."},
+        *chat("Second?", noise_image(5, 50, 800)),
+    ],
+]
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_images_of_different_sizes_batch_without_changing_a_row(padding_side):
+    config = tiny_config("lavida")
+    model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    batch = encode(processor, *CHATS)
+    options = {"max_new_tokens": 8, "block_length": 4}
+    with torch.no_grad():
+        together = model(**batch).logits
+    for use_cache in (True, False):
+        answers = model.generate(**batch, **options, use_cache=use_cache)[:, -8:]
+        for row, one in enumerate(CHATS):
+            alone = encode(processor, one)
+            assert torch.equal(answers[row], model.generate(**alone, **options, use_cache=use_cache)[0, -8:]), (
+                row,
+                use_cache,
+            )
+            with torch.no_grad():
+                assert _close(together[row, batch["attention_mask"][row].bool()], model(**alone).logits[0])
+    assert batch["question_mask"].shape == (6, batch["input_ids"].shape[1])
+
+
+def test_what_is_missing_or_wrong_is_named():
+    config = tiny_config("lavida")
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = dict(encode(processor, CHATS[0]))
+    with pytest.raises(ValueError, match="'lavida' needs mosaic_windows"):
+        model(**{**inputs, "mosaic_windows": None})
+    with pytest.raises(ValueError, match="4 views.*1 images need 5"):
+        model(**{**inputs, "pixel_values": inputs["pixel_values"][:4]})
+    other = encode(processor, CHATS[1])["mosaic_windows"]
+    with pytest.raises(ValueError, match="199 image tokens.*1 images give 217"):
+        model(**{**inputs, "mosaic_windows": other})
+    with pytest.raises(ValueError, match="num_image_tokens must be None with a mosaic_grid_size, got 245"):
+        type(processor)(processor.image_processor, processor.tokenizer, num_image_tokens=245)
+
+
+def test_the_newline_is_kept_by_every_preset(tmp_path):
+    model = tiny_model(tiny_config("lavida"))
+    with torch.no_grad():
+        model.model.image_newline.fill_(3.0)
+    model.save_pretrained(tmp_path / "lavida")
+    foveal = type(model).from_pretrained(tmp_path / "lavida", prune_method="shirg")
+    foveal.save_pretrained(tmp_path / "shirg")
+    again = type(model).from_pretrained(tmp_path / "shirg", prune_method="lavida")
+    assert torch.equal(again.model.image_newline, model.model.image_newline)

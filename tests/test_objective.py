@@ -1,0 +1,154 @@
+"""The training objective: what is masked, who sees whom, and what the loss is made of."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modeling_shirg.objective_shirg import complementary_masks, diffusion_loss, masked_ratio, prefix_lm_mask
+from tiny_model import chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
+
+INFILL = 265
+
+
+def _labels(rows: int = 3, length: int = 40, prompt: int = 15) -> torch.Tensor:
+    labels = torch.randint(0, 200, (rows, length), generator=torch.Generator().manual_seed(0))
+    labels[:, :prompt] = -100
+    labels[1, 20:23] = INFILL
+    return labels
+
+
+def _noise(labels: torch.Tensor) -> torch.Tensor:
+    return torch.rand(labels.shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_masks_are_complementary_on_the_targets_and_nowhere_else():
+    labels = _labels()
+    first, second = complementary_masks(labels, torch.tensor([0.2, 0.5, 0.9]), _noise(labels), INFILL).chunk(2)
+    targets = (labels != -100) & (labels != INFILL)
+    assert torch.equal(first | second, targets)
+    assert not (first & second).any()
+
+
+def test_the_ratio_masked_is_the_time_with_a_floor():
+    labels = torch.zeros(4, 20_000, dtype=torch.int64)
+    times = torch.tensor([0.0, 0.3, 0.7, 1.0])
+    first = complementary_masks(labels, times, _noise(labels), INFILL)[:4]
+    assert torch.allclose(first.float().mean(-1), masked_ratio(times), atol=0.01)
+    assert masked_ratio(times).tolist() == pytest.approx([0.001, 0.3007, 0.7003, 1.0])
+
+
+def test_a_row_has_at_least_one_masked_position_however_small_the_time():
+    labels = torch.zeros(5, 8, dtype=torch.int64)
+    noise = 0.5 + 0.5 * _noise(labels)
+    assert complementary_masks(labels, torch.zeros(5), noise, INFILL)[:5].sum(-1).tolist() == [1] * 5
+
+
+def test_the_prompt_does_not_see_the_answer_and_padding_is_seen_by_none():
+    labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, 5, 6, -100, -100]])
+    attention = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+    sees = prefix_lm_mask(labels, attention)
+    assert sees[0, 0].int().tolist() == [[1, 1, 0, 0, 0]] * 2 + [[1, 1, 1, 1, 1]] * 3
+    assert sees[1, 0].int().tolist() == [[1, 0, 0, 0, 0]] + [[1, 1, 1, 1, 0]] * 4
+
+
+def test_inverse_t_weighs_each_use_by_the_ratio_it_was_masked_with():
+    labels = _labels(rows=2, length=6, prompt=2)
+    labels[1] = torch.tensor([-100, -100, -100, 5, 6, 7])
+    times = torch.tensor([0.25, 0.5])
+    masked = complementary_masks(labels, times, _noise(labels), INFILL)
+    logits = torch.randn(int(masked.sum()), 300, generator=torch.Generator().manual_seed(2))
+    losses = F.cross_entropy(logits, labels.repeat(2, 1)[masked], reduction="none")
+    rows = masked.nonzero()[:, 0].tolist()
+    ratios = [0.001 + 0.999 * t for t in (0.25, 0.5, 0.75, 0.5)]
+    lengths = [4, 3, 4, 3]
+    expected = sum(loss / ratios[row] / lengths[row] for loss, row in zip(losses, rows, strict=True)) / 4
+    assert torch.allclose(diffusion_loss(logits, labels, masked, times, "inverse_t"), expected)
+    assert torch.allclose(diffusion_loss(logits, labels, masked, times, "none"), losses.mean())
+
+
+def test_inverse_t_is_an_unbiased_estimate_of_the_mean_target_loss_of_a_constant_model():
+    labels = torch.zeros(4000, 12, dtype=torch.int64)
+    times = torch.rand(4000, generator=torch.Generator().manual_seed(3)) * 0.8 + 0.1
+    masked = complementary_masks(labels, times, _noise(labels), INFILL)
+    logits = torch.zeros(int(masked.sum()), 16)
+    loss = diffusion_loss(logits, labels, masked, times, "inverse_t")
+    assert loss.item() == pytest.approx(torch.log(torch.tensor(16.0)).item(), rel=0.03)
+
+
+def _training_batch(processor, config):
+    turns = [
+        [*chat("What?", noise_image(0)), {"role": "assistant", "content": "A square."}],
+        [*chat("Which one?", noise_image(1)), {"role": "assistant", "content": "Blue, I think."}],
+    ]
+    batch = processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
+    ids = batch["input_ids"]
+    starts = [(row == 260).nonzero()[-1, 0].item() + 3 for row in ids]
+    labels = torch.full_like(ids, -100)
+    for row, start in enumerate(starts):
+        labels[row, start:] = ids[row, start:]
+    labels[batch["attention_mask"] == 0] = -100
+    return batch, labels
+
+
+@pytest.mark.parametrize("prefix_lm", [False, True])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_the_loss_is_that_of_both_halves_run_by_hand(prefix_lm, padding_side):
+    config = tiny_config(prefix_lm_loss=prefix_lm)
+    model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    batch, labels = _training_batch(processor, config)
+    times, noise = torch.tensor([0.4, 0.6]), _noise(labels)
+    output = model(**batch, labels=labels, diffusion_time=times, mask_noise=noise)
+    masked = complementary_masks(labels, times, noise, INFILL)
+    assert torch.equal(output.masked_positions, masked)
+    total, count = 0.0, 0
+    for half, row in ((half, row) for half in (0, 1) for row in (0, 1)):
+        hidden = masked[2 * half + row]
+        real = batch["attention_mask"][row].bool()
+        ids = batch["input_ids"][row].where(~hidden, config.mask_token_id)[real][None]
+        embeds, _ = model.model.prepare_inputs_embeds(
+            ids,
+            batch["pixel_values"][row : row + 1],
+            batch["fovea_pixel_values"][row : row + 1],
+            batch["question_mask"][row : row + 1, real],
+        )
+        own = labels[row, real]
+        mask = prefix_lm_mask(own[None], None) if prefix_lm else None
+        logits = model(inputs_embeds=embeds, attention_mask=mask).logits[0]
+        total = total + F.cross_entropy(logits[hidden[real]], own[hidden[real]], reduction="sum")
+        count += int(hidden.sum())
+    assert output.logits.shape == (count, 272)
+    assert torch.allclose(output.loss, total / count, rtol=1e-5)
+
+
+def test_drawn_masks_follow_the_seed_and_learning_lowers_the_loss():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    batch, labels = _training_batch(processor, config)
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(model(**batch, labels=labels).loss.item())
+    assert losses[0] == losses[1] != losses[2]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(8):
+        torch.manual_seed(0)
+        loss = model(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.85 * losses[0]
+
+
+def test_what_cannot_be_trained_on_is_named():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    batch, labels = _training_batch(processor, config)
+    with pytest.raises(ValueError, match="no token to predict"):
+        model(**batch, labels=torch.full_like(labels, -100))
+    with pytest.raises(ValueError, match=r"labels \(2, 5\) do not fit prompts of \(2,"):
+        model(**batch, labels=labels[:, :5])
+    with pytest.raises(ValueError, match="past_key_values or use_cache"):
+        model(**batch, labels=labels, use_cache=True)
+    inputs = encode(processor, chat("What?", noise_image(0)))
+    with pytest.raises(ValueError, match="labels"):
+        model.generate(**inputs, labels=inputs["input_ids"], max_new_tokens=4)

@@ -1,0 +1,163 @@
+"""The same function however it is run: precision, attention kernels, placement, checkpointing, compilation.
+
+What this machine cannot run is skipped with its reason, so that the report lists it as untested.
+"""
+
+import copy
+
+import pytest
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+from modeling_shirg import ShirgLavidaForConditionalGeneration
+from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
+
+PRESETS = ("shirg", "lavida")
+needs_accelerator = pytest.mark.skipif(not torch.cuda.is_available(), reason="untested here: no CUDA device")
+CHATS = [chat(question, noise_image(number, 300 + 100 * number)) for number, question in enumerate(QUESTIONS)]
+
+
+def _setup(preset: str, **overrides):
+    config = tiny_config(preset, **overrides)
+    return tiny_model(config), encode(tiny_processor(config), *CHATS)
+
+
+@torch.no_grad()
+def _logits(model, batch) -> torch.Tensor:
+    """Logits of the last tokens, which no row of a left-padded batch pads."""
+    return model(**batch.to(model.device), logits_to_keep=8).logits.float().cpu()
+
+
+def _error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_accelerator)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_half_precision_answers_and_stays_near_float32(preset, device, dtype, tolerance):
+    # Random selection: which tokens a score keeps may differ between precisions, and then so does everything.
+    model, batch = _setup("random" if preset == "shirg" else preset)
+    half = copy.deepcopy(model).to(device, dtype)
+    assert _error(_logits(half, batch), _logits(model, batch)) < tolerance
+    answer = half.generate(**batch.to(device), max_new_tokens=8, block_length=4)
+    assert answer.shape[1] == batch["input_ids"].shape[1] + 8
+    assert (answer[:, -8:] != half.config.mask_token_id).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "implementation",
+    [
+        "eager",
+        pytest.param(
+            "flash_attention_2",
+            marks=[
+                needs_accelerator,
+                pytest.mark.skipif(not is_flash_attn_2_available(), reason="untested here: flash-attn not installed"),
+            ],
+        ),
+    ],
+)
+def test_attention_kernels_agree(tmp_path, preset, implementation):
+    model, batch = _setup(preset)
+    model.save_pretrained(tmp_path)
+    flash = implementation == "flash_attention_2"
+    dtype = torch.float16 if flash else torch.float32
+    pair = [
+        ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=name, dtype=dtype)
+        .eval()
+        .to("cuda" if flash else "cpu")
+        for name in ("sdpa", implementation)
+    ]
+    assert pair[1].model.language_model.config._attn_implementation == implementation
+    assert pair[1].model.vision_tower.vision_model.config._attn_implementation == implementation
+    assert _error(*(_logits(each, batch) for each in reversed(pair))) < (0.02 if flash else 5e-5)
+    answers = [each.generate(**batch.to(each.device), max_new_tokens=8) for each in pair]
+    assert flash or torch.equal(*answers)
+
+
+def test_eager_attention_returns_its_weights_and_hidden_states(tmp_path):
+    model, batch = _setup("shirg")
+    model.save_pretrained(tmp_path)
+    eager = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    output = eager(**batch, output_attentions=True, output_hidden_states=True)
+    length = batch["input_ids"].shape[1]
+    assert [weights.shape for weights in output.attentions] == [(3, 2, length, length)] * 2
+    assert len(output.hidden_states) == 3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_device_map_auto(tmp_path, preset):
+    model, batch = _setup(preset)
+    model.save_pretrained(tmp_path)
+    placed = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, device_map="auto").eval()
+    assert _error(_logits(placed, batch), _logits(model, batch)) < 5e-5
+    assert torch.equal(
+        placed.generate(**batch.to(placed.device), max_new_tokens=8).cpu(), model.generate(**batch, max_new_tokens=8)
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_layers_offloaded_to_disk_change_nothing(tmp_path, preset):
+    model, batch = _setup(preset)
+    model.save_pretrained(tmp_path / "model")
+    device_map = {
+        "model.vision_tower": "disk",
+        "model.multi_modal_projector": "cpu",
+        "model.image_newline": "cpu",
+        "model.language_model.embed_tokens": "cpu",
+        "model.language_model.layers.0": "disk",
+        "model.language_model.layers.1": "cpu",
+        "model.language_model.norm": "cpu",
+        "model.language_model.rotary_emb": "cpu",
+        "lm_head": "disk",
+    }
+    split = ShirgLavidaForConditionalGeneration.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    ).eval()
+    assert next(split.model.language_model.layers[0].parameters()).is_meta
+    assert torch.equal(_logits(split, batch), _logits(model, batch))
+    assert torch.equal(split.generate(**batch, max_new_tokens=8), model.generate(**batch, max_new_tokens=8))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="untested here: fewer than two CUDA devices")
+def test_two_devices(tmp_path):
+    model, batch = _setup("shirg")
+    model.save_pretrained(tmp_path)
+    split = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, device_map="balanced").eval()
+    assert len(set(split.hf_device_map.values())) == 2
+    assert _error(_logits(split, batch), _logits(model, batch)) < 1e-3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradient_checkpointing_gives_the_same_gradients(preset):
+    model, batch = _setup(preset)
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, -10:] = batch["input_ids"][:, -10:]
+    gradients = []
+    for checkpointing in (False, True):
+        each = copy.deepcopy(model).train()
+        if checkpointing:
+            each.activation_checkpointing_enable()
+            assert each.model.language_model.layers[0].gradient_checkpointing
+            assert each.model.vision_tower.vision_model.encoder.layers[0].gradient_checkpointing
+        torch.manual_seed(0)
+        each(**batch, labels=labels).loss.backward()
+        gradients.append({name: weight.grad for name, weight in each.named_parameters() if weight.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_accelerator)])
+def test_a_compiled_language_model_gives_the_same_tokens(device):
+    model, batch = _setup("shirg")
+    batch = batch.to(device)
+    plain = model.to(device)
+    compiled = copy.deepcopy(plain)
+    compiled.model.language_model.compile()
+    options = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_history": True}
+    assert torch.equal(plain.generate(**batch, **options).history, compiled.generate(**batch, **options).history)
+    assert _error(_logits(compiled, batch), _logits(plain, batch)) < 5e-5
