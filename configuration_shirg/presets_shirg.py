@@ -4,6 +4,8 @@ A *geometry* is the set of view sizes and token counts that belong to one base r
 is LaViDa's (SigLIP so400m at 384 pixels, patch 14), `toy` is its quarter: same ratios, a quarter of the tokens.
 """
 
+from difflib import get_close_matches
+
 GEOMETRIES = {
     "full": {
         "image_size": 384,
@@ -74,7 +76,8 @@ def preset_fields(name: str, geometry: str) -> dict:
         ValueError: the name or the geometry is unknown; the message lists the known ones.
     """
     if name not in PRESETS:
-        raise ValueError(f"Unknown prune_method {name!r}. Known methods: {', '.join(sorted(PRESETS))}.")
+        nearest = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, PRESETS, n=1))
+        raise ValueError(f"Unknown prune_method {name!r}.{nearest} Known methods: {', '.join(sorted(PRESETS))}.")
     if geometry not in GEOMETRIES:
         raise ValueError(f"Unknown geometry {geometry!r}. Known geometries: {', '.join(GEOMETRIES)}.")
     values = GEOMETRIES[geometry]

@@ -16,9 +16,11 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
+from .configuration_shirg_lavida import ShirgLavidaConfig
 from .geometry_shirg import mosaic_length
 from .image_processing_shirg_lavida import ShirgLavidaImageProcessor
 
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _HEADER_START, _HEADER_END, _TURN_END = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
 SYSTEM_PROMPT = (
@@ -117,6 +119,19 @@ class ShirgLavidaProcessor(ProcessorMixin):
         self.image_token = image_token
         self.image_token_id = _single_token_id(tokenizer, image_token)
         self.num_image_tokens = num_image_tokens
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, prune_method: str | None = None, **kwargs):
+        """Load a processor, for another preset than the checkpoint's own if `prune_method` names one."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if prune_method is None:
+            return processor
+        config = ShirgLavidaConfig.from_pretrained(
+            pretrained_model_name_or_path,
+            prune_method=prune_method,
+            **{name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs},
+        )
+        return cls.from_config(config, processor.tokenizer, processor.chat_template)
 
     @classmethod
     def from_config(cls, config, tokenizer, chat_template: str | None = None) -> "ShirgLavidaProcessor":

@@ -132,6 +132,11 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         if not isinstance(config, PreTrainedConfig):
             own = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **own)
+        if config.fovea_grid is None and saved.fovea_grid is not None:
+            logger.warning_once(
+                f"{pretrained_model_name_or_path} has a foveal_position_embedding that preset {config.prune_method!r} "
+                "has no use for: a model that is saved from here has none."
+            )
         if config.fovea_grid in (None, saved.fovea_grid):
             return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         held = "no" if saved.fovea_grid is None else f"a {saved.fovea_grid}x{saved.fovea_grid}"
@@ -247,6 +252,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     ) -> list[list[int]] | None:
         """The views are those of whole images under this config's view policy; returns the mosaic windows as lists."""
         config = self.config
+        _check_pixels("pixel_values", pixel_values, config.vision_config.image_size)
+        if fovea_pixel_values is not None and config.fovea_size is not None:
+            _check_pixels("fovea_pixel_values", fovea_pixel_values, config.fovea_size)
         if config.has_mosaic:
             if mosaic_windows is None:
                 raise ValueError(f"Preset {config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
@@ -258,11 +266,6 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                     f"{needed}. {_USE_PROCESSOR}"
                 )
             return windows
-        if len(pixel_values) % config.num_base_views:
-            raise ValueError(
-                f"pixel_values has {len(pixel_values)} views, but preset {config.prune_method!r} needs "
-                f"{config.num_base_views} per image. {_USE_PROCESSOR}"
-            )
         if config.view_policy != "foveal":
             if fovea_pixel_values is not None:
                 raise ValueError(f"View policy {config.view_policy!r} has no fovea. {_USE_PROCESSOR}")
@@ -364,6 +367,11 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if pixel_values is None:
             return torch.empty(0, dtype=torch.int64)
         if not config.has_mosaic:
+            if len(pixel_values) % config.num_base_views:
+                raise ValueError(
+                    f"pixel_values has {len(pixel_values)} views, but preset {config.prune_method!r} needs "
+                    f"{config.num_base_views} per image. {_USE_PROCESSOR}"
+                )
             return torch.full((len(pixel_values) // config.num_base_views,), config.num_image_tokens)
         if mosaic_windows is None:
             raise ValueError(f"Preset {config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
@@ -531,6 +539,13 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         attention_mask = None if attention_mask is None else torch.cat([attention_mask, attention_mask])
         position_ids = None if position_ids is None else position_ids.repeat(2, 1)
         return masked_2BL, inputs_embeds, attention_mask, position_ids
+
+
+def _check_pixels(name: str, pixels: torch.Tensor, size: int) -> None:
+    if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+        raise ValueError(
+            f"{name} must have the shape (views, 3, {size}, {size}), got {tuple(pixels.shape)}. {_USE_PROCESSOR}"
+        )
 
 
 __all__ = ["ShirgLavidaForConditionalGeneration", "ShirgLavidaModel", "ShirgLavidaPreTrainedModel"]

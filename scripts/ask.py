@@ -49,6 +49,8 @@ def main(args: argparse.Namespace) -> None:
     from .stage_clock import StageClock
 
     logging.disable_progress_bar()
+    if args.overlay:
+        _check_writable(args.overlay)
     clock = StageClock()
     with clock.stage("load"):
         loaded = load(args.model, args.prune_method, args.device, args.dtype)
@@ -80,6 +82,17 @@ def main(args: argparse.Namespace) -> None:
             }
         )
     )
+
+
+def _check_writable(path: Path) -> None:
+    """Before any work: the picture can be written there."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    if path.suffix.lower() not in known:
+        raise ValueError(f"--overlay {path}: write it to a picture file such as {path.stem or 'kept'}.png.")
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise ValueError(f"--overlay {path}: no file can be written there; is {path.resolve().parent} a folder?")
 
 
 def _inputs(processor, image, question: str, fovea_box: list[float] | None):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
@@ -44,7 +45,10 @@ def load(
             config = config.with_preset(prune_method)
         saved = ShirgLavidaProcessor.from_pretrained(source)
         processor = ShirgLavidaProcessor.from_config(config, saved.tokenizer, saved.chat_template)
-        network = ShirgLavidaForConditionalGeneration.from_pretrained(source, config=config, dtype=DTYPES[dtype])
+        try:
+            network = ShirgLavidaForConditionalGeneration.from_pretrained(source, config=config, dtype=DTYPES[dtype])
+        except SafetensorError as error:
+            raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
     return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from configuration_shirg import PRESETS
+from configuration_shirg import PRESETS, ShirgLavidaProcessor
 from shirg_scripts.cli import main, with_underscores
 
+BUNDLED = Path(str(files("shirg_hub_card"))) / "shirg-lavida-tiny"
 EXAMPLES = Path(str(files("shirg_hub_card"))) / "examples"
 GRID = str(EXAMPLES / "grid.png")
 QUESTION = "What is in cell 5?"
@@ -176,3 +177,28 @@ def test_hyphens_become_underscores_in_flag_names_only():
         "--",
         "--as-it-is",
     ]
+
+
+def test_where_no_picture_can_be_written_nothing_is_computed(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("shirg_scripts.loading.load", lambda *args: pytest.fail("the model was loaded"))
+    for path, reason in ((tmp_path / "none" / "o.png", "none"), (tmp_path, "picture file"), ("o.xyz", "o.png")):
+        status, _, err = _ask(capsys, GRID, QUESTION, "--overlay", str(path))
+        assert status == 2 and reason in err
+
+
+def test_a_fovea_box_is_looked_at_in_an_image_lower_than_the_fovea(capsys, tmp_path):
+    Image.new("RGB", (1000, 100), "white").save(tmp_path / "banner.png")
+    inputs = ShirgLavidaProcessor.from_pretrained(BUNDLED).image_processor(
+        str(tmp_path / "banner.png"), fovea_boxes=[(900, 0, 1000, 100)], return_tensors="pt"
+    )
+    assert inputs["view_boxes"][0, 1].tolist() == [776, 0, 1000, 100]
+    status, out, err = _ask(capsys, str(tmp_path / "banner.png"), QUESTION, "--fovea_box", "900", "0", "1000", "100")
+    assert status == 0, err
+
+
+def test_cut_weights_are_named(capsys, tmp_path):
+    shutil.copytree(BUNDLED, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path / "cut"))
+    assert status == 2 and "download complete" in err

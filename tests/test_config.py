@@ -59,6 +59,10 @@ def test_every_preset_has_its_count(preset, geometry):
         ({"prune_method": "shrig"}, ("shrig", "shirg")),
         ({"selction_budget": 724}, ("selction_budget",)),
         ({"selection_method": "best"}, ("best", "random")),
+        ({"image_token_id": 126336}, ("image_token_id", "126336", "differ")),
+        ({"image_token_id": 999_999}, ("image_token_id", "999999", "126464")),
+        ({"text_config": {"vocab_size": 600}}, ("126349", "600")),
+        ({"attention_weight": float("nan")}, ("attention_weight", "nan")),
     ],
 )
 def test_wrong_combinations_name_the_values(overrides, named):
@@ -97,6 +101,18 @@ def test_an_original_checkpoint_is_told_to_convert(tmp_path):
 def test_flat_tiles_need_one_canvas(pinpoints):
     with pytest.raises(StrictDataclassError, match="image_grid_pinpoints"):
         ShirgLavidaConfig.from_preset("lavida-980", image_grid_pinpoints=pinpoints)
+
+
+def test_a_misspelled_name_suggests_the_nearest(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no field 'prune_metod'. Did you mean 'prune_method'"):
+        ShirgLavidaConfig.from_pretrained(tmp_path, prune_metod="shirg-v1")
+    with pytest.raises(ValueError, match="'shrig'. Did you mean 'shirg'"):
+        ShirgLavidaConfig.from_pretrained(tmp_path, prune_method="shrig")
+
+
+def test_whole_numbers_are_weights_too():
+    assert tiny_config(attention_weight=1).attention_weight == 1
 
 
 def test_unknown_preset_and_geometry_list_the_known_ones():

@@ -665,3 +665,20 @@ print(model.generation_config.shift, *model.generate(torch.arange(5)[None])[0].t
 """
     answer = model.generate(torch.arange(5)[None])[0].tolist()
     assert run_fresh(code).split() == ["0.5", *map(str, answer)]
+
+
+def test_what_could_generate_nothing_is_named(model, prompts):
+    with pytest.raises(ValueError, match="names all 512 ids"):
+        model.generate(input_ids=prompts[0], suppress_tokens=list(range(512)))
+    with pytest.raises(ValueError, match="mask_token_id=100000 .* 512 ids"):
+        model.generate(input_ids=prompts[0], mask_token_id=100_000)
+    with pytest.raises(ValueError, match="draft_ids must be a tensor of ids, got a list"):
+        model.generate(input_ids=prompts[0], draft_ids=[500, 500])
+
+
+def test_more_positions_than_the_model_knows_are_a_warning(model, prompts, caplog):
+    short = copy.deepcopy(model)
+    short.model.language_model.config.max_position_embeddings = 12
+    with caplog.at_level("WARNING"):
+        short.generate(input_ids=prompts[0], max_new_tokens=4)
+    assert "15 tokens long; the language model knows 12 positions" in caplog.text

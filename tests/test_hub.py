@@ -18,6 +18,7 @@ CODE_FILES = {
     "image_processing_shirg_lavida.py",
     "image_reading_shirg.py",
     "modeling_shirg_lavida.py",
+    "objective_shirg.py",
     "presets_shirg.py",
     "processing_shirg_lavida.py",
     "selection_shirg.py",
@@ -133,6 +134,27 @@ def test_what_a_stranger_saves_again_still_loads(saved, tmp_path):
     for name in CODE_FILES:
         assert (Path(target) / name).read_text() == (Path(saved["source"]) / name).read_text(), name
     _check(saved, _ask(saved, target))
+
+
+PRESET = """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+load = dict(trust_remote_code=True, prune_method="lavida-980")
+processor = AutoProcessor.from_pretrained({source!r}, **load)
+model = AutoModelForImageTextToText.from_pretrained({source!r}, **load)
+inputs = processor(images={image!r}, text="<image>" + {question!r}, return_tensors="pt")
+config = type(model.config).from_preset("lavida-980", geometry="toy", **{{
+    name: model.config.to_dict()[name]
+    for name in ("vision_config", "text_config", "image_token_id", "mask_token_id")
+}})
+assert config.num_image_tokens == (inputs["input_ids"] == model.config.image_token_id).sum()
+print(len(inputs["pixel_values"]), model.generate(**inputs, max_new_tokens=4).shape[1] - inputs["input_ids"].shape[1])
+"""
+
+
+def test_a_stranger_takes_another_preset_of_the_same_weights(saved):
+    code = PRESET.format(source=saved["source"], image=saved["image"], question=saved["question"])
+    assert run_fresh(code).split()[-2:] == ["5", "4"]
 
 
 def test_pipeline_answers_chats_batches_and_plain_prompts(saved):

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from configuration_shirg import PRESETS
+from configuration_shirg.presets_shirg import preset_fields
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.modeling_shirg_lavida import ShirgLavidaModel
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
@@ -242,3 +243,107 @@ def test_model_is_built_on_the_meta_device():
     with torch.device("meta"):
         model = ShirgLavidaForConditionalGeneration(tiny_config(geometry="full"))
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_padded_prompt_can_be_continued_from_its_cache(padding_side):
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    chats = [chat(question, noise_image(number)) for number, question in enumerate(QUESTIONS)]
+    batch = encode(processor, *chats)
+    response = torch.randint(0, 200, (len(chats), 5), generator=torch.Generator().manual_seed(0))
+    lengths = batch["attention_mask"].sum(-1, keepdim=True)
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+        together = model(
+            response,
+            attention_mask=torch.cat([batch["attention_mask"], torch.ones_like(response)], dim=1),
+            position_ids=lengths + torch.arange(5),
+            past_key_values=cache,
+        ).logits
+        for row, one in enumerate(chats):
+            alone = encode(processor, one)
+            cache = model(**alone, use_cache=True).past_key_values
+            places = alone["input_ids"].shape[1] + torch.arange(5)[None]
+            expected = model(response[row : row + 1], position_ids=places, past_key_values=cache).logits
+            assert _close(together[row], expected[0])
+
+
+def test_forward_refuses_what_it_would_ignore_or_misread():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = dict(encode(processor, chat(QUESTIONS[0], noise_image(0)), chat(QUESTIONS[1], noise_image(1))))
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model()
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model(**inputs, inputs_embeds=embeds)
+    with pytest.raises(ValueError, match="inputs_embeds hold the images already"):
+        model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"])
+    with pytest.raises(ValueError, match="2 images and 1 foveal views"):
+        model(**{**inputs, "fovea_pixel_values": inputs["fovea_pixel_values"][:1]})
+    with pytest.raises(ValueError, match="fovea_pixel_values without pixel_values"):
+        model(torch.tensor([[65, 66]]), fovea_pixel_values=inputs["fovea_pixel_values"])
+    with pytest.raises(ValueError, match=r"question_mask has shape \(1, .*hold 2 images"):
+        model(**{**inputs, "question_mask": inputs["question_mask"][:1]})
+    with pytest.raises(TypeError, match="pixel_value'"):
+        model(**inputs, pixel_value=inputs["pixel_values"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_checkpoint_loads_under_every_preset_by_name(tmp_path, preset):
+    model = tiny_model(tiny_config("shirg"))
+    model.save_pretrained(tmp_path)
+    loaded = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, prune_method=preset).eval()
+    fields = preset_fields(preset, "toy")
+    assert {name: getattr(loaded.config, name) for name in fields} == fields
+    inputs = encode(tiny_processor(loaded.config), chat(QUESTIONS[0], noise_image(0)))
+    answers = []
+    for each in (loaded, tiny_model(tiny_config(preset))):
+        each.load_state_dict(model.state_dict(), strict=False)
+        answers.append(each.generate(**inputs, max_new_tokens=4))
+    assert torch.equal(*answers)
+
+
+def test_a_config_field_by_keyword_wins_over_the_saved_one(tmp_path):
+    tiny_model(tiny_config("shirg")).save_pretrained(tmp_path)
+    load = ShirgLavidaForConditionalGeneration.from_pretrained
+    assert load(tmp_path, selection_budget=100).config.selection_budget == 100
+    assert load(tmp_path, prune_method="shirg-v1", text_weight=0.0).config.text_weight == 0.0
+    with pytest.raises(ValueError, match="'shrig'.*shirg-v1"):
+        load(tmp_path, prune_method="shrig")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("pixel_values", (1, 3, 224, 224)),
+        ("pixel_values", (1, 3, 195, 195)),
+        ("pixel_values", (1, 1, 192, 192)),
+        ("pixel_values", (3, 192, 192)),
+        ("fovea_pixel_values", (1, 3, 192, 192)),
+    ],
+)
+def test_views_of_a_wrong_size_name_both_shapes(name, shape):
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = {**encode(processor, chat(QUESTIONS[0], noise_image(0))), name: torch.zeros(shape)}
+    size = 192 if name == "pixel_values" else 224
+    with pytest.raises(
+        ValueError, match=rf"{name} must have the shape \(views, 3, {size}, {size}\), got \({shape[0]}, "
+    ):
+        model.model.get_image_features(inputs["pixel_values"], inputs["fovea_pixel_values"])
+
+
+def test_views_of_another_preset_name_what_is_needed():
+    foveal = encode(tiny_processor(tiny_config()), chat(QUESTIONS[0], noise_image(0)))
+    del foveal["fovea_pixel_values"]
+    with pytest.raises(ValueError, match="1 views, but preset 'lavida-980' needs 5 per image"):
+        tiny_model(tiny_config("lavida-980"))(**foveal)
+
+
+def test_a_preset_without_a_fovea_says_what_a_save_would_lose(tmp_path, caplog):
+    tiny_model(tiny_config("shirg")).save_pretrained(tmp_path)
+    with caplog.at_level("WARNING"):
+        ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, prune_method="lavida")
+    assert "foveal_position_embedding" in caplog.text and "'lavida'" in caplog.text

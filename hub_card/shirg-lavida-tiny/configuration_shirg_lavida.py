@@ -6,6 +6,7 @@ runs.
 """
 
 import math
+from difflib import get_close_matches
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -139,10 +140,10 @@ class ShirgLavidaConfig(PreTrainedConfig):
     pooled_grid_size: int | None = _DEFAULT_SYSTEM["pooled_grid_size"]
     selection_method: Literal["none", "shirg", "random", "uniform", "pool"] = "shirg"
     selection_budget: int | None = _DEFAULT_SYSTEM["selection_budget"]
-    attention_weight: float = _DEFAULT_SYSTEM["attention_weight"]
-    text_weight: float = _DEFAULT_SYSTEM["text_weight"]
-    diversity_weight: float = _DEFAULT_SYSTEM["diversity_weight"]
-    selection_temperature: float = 0.15
+    attention_weight: int | float = _DEFAULT_SYSTEM["attention_weight"]
+    text_weight: int | float = _DEFAULT_SYSTEM["text_weight"]
+    diversity_weight: int | float = _DEFAULT_SYSTEM["diversity_weight"]
+    selection_temperature: int | float = 0.15
     selection_seed: int = 0
     attention_source: Literal["map", "received", "norm"] = "map"
     text_relevance: Literal["lm", "siglip", "none"] = "lm"
@@ -180,6 +181,10 @@ class ShirgLavidaConfig(PreTrainedConfig):
         """
         if config_dict.get("model_type") == "llava_llada":
             raise ValueError(UNCONVERTED)
+        for name in kwargs:
+            nearest = get_close_matches(name, cls.__annotations__, n=1, cutoff=0.8)
+            if nearest and name not in cls.__annotations__:
+                raise ValueError(f"ShirgLavidaConfig has no field {name!r}. Did you mean {nearest[0]!r}?")
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__annotations__}
         if "prune_method" in overrides:
             vision = _with_defaults(overrides.get("vision_config", config_dict.get("vision_config")), _VISION_DEFAULTS)
@@ -266,6 +271,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
         if self.prune_method not in PRESETS:
             raise ValueError(f"Unknown prune_method {self.prune_method!r}. Known: {', '.join(sorted(PRESETS))}.")
         self._validate_models()
+        self._validate_token_ids()
         self._validate_views()
         self._validate_selection()
         self._validate_vision_features()
@@ -282,6 +288,17 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 "text_relevance='siglip' needs SigLIP's text tower, which this checkpoint format does not hold yet. "
                 "Use 'lm' or 'none'."
             )
+
+    def _validate_token_ids(self):
+        vocab_size = self.text_config.vocab_size
+        for name in ("image_token_id", "mask_token_id"):
+            if not 0 <= getattr(self, name) < vocab_size:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be below text_config.vocab_size={vocab_size}: set it to the "
+                    "tokenizer's id."
+                )
+        if self.image_token_id == self.mask_token_id:
+            raise ValueError(f"image_token_id and mask_token_id are both {self.mask_token_id}: they must differ.")
 
     def _validate_label(self):
         fields = preset_fields(self.prune_method, next(iter(GEOMETRIES)))
@@ -357,7 +374,10 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 f"selection_method='pool' needs a square selection_budget, got {self.selection_budget}; "
                 f"the nearest below is {math.isqrt(self.selection_budget) ** 2}."
             )
-        if self.selection_temperature <= 0:
+        for name in ("attention_weight", "text_weight", "diversity_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)} must be a finite number.")
+        if not self.selection_temperature > 0:
             raise ValueError(f"selection_temperature must be > 0, got {self.selection_temperature}.")
 
     def _validate_vision_features(self):

@@ -141,6 +141,7 @@ class ShirgLavidaGenerationMixin:
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, vision_kwargs)
         prompt = _prepare_prompt(embeds_BPD, attention_mask, position_ids, config.max_new_tokens)
         batch_size, device = embeds_BPD.shape[0], embeds_BPD.device
+        self._warn_of_length(int(prompt.response_positions_BR.max()) + 1)
         response_BR = self._start_response(draft_ids, batch_size, config, device)
         num_masks_B = (response_BR == config.mask_token_id).sum(-1)
         sampler = _prepare_sampler(config, generator, batch_size, device)
@@ -207,9 +208,22 @@ class ShirgLavidaGenerationMixin:
                 "Generation starts from mask tokens, but neither the generation config nor the model config has a "
                 "mask_token_id."
             )
+        size = self.model.get_input_embeddings().weight.shape[0]
+        if not 0 <= fields["mask_token_id"] < size:
+            raise ValueError(f"mask_token_id={fields['mask_token_id']} must be one of the model's {size} ids.")
+        if len(set(fields.get("suppress_tokens") or [])) >= size:
+            raise ValueError(f"suppress_tokens names all {size} ids: nothing could be generated.")
         if fields.get("suppress_tokens") is None:
             fields["suppress_tokens"] = self._default_suppress_tokens(fields["mask_token_id"])
         return ShirgGenerationConfig(**fields)
+
+    def _warn_of_length(self, length: int) -> None:
+        trained = getattr(self.model.language_model.config, "max_position_embeddings", None)
+        if trained is not None and length > trained:
+            logger.warning_once(
+                f"Prompt and response are {length} tokens long; the language model knows {trained} positions, so the "
+                "answer may make no sense."
+            )
 
     def _vision_kwargs(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Those of the model's arguments that the prompt is made of. The others that `forward` names are the
@@ -357,6 +371,8 @@ class ShirgLavidaGenerationMixin:
 
 
 def _draft_length(draft_ids: torch.Tensor, max_new_tokens: int | None) -> int:
+    if not isinstance(draft_ids, torch.Tensor):
+        raise ValueError(f"draft_ids must be a tensor of ids, got a {type(draft_ids).__name__}.")
     if draft_ids.ndim not in (1, 2):
         raise ValueError(f"draft_ids must have the shape (R,) or (B, R), got {tuple(draft_ids.shape)}.")
     length = draft_ids.shape[-1]

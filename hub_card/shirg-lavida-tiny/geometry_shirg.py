@@ -22,26 +22,23 @@ def grid_side(size: int, patch_size: int) -> int:
     return size // patch_size
 
 
-def fovea_box(width: int, height: int, fovea_size: int, center: tuple[float, float] | None = None) -> Box:
+def fovea_box(width: int, height: int, fovea_size: int) -> Box:
     """Box that the fovea looks at in an image of `width` x `height` pixels.
 
-    If both sides are >= `fovea_size`: a native `fovea_size` x `fovea_size` crop around `center` (x, y), by default the
-    centre of the image, moved as little as needed to lie inside the image. Else the whole image, which is then
-    resized.
+    If both sides are >= `fovea_size`: the native `fovea_size` x `fovea_size` crop at the centre. Else the whole image,
+    which is then resized.
     """
     if min(width, height) < fovea_size:
         return (0, 0, width, height)
-    x, y = (width / 2, height / 2) if center is None else center
-    left = min(max(math.floor(x - fovea_size / 2), 0), width - fovea_size)
-    top = min(max(math.floor(y - fovea_size / 2), 0), height - fovea_size)
-    return (left, top, left + fovea_size, top + fovea_size)
+    return _window(width, height, fovea_size, (width / 2, height / 2))
 
 
 def fovea_box_around(width: int, height: int, fovea_size: int, box: Sequence[float]) -> Box:
     """Box that the fovea looks at when the caller asks for `box`.
 
     The part of `box` inside the image counts, rounded outwards to whole pixels. If it is larger than the fovea on
-    either side, it is the view itself, which is then resized; else `fovea_box` around its centre.
+    either side, it is the view itself, which is then resized; else the native `fovea_size` x `fovea_size` crop around
+    its centre, moved as little as needed to lie inside the image, or cut where the image is smaller.
 
     Raises:
         ValueError: `box` is not four finite numbers with left < right and top < bottom, or does not touch the image.
@@ -54,7 +51,14 @@ def fovea_box_around(width: int, height: int, fovea_size: int, box: Sequence[flo
         raise ValueError(f"The fovea box {tuple(box)} lies outside the image of {width}x{height} pixels.")
     if max(right - left, bottom - top) > fovea_size:
         return (left, top, right, bottom)
-    return fovea_box(width, height, fovea_size, center=((left + right) / 2, (top + bottom) / 2))
+    return _window(width, height, fovea_size, ((left + right) / 2, (top + bottom) / 2))
+
+
+def _window(width: int, height: int, size: int, center: tuple[float, float]) -> Box:
+    """The square window of `size` around `center` (x, y), moved into the image and cut where the image is smaller."""
+    left = min(max(math.floor(center[0] - size / 2), 0), max(width - size, 0))
+    top = min(max(math.floor(center[1] - size / 2), 0), max(height - size, 0))
+    return (left, top, min(left + size, width), min(top + size, height))
 
 
 def salient_box(gray_HW: np.ndarray, fovea_size: int) -> Box:
