@@ -8,8 +8,50 @@ Shape suffixes: N patches of one fovea, K kept patches, D vision width, C langua
     images.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ViewTokens:
+    """What a selection method may look at: the patches of one view of one image, in raster order.
+
+    Only what the method asked for is there; the rest is `None`.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, D)`): the vision tower's output, what the projector reads.
+        attention (`torch.Tensor` of shape `(N,)`, *optional*): the attention signal, float32; see `attention_source`.
+        relevance (`torch.Tensor` of shape `(N,)`, *optional*): relevance for the question, float32; `None` also where
+            there is no question.
+        keys (`torch.Tensor` of shape `(N, K)`, *optional*): keys of the last kept layer, averaged over heads.
+        inputs (`torch.Tensor` of shape `(N, D)`, *optional*): what entered the last kept layer.
+        edges (`torch.Tensor` of shape `(N,)`, *optional*): Sobel energy of each patch's pixels, float32.
+    """
+
+    features: torch.Tensor
+    attention: torch.Tensor | None = None
+    relevance: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    inputs: torch.Tensor | None = None
+    edges: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens of one view the language model reads.
+
+    Args:
+        indices (`torch.LongTensor` of shape `(K,)`): the patch that each token stands for, ascending, without repeats.
+        scores (`torch.FloatTensor` of shape `(N,)`, *optional*): the score of every patch, float32.
+        mixing (`torch.FloatTensor` of shape `(K, N)`, *optional*): the weights, which sum to 1 in every row, by which
+            each token is mixed of the patches' features; `None` where every token is its patch.
+    """
+
+    indices: torch.LongTensor
+    scores: torch.FloatTensor | None = None
+    mixing: torch.FloatTensor | None = None
 
 
 def min_max(scores_N: torch.Tensor) -> torch.Tensor:
@@ -25,9 +67,10 @@ def top_k(scores_IN: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def text_relevance(projected_NC: torch.Tensor, question_QC: torch.Tensor) -> torch.Tensor:
-    """Best cosine of each projected patch with any question token's input embedding, float32 (N,).
+    """Best cosine of each patch with any embedding of the question, float32 (N,).
 
-    Patches and words meet in the language model's input space, the only space that LaViDa aligned them in.
+    Both are of one space: projected patches meet the question's tokens (Q of them) in the language model's input
+    space, the only one that LaViDa aligned them in; or patches and the whole question (Q = 1) meet in SigLIP's.
     """
     patches_NC = F.normalize(projected_NC.float(), dim=-1)
     words_QC = F.normalize(question_QC.float(), dim=-1)
