@@ -30,6 +30,8 @@ _HINTS = ((_BOMB_ERRORS, _BOMB_HINT), (UnidentifiedImageError, _NO_IMAGE_HINT))
 _PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, *_BOMB_ERRORS)
 _URL_ERRORS = (httpx.HTTPError, httpx.InvalidURL)
 _URL_TIMEOUT = 60.0
+# Far above any photograph, far below what fills a machine's memory.
+_URL_MAX_BYTES = 100 * 2**20
 _CHANNELS = (1, 3, 4)
 
 
@@ -45,9 +47,10 @@ def fetch_image(image: Any, index: int) -> Image.Image | np.ndarray | torch.Tens
         TypeError: it is nothing that could be an image.
     """
     if isinstance(image, (str, bytes, os.PathLike)):
-        # Decoded at once, so that no file stays open and its errors appear here.
-        opened = _read(lambda: Image.open(_file_of(image)), index, None)
-        return _read(lambda: _loaded(opened), index, opened.size)
+        # Decoded at once, so that its errors appear here. Returned is a copy of the first frame, for the opened image
+        # would keep the file of an animation open, and that of a plain bitmap mapped to memory.
+        with _read(lambda: Image.open(_file_of(image)), index, None) as opened:
+            return _read(lambda: _loaded(opened).copy(), index, opened.size)
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, (np.ndarray, torch.Tensor)):
@@ -101,9 +104,25 @@ def _file_of(source: str | bytes | os.PathLike) -> str | os.PathLike | BytesIO:
     if not isinstance(source, str):
         raise FileNotFoundError(f"there is no file {os.fspath(source)}.")
     if source.startswith(("http://", "https://")):
-        response = httpx.get(source, timeout=_URL_TIMEOUT, follow_redirects=True)
-        return BytesIO(response.raise_for_status().content)
+        return _download(source)
     return BytesIO(_decode_base64(source))
+
+
+def _download(url: str) -> BytesIO:
+    file = BytesIO()
+    with httpx.stream("GET", url, timeout=_URL_TIMEOUT, follow_redirects=True) as response:
+        response.raise_for_status()
+        # The announced size refuses early; a server may announce none, or pack more bytes than it announces.
+        _check_size(int(response.headers.get("content-length", 0)), url)
+        for chunk in response.iter_bytes():
+            file.write(chunk)
+            _check_size(file.tell(), url)
+    return file
+
+
+def _check_size(size: int, url: str) -> None:
+    if size > _URL_MAX_BYTES:
+        raise ValueError(f"{url} exceeds the limit of {_URL_MAX_BYTES} bytes: download it and pass the file's path.")
 
 
 def _decode_base64(source: str) -> bytes:

@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configuration_shirg.geometry_shirg import (
     canvas_tiles,
+    check_pinpoints,
     fit_to_canvas,
     fovea_box,
     fovea_box_around,
@@ -71,6 +72,13 @@ def test_centred_fovea_is_a_native_crop_or_the_whole_image(size, fovea_size):
         assert abs(left - (width - right)) <= 1 and abs(top - (height - bottom)) <= 1
 
 
+def test_centred_fovea_by_example():
+    # An odd remainder leaves the larger half at the right and the bottom.
+    assert fovea_box(449, 451, 448) == (0, 1, 448, 449)
+    assert fovea_box(448, 600, 448) == (0, 76, 448, 524)
+    assert fovea_box(447, 600, 448) == (0, 0, 447, 600)
+
+
 @given(image_sizes(), FOVEA_SIZES, st.data())
 def test_fovea_around_a_box_lies_inside_the_image_and_shows_the_box(size, fovea_size, data):
     width, height = size
@@ -90,7 +98,9 @@ def test_fovea_around_a_box_lies_inside_the_image_and_shows_the_box(size, fovea_
         ((0, 0, 10, 10), (0, 0, 448, 448)),
         ((990, 790, 1000, 800), (552, 352, 1000, 800)),
         ((100, 100, 700, 200), (100, 100, 700, 200)),
+        ((100, 300, 548, 400), (100, 126, 548, 574)),
         ((99.5, 99.5, 700.2, 900), (99, 99, 701, 800)),
+        ((99.5, 99.5, 300, 600.2), (99, 99, 300, 601)),
         ((-50, -50, 10, 10), (0, 0, 448, 448)),
     ],
 )
@@ -98,9 +108,18 @@ def test_fovea_around_a_box_by_example(box, expected):
     assert fovea_box_around(1000, 800, 448, box) == expected
 
 
-@pytest.mark.parametrize("box", [(10, 10, 10, 20), (0, 0, 5), (0, 0, float("nan"), 5), (1000, 0, 1010, 10)])
-def test_a_fovea_box_that_shows_nothing_is_refused(box):
-    with pytest.raises(ValueError, match="fovea box"):
+@pytest.mark.parametrize(
+    "box",
+    [(10.5, 10, 10.5, 20), (10, 20.5, 20, 20.5), (10, 10, 5, 20), (10, 10, 20, 5), (0, 0, 5), (0, 0, float("nan"), 5)],
+)
+def test_four_numbers_that_are_no_box_are_refused(box):
+    with pytest.raises(ValueError, match="with left < right and top < bottom, got"):
+        fovea_box_around(1000, 800, 448, box)
+
+
+@pytest.mark.parametrize("box", [(1000, 0, 1010, 10), (0, 800, 10, 810), (-10, 0, 0, 10), (0, -10, 10, 0)])
+def test_a_fovea_box_beside_the_image_is_refused(box):
+    with pytest.raises(ValueError, match="lies outside the image of 1000x800"):
         fovea_box_around(1000, 800, 448, box)
 
 
@@ -122,6 +141,7 @@ def _salient_by_brute_force(gray: np.ndarray, size: int) -> tuple[int, int, int,
 
 @settings(max_examples=25)
 @given(st.integers(8, 20), st.integers(8, 90), st.integers(1, 8), st.integers(0, 2**32 - 1))
+@example(8, 72, 8, 5)  # the last strip is one row, and wins
 def test_salient_window_is_the_first_of_most_energy(width, height, size, seed):
     # Few grey levels make ties.
     gray = (np.random.default_rng(seed).integers(0, 2, (height, width)) * 255).astype(np.uint8)
@@ -131,6 +151,7 @@ def test_salient_window_is_the_first_of_most_energy(width, height, size, seed):
 def test_salient_window_of_flat_and_of_small_images():
     assert salient_box(np.full((500, 600), 7, dtype=np.uint8), 448) == (0, 0, 448, 448)
     assert salient_box(np.zeros((447, 600), dtype=np.uint8), 448) == (0, 0, 600, 447)
+    assert salient_box(np.zeros((448, 600), dtype=np.uint8), 448) == (0, 0, 448, 448)
 
 
 @given(image_sizes(), st.sampled_from([(384, 27), (448, 32), (512, 36), (672, 48), (192, 13), (224, 16)]), st.data())
@@ -155,6 +176,21 @@ def test_patches_leave_out_the_remainder_of_the_view():
     np.testing.assert_allclose((patches[-1, :2] + patches[-1, 2:]) * 384, [378, 378], rtol=1e-6)
 
 
+def test_patches_of_a_view_by_example():
+    patches = patch_boxes((100, 30, 200, 90), 400, 300, 28, 14)
+    expected = [[100, 30, 50, 30], [150, 30, 50, 30], [100, 60, 50, 30], [150, 60, 50, 30]]
+    np.testing.assert_allclose(patches * [400, 300, 400, 300], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pinpoints", [None, [], [(384, 400)], [(400, 384)], [(0, 384)], [(384, -384)], [(384,)], [(384, 384), (384, 1, 1)]]
+)
+def test_pinpoints_are_whole_base_views(pinpoints):
+    check_pinpoints([(384, 384), [768, 384]], 384)
+    with pytest.raises(ValueError, match="multiples of the base view 384, got"):
+        check_pinpoints(pinpoints, 384)
+
+
 @pytest.mark.parametrize(("size", "canvas", "views"), LAVIDA_CHOICES)
 def test_best_resolution_is_the_original_choice(size, canvas, views):
     assert select_best_resolution(*size, LAVIDA_PINPOINTS) == canvas
@@ -166,6 +202,20 @@ def test_best_resolution_breaks_ties_by_waste_then_by_order():
     assert select_best_resolution(100, 100, [(768, 384), (384, 768)]) == (768, 384)
     with pytest.raises(ValueError, match="image_grid_pinpoints"):
         select_best_resolution(100, 100, [])
+
+
+def test_best_resolution_counts_whole_pixels_of_the_fitted_image():
+    # A fitted side of 0.96 or 767.3 pixels counts as 0 and 767, as in the original.
+    assert select_best_resolution(1, 1200, LAVIDA_PINPOINTS) == (384, 768)
+    assert select_best_resolution(575, 1149, LAVIDA_PINPOINTS) == (768, 768)
+
+
+def test_the_side_that_does_not_touch_the_canvas_is_rounded_up():
+    # 512.4 pixels, and 0.08.
+    assert fit_to_canvas(640, 427, (768, 768)) == (768, 513, 0, 127)
+    assert fit_to_canvas(427, 640, (768, 768)) == (513, 768, 127, 0)
+    assert fit_to_canvas(10_000, 1, (768, 768)) == (768, 1, 0, 383)
+    assert fit_to_canvas(1, 10_000, (768, 768)) == (1, 768, 383, 0)
 
 
 @given(image_sizes(), st.sampled_from([*LAVIDA_PINPOINTS, (768, 1152)]))

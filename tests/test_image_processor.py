@@ -1,21 +1,26 @@
 """Image processor: LaViDa's pixels, fixed shapes, and images of every kind."""
 
 import base64
+import contextlib
 import functools
+import gzip
 import io
+import itertools
 import struct
 import threading
+import warnings
 import zlib
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from configuration_shirg import ShirgLavidaConfig
+from configuration_shirg import ShirgLavidaConfig, image_reading_shirg
 from configuration_shirg.image_processing_shirg_lavida import ShirgLavidaImageProcessor
 from fresh_process import run_fresh
 
@@ -83,6 +88,27 @@ def test_fovea_is_native_pixels_and_boxes_say_where(toy):
     np.testing.assert_allclose(out["patch_boxes"][0, 16], [65 / 200, 0.15, 14 / 200, 0.14], rtol=1e-6)
 
 
+def test_views_that_do_not_fit_are_resized_by_pils_bicubic(toy):
+    image = noise(200, 100)
+    low = noise(90, 60)
+    out = toy([image, low], fovea_boxes=[(10, 20, 110, 60), None], return_tensors="np")
+    for key, size, shown in (
+        ("pixel_values", (56, 56), [image, low]),
+        ("fovea_pixel_values", (70, 70), [image.crop((10, 20, 110, 60)), low]),
+    ):
+        resized = np.stack([np.asarray(view.resize(size, Image.BICUBIC)) for view in shown])
+        np.testing.assert_allclose(out[key], resized.transpose(0, 3, 1, 2) / 127.5 - 1, atol=1e-6, err_msg=key)
+
+
+def test_salience_is_of_brightness_not_of_one_channel(toy):
+    pixels = np.full((200, 400, 3), 128, dtype=np.uint8)
+    pixels[20:60, 20:60, 1] = np.asarray(noise(40, 40, "L"))  # green counts most, blue least
+    pixels[120:160, 320:360, 0] = np.asarray(noise(40, 40, "L"))
+    pixels[20:60, 320:360, 2] = np.asarray(noise(40, 40, "L"))
+    left, top, right, bottom = toy(Image.fromarray(pixels), fovea_placement="salient")["view_boxes"][0, 1]
+    assert left <= 20 and top <= 20 and right >= 60 and bottom >= 60
+
+
 def test_fovea_placements(toy):
     pixels = np.zeros((300, 400, 3), dtype=np.uint8)
     pixels[200:260, 310:370] = np.asarray(noise(60, 60))
@@ -106,6 +132,8 @@ def test_a_missing_or_wrong_fovea_box_is_an_error(toy):
         toy(noise(99, 99), fovea_boxes=[None, None])
     with pytest.raises(ValueError, match=r"fovea_boxes\[0\].*outside the image of 99x99"):
         toy(noise(99, 99), fovea_boxes=[(100, 0, 200, 10)])
+    with pytest.raises(ValueError, match=r"fovea_boxes\[0\] must be \(left, top, right, bottom\) or None, got 5"):
+        toy(noise(99, 99), fovea_boxes=[5])
     with pytest.raises(ValueError, match="no fovea"):
         ShirgLavidaImageProcessor(view_policy="anyres", image_grid_pinpoints=[[384, 384]])(
             noise(9, 9), fovea_boxes=[None]
@@ -326,11 +354,31 @@ def test_decompression_bombs_are_refused(toy, monkeypatch):
         ({"fovea_placement": "left"}, "left"),
         ({"do_resize": False}, "do_resize must be True, got False"),
         ({"do_center_crop": True, "crop_size": 3}, "do_center_crop must be False"),
+        ({"do_pad": True, "pad_size": {"height": 3, "width": 3}}, "do_pad must be False"),
+        ({"do_convert_rgb": False}, "do_convert_rgb must be True, got False"),
+        ({"patch_size": 0}, "patch_size=0 must be between 1 and"),
+        ({"view_policy": "anyres", "image_grid_pinpoints": [[768, 400]]}, "multiples of the base view 384"),
+        ({"fovea_boxes": [(0, 0, 9, 9)]}, "fovea_boxes belong to a call"),
     ],
 )
 def test_wrong_geometry_fails_at_construction(arguments, message):
     with pytest.raises(ValueError, match=message):
         ShirgLavidaImageProcessor(**arguments)
+
+
+def test_views_of_a_single_patch():
+    processor = ShirgLavidaImageProcessor(size={"height": 14, "width": 14}, fovea_size=14)
+    out = processor(noise(28, 28))
+    assert out["patch_boxes"].tolist() == [[[0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5]]]
+
+
+def test_from_config_takes_every_size_and_lets_arguments_win():
+    config = ShirgLavidaConfig.from_preset("shirg", geometry="toy", vision_config={"patch_size": 16})
+    processor = ShirgLavidaImageProcessor.from_config(config, fovea_placement="salient", fovea_size=240)
+    assert (processor.patch_size, processor.fovea_placement, processor.fovea_size) == (16, "salient", 240)
+    assert processor(noise(300, 300))["patch_boxes"].shape == (1, 12**2 + 15**2, 4)
+    tiles = ShirgLavidaImageProcessor(view_policy="anyres", image_grid_pinpoints=[[384, 384]])
+    assert tiles.fovea_size is None
 
 
 @pytest.mark.parametrize("preset", ["shirg", "lavida-980"])
@@ -345,10 +393,15 @@ def test_save_and_load_keep_everything(tmp_path, preset):
 
 
 def test_return_types(toy):
+    assert sorted(toy.model_input_names) == sorted([*toy(noise(9, 9)), "mosaic_windows"])
     assert isinstance(toy(noise(9, 9), return_tensors="pt")["pixel_values"], torch.Tensor)
     assert isinstance(toy(noise(9, 9), return_tensors="np")["pixel_values"], np.ndarray)
     assert isinstance(toy(noise(9, 9))["pixel_values"], np.ndarray)
-    assert toy(noise(9, 9), do_normalize=False)["pixel_values"].min() >= 0
+    unscaled = toy(noise(56, 56), do_normalize=False, do_rescale=False)["pixel_values"]
+    assert unscaled.dtype == np.float32
+    np.testing.assert_array_equal(unscaled[0], np.asarray(noise(56, 56)).transpose(2, 0, 1))
+    scaled = toy(noise(56, 56), do_normalize=False)["pixel_values"]
+    np.testing.assert_allclose(scaled, unscaled / 255, atol=1e-7)
 
 
 def test_a_saved_folder_reads_images_where_the_package_is_missing(tmp_path, monkeypatch):
@@ -367,24 +420,187 @@ print(processor({str(LANDSCAPE)!r})["pixel_values"].sum())
     assert run_fresh(code).strip() == str(processor(LANDSCAPE)["pixel_values"].sum())
 
 
+class Answers(SimpleHTTPRequestHandler):
+    """A folder's files by their names, and further answers about its image.png by the names of `answers`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        image = Path(self.directory, "image.png").read_bytes()
+        packed = gzip.compress(bytes(10**6))
+        answers = {
+            "/chunked": (200, {}, [image[:9000], image[9000:]]),
+            "/endless": (200, {}, itertools.repeat(image)),
+            "/packed": (200, {"Content-Encoding": "gzip", "Content-Length": len(packed)}, [packed]),
+            "/announced": (200, {"Content-Length": 10**12}, []),
+            "/moved": (302, {"Location": "/image.png", "Content-Length": 0}, []),
+            "/loop": (302, {"Location": "/loop", "Content-Length": 0}, []),
+            "/unmoved": (304, {}, []),
+        }
+        if self.path not in answers:
+            return super().do_GET()
+        status, headers, parts = answers[self.path]
+        chunked = status == 200 and "Content-Length" not in headers
+        self.send_response(status)
+        for name, value in {**headers, **({"Transfer-Encoding": "chunked"} if chunked else {})}.items():
+            self.send_header(name, str(value))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):  # the client stops reading
+            for part in parts:
+                self.wfile.write(b"%X\r\n%b\r\n" % (len(part), part) if chunked else part)
+            self.wfile.write(b"0\r\n\r\n" if chunked else b"")
+
+    def log_message(self, *args):
+        pass
+
+
 @pytest.fixture
 def web(tmp_path):
-    """A web server on 127.0.0.1 that serves a folder with one image."""
+    """A web server on 127.0.0.1 that gives `Answers` about one image of 90x80."""
     (tmp_path / "image.png").write_bytes(encoded(noise(90, 80)))
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler = functools.partial(Answers, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-def test_an_image_at_a_url_is_the_image(toy, web):
-    fetched, given = toy(f"{web}/image.png"), toy(noise(90, 80))
+@pytest.mark.parametrize("name", ["image.png", "chunked", "moved"])
+def test_an_image_at_a_url_is_the_image(toy, web, monkeypatch, name):
+    monkeypatch.setattr(image_reading_shirg, "_URL_MAX_BYTES", len(encoded(noise(90, 80))))
+    fetched, given = toy(f"{web}/{name}"), toy(noise(90, 80))
     assert np.array_equal(fetched["pixel_values"], given["pixel_values"])
 
 
-def test_a_url_that_fails_names_the_image_and_the_status(toy, web):
-    with pytest.raises(ValueError, match="Image 0 .*404"):
-        toy(f"{web}/nothing.png")
+@pytest.mark.parametrize("name", ["image.png", "chunked", "endless", "packed", "announced", "moved"])
+def test_an_answer_beyond_the_limit_is_refused_with_the_remedy(toy, web, monkeypatch, name):
+    limit = len(encoded(noise(90, 80))) - 1
+    monkeypatch.setattr(image_reading_shirg, "_URL_MAX_BYTES", limit)
+    message = rf"Image 1 .*{web}/{name} exceeds the limit of {limit} bytes: download it and pass the file's path"
+    with pytest.raises(ValueError, match=message):
+        toy([noise(90, 80), f"{web}/{name}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nothing.png", "404"), ("loop", "redirects"), ("unmoved", "304"), ("", "which is empty, no image")],
+)
+def test_a_url_that_fails_names_the_image_and_the_cause(toy, web, name, message):
+    with pytest.raises(ValueError, match=f"Image 0 .*cannot be read: .*{message}"):
+        toy(f"{web}/{name}")
+
+
+def test_a_url_that_nobody_serves_names_the_image(toy):
     with pytest.raises(ValueError, match="Image 1 .*cannot be read"):
         toy([noise(90, 80), "http://127.0.0.1:1/image.png"])
+
+
+def several_frames(kind: str, folder: Path) -> Path:
+    """A file that PIL reads on demand: several frames, or pixels as they are in memory."""
+    path = folder / f"frames.{kind}"
+    first, second = noise(40, 24, "P" if kind == "gif" else "RGB"), noise(40, 24)
+    if kind == "bmp":
+        noise(40, 24, "L").save(path)
+    elif kind == "gif":
+        first.save(path, save_all=True, append_images=[second.convert("P")], transparency=first.getpixel((0, 0)))
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        first.save(path, save_all=True, append_images=[second], exif=exif)
+    return path
+
+
+def is_open(path: Path) -> bool:
+    return str(path) in {file.path for file in psutil.Process().open_files()}
+
+
+@pytest.mark.parametrize("kind", ["gif", "tiff", "png", "mpo", "bmp"])
+def test_no_file_stays_open_and_the_first_frame_is_as_pil_opens_it(toy, tmp_path, kind):
+    path = several_frames(kind, tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fetched = toy.fetch_images([str(path), path])
+    assert not is_open(path) and not [warning for warning in caught if warning.category is ResourceWarning]
+    expected = rgb_of(Image.open(path), toy)
+    assert expected.shape == ((40, 24, 3) if kind in ("tiff", "png", "mpo") else (24, 40, 3))
+    for image in fetched:
+        np.testing.assert_array_equal(rgb_of(image, toy), expected)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="Image 0 .*cannot be read"):
+        toy(path)
+    assert not is_open(path)
+
+
+# Images at the limits: 10,000 x 10,000, sides 100:1 apart with and without room for the fovea, one pixel.
+
+
+def extreme_sizes(fovea: int) -> list[tuple[int, int]]:
+    long = 100 * fovea
+    return [(10_000, 10_000), (long, fovea), (fovea, long), (10_000, 100), (100, 10_000), (1, 1)]
+
+
+@functools.cache
+def extreme_image(width: int, height: int) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """A black image with noise in one box away from the middle, and this box."""
+    left, top = width * 7 // 10, height * 4 // 10
+    detail = noise(min(60, width - left), min(60, height - top))
+    image = Image.new("RGB", (width, height))
+    image.paste(detail, (left, top))
+    return image, (left, top, left + detail.width, top + detail.height)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_extreme_images():
+    yield
+    extreme_image.cache_clear()
+
+
+@pytest.mark.parametrize("placement", ["center", "salient", "box"])
+@pytest.mark.parametrize("geometry", ["toy", "full"])
+def test_extreme_images_in_foveal_views(geometry, placement):
+    config = ShirgLavidaConfig.from_preset("shirg", geometry=geometry, fovea_placement=placement)
+    base, fovea, patches = config.vision_config.image_size, config.fovea_size, config.base_grid**2
+    images, details = zip(*(extreme_image(*size) for size in extreme_sizes(fovea)), strict=True)
+    processor = ShirgLavidaImageProcessor.from_config(config)
+    out = processor(list(images), fovea_boxes=list(details) if placement == "box" else None, return_tensors="np")
+    assert out["pixel_values"].shape == (6, 3, base, base) and out["fovea_pixel_values"].shape == (6, 3, fovea, fovea)
+    assert out["patch_boxes"].shape == (6, patches + config.fovea_grid**2, 4) and out["view_boxes"].shape == (6, 2, 4)
+    assert out["image_sizes"].tolist() == [[image.height, image.width] for image in images]
+    x, y, w, h = np.moveaxis(out["patch_boxes"], -1, 0)
+    assert min(x.min(), y.min()) >= 0 and max((x + w).max(), (y + h).max()) <= 1 + 1e-6 and min(w.min(), h.min()) > 0
+    for index, (image, detail) in enumerate(zip(images, details, strict=True)):
+        whole, box = (0, 0, image.width, image.height), tuple(map(int, out["view_boxes"][index, 1]))
+        assert tuple(out["view_boxes"][index, 0]) == whole
+        if placement != "box" and min(image.size) < fovea:
+            assert box == whole
+            continue
+        assert 0 <= box[0] and 0 <= box[1] and box[2] <= image.width and box[3] <= image.height
+        assert (box[2] - box[0], box[3] - box[1]) == (min(fovea, image.width), min(fovea, image.height))
+        if placement == "center":
+            assert abs(box[0] + box[2] - image.width) <= 1 and abs(box[1] + box[3] - image.height) <= 1
+        else:
+            assert box[0] <= detail[0] and box[1] <= detail[1] and box[2] >= detail[2] and box[3] >= detail[3]
+        if min(image.size) >= fovea:
+            native = np.asarray(image.crop(box), dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
+            np.testing.assert_allclose(out["fovea_pixel_values"][index], native, atol=1e-6)
+
+
+@pytest.mark.parametrize("geometry", ["toy", "full"])
+def test_extreme_images_in_tiles(geometry):
+    config = ShirgLavidaConfig.from_preset("lavida-980", geometry=geometry)
+    base, patches = config.vision_config.image_size, config.base_grid**2
+    images = [extreme_image(*size)[0] for size in extreme_sizes(224)]
+    out = ShirgLavidaImageProcessor.from_config(config)(images, return_tensors="np")
+    assert out["pixel_values"].shape == (6 * 5, 3, base, base) and "fovea_pixel_values" not in out
+    assert out["patch_boxes"].shape == (6, 5 * patches, 4) and out["view_boxes"].shape == (6, 5, 4)
+    assert (out["patch_boxes"][..., 2:] > 0).all()
+    in_whole = out["patch_boxes"][:, :patches]
+    assert in_whole[..., :2].min() >= 0 and (in_whole[..., :2] + in_whole[..., 2:]).max() <= 1 + 1e-6
+    for image, boxes, size in zip(images, out["view_boxes"], out["image_sizes"].tolist(), strict=True):
+        assert size == [image.height, image.width] and tuple(boxes[0]) == (0, 0, image.width, image.height)
+        # The tiles share the image out among them, and reach beyond it on all sides by what pads the canvas.
+        inside = np.clip(boxes[1:].astype(np.float64), 0, [image.width, image.height] * 2)
+        areas = (inside[:, 2] - inside[:, 0]) * (inside[:, 3] - inside[:, 1])
+        np.testing.assert_allclose(areas, [image.width * image.height / 4] * 4, rtol=1e-3)
+        assert boxes[1:, :2].max() < max(image.size) and boxes[1:, 2:].min() > 0

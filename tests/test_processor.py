@@ -7,7 +7,8 @@ import pytest
 import torch
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import AutoImageProcessor
+from tokenizers import Tokenizer, models
+from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.image_processing_shirg_lavida import ShirgLavidaImageProcessor
@@ -98,6 +99,20 @@ def test_question_is_the_turn_that_holds_the_image(processor):
     assert inputs["image_sizes"][:, 1].tolist() == [31, 32, 33, 34]
 
 
+def test_special_tokens_inside_the_turn_are_no_question(processor):
+    prompt = "<image>a<|mdm_mask|>b<|start_header_id|>c<|startoftext|>d"
+    assert questions(processor, processor(text=prompt, images=picture(), return_tensors="pt"), [0]) == ["abcd"]
+
+
+def test_image_tokens_are_no_question_even_where_the_tokenizer_calls_them_text():
+    tokenizer = make_tokenizer(image_token=False)
+    tokenizer.add_tokens(["<image>"])
+    assert not tokenizer.added_tokens_decoder[IMAGE_ID].special
+    processor = ShirgLavidaProcessor(ShirgLavidaImageProcessor(), tokenizer, num_image_tokens=COUNT)
+    inputs = processor(text="a<image>b", images=picture(), return_tensors="pt")
+    assert (inputs["input_ids"] == IMAGE_ID).sum() == COUNT and questions(processor, inputs, [0]) == ["ab"]
+
+
 def test_a_prompt_in_a_batch_is_the_prompt_alone(processor):
     prompts, images = ["<image>a much longer question", "<image>b"], [picture(1), picture(2)]
     batch = processor(text=prompts, images=images, return_tensors="pt")
@@ -125,9 +140,9 @@ def test_prompt_is_lavidas(processor):
 def test_assistant_mask_covers_answers_and_their_end(processor):
     conversation = [
         user(picture(), "What?"),
-        {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A cat.\n"}]},
         user("Sure?"),
-        {"role": "assistant", "content": "Yes."},
+        {"role": "assistant", "content": " Yes. "},
     ]
     inputs = processor.apply_chat_template(
         conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
@@ -201,9 +216,15 @@ def test_decoding_strips_answers_but_not_prompts(processor):
     assert processor.post_process_image_text_to_text(torch.tensor(answers)) == ["a cat.", "two"]
     assert processor.post_process_image_text_to_text(answers[0]) == ["a cat."]
     prompt = processor(text=LAVIDA_PROMPT, images=picture(), return_tensors="pt")["input_ids"]
+    raw = processor.post_process_image_text_to_text(answers, skip_special_tokens=False)
+    assert "a cat.<|eot_id|>" in raw[0] and "two \n<|eot_id|>" in raw[1]
     whole = torch.cat([prompt, torch.tensor([answers[0]])], dim=1)
     prompt_text, whole_text = (processor.post_process_image_text_to_text(ids)[0] for ids in (prompt, whole))
     assert whole_text.removeprefix(prompt_text) == " a cat."
+    header_alone = processor(text="<|start_header_id|> hello ")["input_ids"]
+    image_alone = processor(text="<image> hello ", images=picture())["input_ids"]
+    assert processor.post_process_image_text_to_text(header_alone) == [" hello "]
+    assert processor.post_process_image_text_to_text(image_alone) == [" hello "]
 
 
 def test_from_config():
@@ -211,15 +232,42 @@ def test_from_config():
     processor = ShirgLavidaProcessor.from_config(config, make_tokenizer())
     inputs = processor(text="<image>", images=picture(), return_tensors="pt")
     assert (inputs["input_ids"] == config.image_token_id).sum() == config.num_image_tokens == 245
+    own_prompt = ShirgLavidaProcessor.from_config(
+        config, make_tokenizer(), chat_template="<image>{{ messages[0].role }}"
+    )
+    assert own_prompt.apply_chat_template([user(picture())]) == "<image>user"
     with pytest.raises(ValueError, match="is 262, but config.image_token_id is 7"):
         ShirgLavidaProcessor.from_config(ShirgLavidaConfig.from_preset("shirg", image_token_id=7), make_tokenizer())
+
+
+def test_another_image_token_is_counted_and_saved():
+    tokenizer = make_tokenizer(image_token=False)
+    tokenizer.add_tokens(["<img>"], special_tokens=True)
+    image_processor = ShirgLavidaImageProcessor(size={"height": 28, "width": 28}, fovea_size=42)
+    processor = ShirgLavidaProcessor(image_processor, tokenizer, image_token="<img>", num_image_tokens=COUNT)
+    inputs = processor(text="<image>a<img>b", images=picture(), return_tensors="pt")
+    assert (inputs["input_ids"] == IMAGE_ID).sum() == COUNT and questions(processor, inputs, [0]) == ["<image>ab"]
+    assert processor.to_dict()["image_token"] == "<img>"
+
+
+def test_names_of_what_a_model_may_get(processor):
+    for of_tokenizer in (["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]):
+        processor.tokenizer.model_input_names = of_tokenizer
+        inputs = processor(text="<image>a", images=picture())
+        assert sorted(processor.model_input_names) == sorted([*inputs, "mosaic_windows"])
 
 
 def test_wrong_construction():
     with pytest.raises(ValueError, match=r"no token '<image>'.*add_tokens"):
         ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer(image_token=False), num_image_tokens=245)
+    for words, ids in ((models.WordLevel({"?": 0}, unk_token="?"), r"\[0\]"), (models.BPE({"z": 0}, []), r"\[\]")):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+        with pytest.raises(ValueError, match=rf"no token '<image>' \(it reads it as the ids {ids}\)"):
+            ShirgLavidaProcessor(ShirgLavidaImageProcessor(), tokenizer, num_image_tokens=245)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer(), num_image_tokens=0)
+    with pytest.raises(ValueError, match="at least 1, got None"):
+        ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer())
     with pytest.raises(TypeError):
         ShirgLavidaProcessor(ShirgLavidaImageProcessor(), make_tokenizer(), num_image_tokens=245, num_tokens=3)
 

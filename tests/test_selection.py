@@ -24,12 +24,18 @@ def test_top_k_is_in_raster_order_and_breaks_ties_by_index():
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 5.0]])
     assert top_k(scores, 4).tolist() == [[1, 2, 3, 5]]
     assert top_k(torch.zeros(2, 9), 4).tolist() == [[0, 1, 2, 3]] * 2
+    # Sorts that are stable for a few scores are not for a fovea of them.
+    assert top_k(torch.zeros(1, 1024), 724).tolist() == [list(range(724))]
 
 
 def test_min_max_spans_zero_to_one_and_maps_rounding_noise_to_zero():
     assert min_max(torch.tensor([2.0, 4.0, 3.0])).tolist() == [0.0, 1.0, 0.5]
     assert min_max(torch.tensor([7.0, 7.0, 7.0])).tolist() == [0.0, 0.0, 0.0]
     assert min_max(torch.tensor([0.1, 0.1 + 1e-8, 0.1])).tolist() == [0.0, 0.0, 0.0]
+    # What is noise depends on the scores' size: neither small scores nor small differences are.
+    assert min_max(torch.tensor([1000.0, 1000.0001, 1000.0])).tolist() == [0.0, 0.0, 0.0]
+    assert min_max(torch.tensor([2.0, 4.0, 3.0]) * 2**-30).tolist() == [0.0, 1.0, 0.5]
+    assert min_max(torch.tensor([1.0, 1.001])).tolist() == [0.0, 1.0]
 
 
 def test_text_relevance_is_the_best_cosine_over_the_question():
@@ -37,6 +43,8 @@ def test_text_relevance_is_the_best_cosine_over_the_question():
     words = torch.tensor([[0.0, 1.0], [5.0, 0.0]])
     assert torch.allclose(text_relevance(patches, words[:1]), torch.tensor([0.0, 1.0, 0.5**0.5]))
     assert torch.allclose(text_relevance(patches, words), torch.tensor([1.0, 1.0, 0.5**0.5]))
+    oblique = torch.tensor([[3.0, 4.0], [60.0, 80.0]])
+    assert torch.allclose(text_relevance(patches, oblique), torch.tensor([0.6, 0.8, 1.4 * 0.5**0.5]))
 
 
 def test_redundancy_is_the_mean_cosine_to_the_provisional_tokens():
@@ -53,6 +61,18 @@ def test_score_v2_and_v1_follow_their_formulas():
     v2 = shirg_scores(features, attention, relevance, 5, 0.5, 0.3, 0.1)
     d = min_max(redundancy(features, top_k(0.5 * a + 0.3 * s, 5)))
     assert torch.allclose(v2, 0.5 * a + 0.3 * s - 0.1 * d)
+
+
+def test_scores_of_half_precision_are_computed_in_float32():
+    features, attention, words = torch.randn(12, 4).bfloat16(), torch.rand(12).bfloat16(), torch.randn(3, 4).bfloat16()
+    provisional = torch.tensor([0, 3, 7])
+    assert torch.equal(text_relevance(features, words), text_relevance(features.float(), words.float()))
+    assert torch.equal(redundancy(features, provisional), redundancy(features.float(), provisional))
+    relevance = text_relevance(features, words)
+    for of_question in (relevance, None):
+        scores = shirg_scores(features, attention, of_question, 5, 0.5, 0.3, 0.1)
+        assert scores.dtype == torch.float32
+        assert torch.equal(scores, shirg_scores(features.float(), attention.float(), of_question, 5, 0.5, 0.3, 0.1))
 
 
 def test_without_a_question_v1_is_a_and_v2_is_08a_minus_01d():
@@ -76,6 +96,12 @@ def test_controls_keep_exactly_k_distinct_tokens_in_raster_order(tokens, kept):
 
 def test_uniform_leaves_no_gap_longer_than_the_others():
     assert set(uniform_indices(1024, 724, torch.device("cpu")).diff().tolist()) == {1, 2}
+
+
+def test_uniform_keeps_the_middle_of_equal_stretches():
+    assert uniform_indices(10, 4, torch.device("cpu")).tolist() == [1, 3, 6, 8]
+    assert uniform_indices(9, 3, torch.device("cpu")).tolist() == [1, 4, 7]
+    assert uniform_indices(7, 1, torch.device("cpu")).tolist() == [3]
 
 
 def test_random_follows_its_seed():

@@ -39,18 +39,18 @@ def fetch_image(image: Any, index: int) -> Image.Image | np.ndarray | torch.Tens
     """Opens what is given as a path, URL, data URL, base64 string or the bytes of a file; `index` is for messages.
 
     Returns:
-        A PIL image, decoded and upright if it was opened here; an array of shape (H, W) as a PIL image, one of 3
-        dimensions as it is, one of shape (B, ...) as the list of its B parts.
+        A PIL image, decoded if it was opened here; an array of shape (H, W) as a PIL image, one of 3 dimensions as it
+        is, one of shape (B, ...) as the list of its B parts.
 
     Raises:
         ValueError: it cannot be read, has no pixels or too many. The message names the image and the cause.
         TypeError: it is nothing that could be an image.
     """
     if isinstance(image, (str, bytes, os.PathLike)):
-        # Decoded at once, so that its errors appear here. Returned is a copy, for the opened image would keep the file
-        # of an animation open and that of a plain bitmap mapped; an upright one, for a TIFF's tags stay with its file.
+        # Decoded at once, so that its errors appear here. Returned is a copy of the first frame, for the opened image
+        # would keep the file of an animation open, and that of a plain bitmap mapped to memory.
         with _read(lambda: Image.open(_file_of(image)), index, None) as opened:
-            return _read(lambda: ImageOps.exif_transpose(_loaded(opened)), index, opened.size)
+            return _read(lambda: _loaded(opened).copy(), index, opened.size)
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, (np.ndarray, torch.Tensor)):
@@ -117,7 +117,6 @@ def _download(url: str) -> BytesIO:
         for chunk in response.iter_bytes():
             file.write(chunk)
             _check_size(file.tell(), url)
-    file.seek(0)
     return file
 
 
