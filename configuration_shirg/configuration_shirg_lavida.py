@@ -63,6 +63,17 @@ _TEXT_DEFAULTS = {
     "is_causal": False,
 }
 
+_MODEL_TYPES = {
+    "vision_config": "siglip_vision_model",
+    "text_config": "llama",
+    "relevance_text_config": "siglip_text_model",
+}
+
+# The one remedy for everything that `text_relevance="siglip"` can lack.
+_GRAFT_TEXT_TOWER = (
+    "Convert the checkpoint with `--vision_base google/siglip-so400m-patch14-384 --text_tower`, or use 'lm' or 'none'."
+)
+
 
 @strict
 class ShirgLavidaConfig(PreTrainedConfig):
@@ -72,6 +83,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
             the default is so400m-patch14-384.
         text_config (`dict` or `LlamaConfig`, *optional*): the language model; the default is LLaDA-8B. It is always
             bidirectional: `is_causal` is set to `False`.
+        relevance_text_config (`dict` or `SiglipTextConfig`, *optional*): SigLIP's own text tower, for
+            `text_relevance="siglip"`; `None` without one.
         prune_method (`str`, defaults to `"shirg"`): name of the preset that these fields came from, for reports.
         view_policy (`"foveal"`, `"anyres"`, `"pad"` or `"square"`, defaults to `"foveal"`): `foveal` looks at the
             whole image squashed to the base size and at one square fovea; `anyres` at the whole image and at tiles of
@@ -97,8 +110,10 @@ class ShirgLavidaConfig(PreTrainedConfig):
         attention_source (`"map"`, `"received"` or `"norm"`, defaults to `"map"`): `a` is the attention of SigLIP's
             pooling probe; or the mean attention a token receives in the last kept layer; or the feature norm. The last
             two need no pooling head.
-        text_relevance (`"lm"`, `"siglip"` or `"none"`, defaults to `"lm"`): `s` is the cosine of the projected patch
-            with the language model's embeddings of the question, or absent; `"siglip"` is an error without its tower.
+        text_relevance (`"lm"`, `"siglip"` or `"none"`, defaults to `"lm"`): `s` is the best cosine of the projected
+            patch with the language model's embeddings of the question's tokens; or the cosine of the patch alone
+            through SigLIP's pooling head with SigLIP's text embedding of the question, which needs
+            `relevance_text_config` and the pooling head; or absent.
         vision_feature_layer (`int`, defaults to -2): which hidden state of the vision tower is projected; -1 is the
             last.
         prefix_lm_loss (`bool`, defaults to `False`): with labels, prompt tokens do not see the answer, as in
@@ -127,10 +142,12 @@ class ShirgLavidaConfig(PreTrainedConfig):
             config_class=AutoConfig, model_type="siglip_vision_model", init_kwargs=_VISION_DEFAULTS
         ),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=_TEXT_DEFAULTS),
+        "relevance_text_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_text_model", optional=True),
     }
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
+    relevance_text_config: dict | PreTrainedConfig | None = None
     prune_method: str = "shirg"
     view_policy: Literal["foveal", "anyres", "pad", "square"] = "foveal"
     fovea_size: int | None = _DEFAULT_SYSTEM["fovea_size"]
@@ -219,6 +236,11 @@ class ShirgLavidaConfig(PreTrainedConfig):
         return type(self).from_dict(self.to_dict(), prune_method=name, **overrides)
 
     @property
+    def _has_map_head(self) -> bool:
+        """Whether SigLIP's pooling head is there, with the layer that LaViDa does not project."""
+        return self.vision_config.vision_use_head and self.vision_feature_layer < -1
+
+    @property
     def base_grid(self) -> int:
         """Side of the patch grid of a base-size view."""
         return grid_side(self.vision_config.image_size, self.vision_config.patch_size)
@@ -278,15 +300,28 @@ class ShirgLavidaConfig(PreTrainedConfig):
         self._validate_label()
 
     def _validate_models(self):
-        for name, model_type in (("vision_config", "siglip_vision_model"), ("text_config", "llama")):
-            if getattr(self, name).model_type != model_type:
-                raise ValueError(
-                    f"{name} must be of model_type {model_type!r}, got {getattr(self, name).model_type!r}."
-                )
-        if self.text_relevance == "siglip":
+        for name, model_type in _MODEL_TYPES.items():
+            config = getattr(self, name)
+            if config is not None and config.model_type != model_type:
+                raise ValueError(f"{name} must be of model_type {model_type!r}, got {config.model_type!r}.")
+        tower, width = self.relevance_text_config, self.vision_config.hidden_size
+        if tower is not None and tower.projection_size != width:
             raise ValueError(
-                "text_relevance='siglip' needs SigLIP's text tower, which this checkpoint format does not hold yet. "
-                "Use 'lm' or 'none'."
+                f"relevance_text_config.projection_size={tower.projection_size} must be vision_config.hidden_size="
+                f"{width}: SigLIP compares both towers' embeddings. Are they of one SigLIP?"
+            )
+        if self.text_relevance != "siglip":
+            return
+        if tower is None:
+            raise ValueError(
+                "text_relevance='siglip' needs SigLIP's text tower, and this config has no relevance_text_config. "
+                f"{_GRAFT_TEXT_TOWER}"
+            )
+        if not self._has_map_head:
+            raise ValueError(
+                "text_relevance='siglip' needs SigLIP's pooling head and the layer before it (vision_use_head=True "
+                f"and vision_feature_layer < -1), got vision_use_head={self.vision_config.vision_use_head} and "
+                f"vision_feature_layer={self.vision_feature_layer}. {_GRAFT_TEXT_TOWER}"
             )
 
     def _validate_token_ids(self):
@@ -389,7 +424,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
             )
         if self.selection_method != "shirg" or self.attention_source != "map":
             return
-        if not self.vision_config.vision_use_head or self.vision_feature_layer == -1:
+        if not self._has_map_head:
             raise ValueError(
                 "attention_source='map' needs SigLIP's pooling head and the layer before it (vision_use_head=True and "
                 f"vision_feature_layer < -1), got vision_use_head={self.vision_config.vision_use_head} and "

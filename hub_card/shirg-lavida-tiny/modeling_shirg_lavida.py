@@ -6,8 +6,9 @@ transformers; with a converted LaViDa checkpoint they compute the original's fun
 2502.09992). What this file adds is the path from views to image tokens; the denoising loop is in
 generation_shirg_lavida.py.
 
-Shape suffixes: B prompts, L prompt tokens, I images, V base views of one image, T image tokens of one image, N patches
-of one view, K kept patches, D vision width, C language model width, P pixels per side.
+Shape suffixes: B prompts, L prompt tokens, I images, V base views of one image, T image tokens of one image, or
+SigLIP's ids of one question, N patches of one view, K kept patches, Q tokens of a question, D vision width, C language
+model width, P pixels per side.
 """
 
 import math
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel, SiglipTextModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import slice_logits_to_keep
@@ -167,6 +168,10 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         self.vision_tower = ShirgVisionTower(config)
         self.multi_modal_projector = ShirgLavidaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        # Read by `text_relevance="siglip"` alone, kept by every preset.
+        self.relevance_text_model = None
+        if config.relevance_text_config is not None:
+            self.relevance_text_model = SiglipTextModel._from_config(config.relevance_text_config)
         # LaViDa's row separator: read by `patch_merge_type="spatial_unpad"` alone, kept by every preset.
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
         self.post_init()
@@ -186,6 +191,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         question_embeds: torch.Tensor | None = None,
         question_mask: torch.Tensor | None = None,
         mosaic_windows: torch.Tensor | None = None,
+        relevance_input_ids: torch.LongTensor | None = None,
     ) -> ShirgImageOutput:
         """Image tokens of every image.
 
@@ -197,6 +203,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             question_mask: 1 at the question's tokens, (I, L).
             mosaic_windows: where each image lies in the mosaic of its tiles, (I, 6), as the image processor reports;
                 needed where a mosaic is cut to the image.
+            relevance_input_ids: each image's question in SigLIP's own ids, padded to the text tower's length, (I, T);
+                a row of -1 is no question. Read by `text_relevance="siglip"` alone.
         """
         config = self.config
         windows = self._check_views(pixel_values, fovea_pixel_values, mosaic_windows)
@@ -219,7 +227,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             return ShirgImageOutput(image_tokens=torch.cat([tokens_ITC, pooled_IKC], dim=1).unbind(0))
         scores_IN = None
         if scored:
-            scores_IN = self._scores(features_IND, attention_IN, projected_INC, question_embeds, question_mask)
+            scores_IN = self._scores(
+                features_IND, attention_IN, projected_INC, question_embeds, question_mask, relevance_input_ids
+            )
         kept_IK = self._kept_indices(scores_IN, len(projected_INC), projected_INC.device)
         kept_IKC = projected_INC.gather(1, kept_IK[..., None].expand(-1, -1, projected_INC.shape[-1]))
         return ShirgImageOutput(
@@ -289,30 +299,85 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         projected_INC: torch.Tensor,
         question_embeds: torch.Tensor | None,
         question_mask: torch.Tensor | None,
+        relevance_input_ids: torch.LongTensor | None = None,
     ) -> torch.Tensor:
         """SHIRG's score of every foveal token, float32 (I, N)."""
         config = self.config
-        questions_I = [None] * len(features_IND)
-        if config.text_relevance == "lm" and question_embeds is not None and question_mask is not None:
-            questions_I = [embeds[mask.bool()] for embeds, mask in zip(question_embeds, question_mask, strict=True)]
+        # One image at a time: what is kept must not depend on who shares the batch, not even by a rounding error.
         with full_precision(features_IND):
-            # One image at a time: what is kept must not depend on who shares the batch, not even by a rounding error.
+            relevance_IN = self._relevance(
+                features_IND, projected_INC, question_embeds, question_mask, relevance_input_ids
+            )
             return torch.stack(
                 [
                     shirg_scores(
                         features_ND,
                         attention_N,
-                        None if question is None or len(question) == 0 else text_relevance(projected_NC, question),
+                        relevance_N,
                         config.selection_budget,
                         config.attention_weight,
                         config.text_weight,
                         config.diversity_weight,
                     )
-                    for features_ND, attention_N, projected_NC, question in zip(
-                        features_IND, attention_IN, projected_INC, questions_I, strict=True
+                    for features_ND, attention_N, relevance_N in zip(
+                        features_IND, attention_IN, relevance_IN, strict=True
                     )
                 ]
             )
+
+    def _relevance(
+        self,
+        features_IND: torch.Tensor,
+        projected_INC: torch.Tensor,
+        question_embeds: torch.Tensor | None,
+        question_mask: torch.Tensor | None,
+        relevance_input_ids: torch.LongTensor | None,
+    ) -> list[torch.Tensor | None]:
+        """Relevance of each image's patches for its question, float32 (N,) each; `None` without a question."""
+        config, num_images = self.config, len(features_IND)
+        if config.text_relevance == "lm" and question_embeds is not None and question_mask is not None:
+            return [
+                text_relevance(projected_NC, embeds_LC[mask_L]) if mask_L.any() else None
+                for projected_NC, embeds_LC, mask_L in zip(
+                    projected_INC, question_embeds, question_mask.bool(), strict=True
+                )
+            ]
+        if config.text_relevance == "siglip" and self._has_questions(num_images, question_mask, relevance_input_ids):
+            return [
+                self._siglip_relevance(features_ND, ids_T) if ids_T[0] >= 0 else None
+                for features_ND, ids_T in zip(features_IND, relevance_input_ids, strict=True)
+            ]
+        return [None] * num_images
+
+    def _siglip_relevance(self, features_ND: torch.Tensor, ids_T: torch.LongTensor) -> torch.Tensor:
+        """Cosine of each patch with the question in SigLIP's own space, float32 (N,).
+
+        The text tower runs in its own dtype, as the vision tower does; SigLIP knows no attention mask over padding.
+        """
+        question_1D = self.relevance_text_model(ids_T[None].to(self.relevance_text_model.device)).pooler_output
+        patches_ND = self.vision_tower.patch_embeddings(features_ND[None])[0]
+        return text_relevance(patches_ND, question_1D.to(patches_ND.device))
+
+    def _has_questions(
+        self, num_images: int, question_mask: torch.Tensor | None, relevance_input_ids: torch.LongTensor | None
+    ) -> bool:
+        """Whether there are questions for SigLIP's text tower, after checking that they are all there."""
+        length = self.config.relevance_text_config.max_position_embeddings
+        if relevance_input_ids is None:
+            if question_mask is not None and question_mask.any():
+                raise ValueError(
+                    "text_relevance='siglip' needs relevance_input_ids, the questions in SigLIP's own ids. Use the "
+                    "processor that was saved with this checkpoint, or ShirgLavidaProcessor.from_config(model.config, "
+                    "tokenizer, relevance_tokenizer=...) with SigLIP's tokenizer."
+                )
+            return False
+        if relevance_input_ids.shape != (num_images, length):
+            raise ValueError(
+                f"relevance_input_ids has the shape {tuple(relevance_input_ids.shape)}, {num_images} images and a "
+                f"text tower of {length} positions need {(num_images, length)}: SigLIP reads every question padded to "
+                f"its full length. {_USE_PROCESSOR}"
+            )
+        return True
 
     def _kept_indices(self, scores_IN: torch.Tensor | None, num_images: int, device: torch.device) -> torch.Tensor:
         """Raster indices of the kept foveal tokens, int64 (I, K)."""
@@ -333,6 +398,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         fovea_pixel_values: torch.Tensor | None = None,
         question_mask: torch.Tensor | None = None,
         mosaic_windows: torch.Tensor | None = None,
+        relevance_input_ids: torch.LongTensor | None = None,
     ) -> tuple[torch.Tensor, ShirgImageOutput | None]:
         """Prompt embeddings (B, L, C) with the image tokens in place of the placeholders, and how those were chosen.
 
@@ -357,6 +423,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             embeds_BLC[rows_I.to(embeds_BLC.device)],
             question_mask,
             mosaic_windows,
+            relevance_input_ids,
         )
         tokens = torch.cat(images.image_tokens).to(embeds_BLC.device, embeds_BLC.dtype)
         return embeds_BLC.masked_scatter(placeholder_BL[..., None].to(embeds_BLC.device), tokens), images
@@ -421,6 +488,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         attention_mask: torch.Tensor | None = None,
         question_mask: torch.Tensor | None = None,
         mosaic_windows: torch.Tensor | None = None,
+        relevance_input_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
@@ -445,6 +513,8 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             attention_mask: 1 at real tokens, (B, L), padding left or right; or a 4D mask, which is used as it is.
             question_mask: 1 at the tokens of each image's question, (I, L); without it selection is text-free.
             mosaic_windows: where each image lies in the mosaic of its tiles, (I, 6); needed by preset `lavida`.
+            relevance_input_ids: each image's question in SigLIP's own ids, (I, T); needed, where there is a question,
+                by presets that score patches with `text_relevance="siglip"`.
             position_ids: (B, L); by default they count the real tokens of each row.
             past_key_values: a cache to read and extend.
             use_cache: return a cache.
@@ -466,7 +536,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             raise ValueError("inputs_embeds hold the images already: give pixel_values with input_ids only.")
         if inputs_embeds is None:
             inputs_embeds, images = self.model.prepare_inputs_embeds(
-                input_ids, pixel_values, fovea_pixel_values, question_mask, mosaic_windows
+                input_ids, pixel_values, fovea_pixel_values, question_mask, mosaic_windows, relevance_input_ids
             )
         if (
             position_ids is None

@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import SiglipVisionModel
 
@@ -98,10 +99,7 @@ class ShirgVisionTower(nn.Module):
         kernels.
         """
         head = self.vision_model.head
-        hidden_VND = features_VND
-        for layer in self.vision_model.encoder.layers[self.num_kept_layers :]:
-            hidden_VND = layer(hidden_VND, None)
-        hidden_VND = self.vision_model.post_layernorm(hidden_VND).float()
+        hidden_VND = self._head_inputs(features_VND)
         weight_q, weight_k, _ = head.attention.in_proj_weight.float().chunk(3)
         bias_q, bias_k, _ = head.attention.in_proj_bias.float().chunk(3)
         num_heads = head.attention.num_heads
@@ -109,6 +107,28 @@ class ShirgVisionTower(nn.Module):
         keys_VNHK = F.linear(hidden_VND, weight_k, bias_k).unflatten(-1, (num_heads, -1))
         logits_VHN = torch.einsum("hk,vnhk->vhn", query_HK, keys_VNHK) / math.sqrt(query_HK.shape[-1])
         return logits_VHN.softmax(-1).mean(1)
+
+    def patch_embeddings(self, features_VND: torch.Tensor) -> torch.Tensor:
+        """Every patch in the space that SigLIP shares with its text tower, float32 (V, N, D): the patch alone through
+        the pooling head.
+
+        The probe's softmax over a single key is 1, so its attention is the value and output projections, whatever the
+        probe; the rest of the head follows.
+        """
+        head = self.vision_model.head
+        weight_v, bias_v = (
+            each.float().chunk(3)[2] for each in (head.attention.in_proj_weight, head.attention.in_proj_bias)
+        )
+        values_VND = F.linear(self._head_inputs(features_VND), weight_v, bias_v)
+        attended_VND = _in_float32(head.attention.out_proj, values_VND)
+        return attended_VND + _in_float32(head.mlp, _in_float32(head.layernorm, attended_VND))
+
+    def _head_inputs(self, features_VND: torch.Tensor) -> torch.Tensor:
+        """What the pooling head reads, float32 (V, N, D): the features through the last layer and post_layernorm."""
+        hidden_VND = features_VND
+        for layer in self.vision_model.encoder.layers[self.num_kept_layers :]:
+            hidden_VND = layer(hidden_VND, None)
+        return self.vision_model.post_layernorm(hidden_VND).float()
 
     def received_attention(self, before_VND: torch.Tensor, chunk: int = 128) -> torch.Tensor:
         """Mean attention each patch receives in the last kept layer, given that layer's input, float32 (V, N).
@@ -125,3 +145,8 @@ class ShirgVisionTower(nn.Module):
             logits = part_VHnK @ keys_VHNK.transpose(-1, -2) * layer.self_attn.scale
             received_VN = received_VN + logits.softmax(-1).mean(1).sum(1)
         return received_VN / queries_VHNK.shape[2]
+
+
+def _in_float32(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """What `module` computes of float32 `inputs` with its weights in float32; the module itself stays as it is."""
+    return functional_call(module, {name: weight.float() for name, weight in module.named_parameters()}, (inputs,))
