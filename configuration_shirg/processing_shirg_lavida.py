@@ -2,15 +2,17 @@
 
 Every image takes as many placeholders as it gives image tokens: `num_image_tokens`, a property of the config, or,
 where a mosaic of tiles is cut to the image, a number that follows from the image's size. Both are known before the
-model runs. The processor also says which text tokens are "the question" of each image, so that no model file needs a
-tokenizer.
+model runs. The processor also says which text tokens are "the question" of each image, and writes the question in
+SigLIP's own ids where the checkpoint has SigLIP's text tower, so that no model file needs a tokenizer.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
@@ -21,6 +23,10 @@ from .geometry_shirg import mosaic_length
 from .image_processing_shirg_lavida import ShirgLavidaImageProcessor
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# The second tokenizer's name and its sub-folder in a saved processor.
+_RELEVANCE_TOKENIZER = "relevance_tokenizer"
+# An id that no tokenizer has: a row of it in `relevance_input_ids` is an image without a question.
+_NO_QUESTION = -1
 _HEADER_START, _HEADER_END, _TURN_END = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
 SYSTEM_PROMPT = (
@@ -78,6 +84,10 @@ class ShirgLavidaProcessor(ProcessorMixin):
     image, between `<|end_header_id|>` and `<|eot_id|>`; in a prompt without these the whole prompt is the turn.
     Special tokens, image tokens, padding and tokens of whitespace only are 0.
 
+    With a `relevance_tokenizer` there is also `relevance_input_ids`, int64 (images, `relevance_length`): the question
+    of each image, decoded and tokenized again by SigLIP's own tokenizer and its rules (lower case), padded or
+    truncated to the text tower's length; -1 in every place for an image without a question.
+
     Args:
         image_processor (`ShirgLavidaImageProcessor`): cuts the views.
         tokenizer (`PreTrainedTokenizerBase`): LLaDA's, with `image_token` added as a special token.
@@ -86,13 +96,19 @@ class ShirgLavidaProcessor(ProcessorMixin):
         num_image_tokens (`int`, *optional*): placeholders that one image takes in `input_ids`,
             `config.num_image_tokens`; `None` where they follow from the image's size (`mosaic_grid_size` of the image
             processor).
+        relevance_tokenizer (`PreTrainedTokenizerBase`, *optional*): SigLIP's, for `text_relevance="siglip"`; it is
+            saved in a sub-folder of that name.
+        relevance_length (`int`, *optional*): length of the text tower, which SigLIP pads every text to; given with the
+            `relevance_tokenizer` and only then.
 
     Raises:
-        ValueError: the tokenizer has no `image_token`; at call time, the numbers of images and of placeholders in the
-            prompts differ, or truncation cuts image tokens.
+        ValueError: the tokenizer has no `image_token`, or the `relevance_tokenizer` lacks length or padding; at call
+            time, the numbers of images and of placeholders in the prompts differ, or truncation cuts image tokens.
     """
 
     text_kwargs = {"padding": True, "return_token_type_ids": False}
+    relevance_length = None
+    _relevance_tokenizer = None
 
     def __init__(
         self,
@@ -101,6 +117,8 @@ class ShirgLavidaProcessor(ProcessorMixin):
         chat_template=None,
         image_token="<image>",
         num_image_tokens=None,
+        relevance_tokenizer=None,
+        relevance_length=None,
         **kwargs,
     ):
         has_mosaic = image_processor is not None and image_processor.mosaic_grid_size is not None
@@ -119,6 +137,49 @@ class ShirgLavidaProcessor(ProcessorMixin):
         self.image_token = image_token
         self.image_token_id = _single_token_id(tokenizer, image_token)
         self.num_image_tokens = num_image_tokens
+        if (relevance_tokenizer is None) != (relevance_length is None):
+            raise ValueError(
+                f"relevance_tokenizer and relevance_length belong together, got {relevance_tokenizer!r} and "
+                f"{relevance_length}. ShirgLavidaProcessor.from_config(config, tokenizer, relevance_tokenizer=...) "
+                "sets both."
+            )
+        if relevance_tokenizer is not None:
+            if relevance_tokenizer.pad_token is None:
+                raise ValueError("The relevance_tokenizer has no pad_token: SigLIP pads every text to one length.")
+            self._relevance_tokenizer = relevance_tokenizer
+            self.relevance_length = relevance_length
+
+    @property
+    def relevance_tokenizer(self):
+        """SigLIP's own tokenizer, or `None`."""
+        return self._relevance_tokenizer
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The parts that every processor has: the parent takes any parameter with `tokenizer` in its name for one."""
+        return [name for name in super().get_attributes() if name != _RELEVANCE_TOKENIZER]
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The saved fields, with the second tokenizer where they name its length."""
+        fields, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if fields.get("relevance_length") is not None:
+            hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            folder = os.path.join(hub.pop("subfolder", None) or "", _RELEVANCE_TOKENIZER)
+            fields[_RELEVANCE_TOKENIZER] = AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path, subfolder=folder, **hub
+            )
+        return fields, unused
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Save everything that `from_pretrained` needs, the second tokenizer in a sub-folder."""
+        if self.relevance_tokenizer is None:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.relevance_tokenizer.save_pretrained(os.path.join(save_directory, _RELEVANCE_TOKENIZER))
+        if push_to_hub:  # the parent uploads what it wrote itself, which the second tokenizer is not
+            repo_id = kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            self.push_to_hub(repo_id, **kwargs)
+        return super().save_pretrained(save_directory)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, prune_method: str | None = None, **kwargs):
@@ -131,20 +192,29 @@ class ShirgLavidaProcessor(ProcessorMixin):
             prune_method=prune_method,
             **{name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs},
         )
-        return cls.from_config(config, processor.tokenizer, processor.chat_template)
+        return cls.from_config(
+            config, processor.tokenizer, processor.chat_template, relevance_tokenizer=processor.relevance_tokenizer
+        )
 
     @classmethod
-    def from_config(cls, config, tokenizer, chat_template: str | None = None) -> "ShirgLavidaProcessor":
+    def from_config(
+        cls, config, tokenizer, chat_template: str | None = None, relevance_tokenizer=None
+    ) -> "ShirgLavidaProcessor":
         """The processor whose inputs a model with this `ShirgLavidaConfig` expects.
 
         Raises:
-            ValueError: the tokenizer's id of `<image>` is not `config.image_token_id`.
+            ValueError: the tokenizer's id of `<image>` is not `config.image_token_id`; or the config scores patches by
+                SigLIP's text tower and there is no `relevance_tokenizer`, or there is one that has no such tower or
+                more ids than it.
         """
+        relevance_length = _relevance_length(config, relevance_tokenizer)
         processor = cls(
             ShirgLavidaImageProcessor.from_config(config),
             tokenizer,
             chat_template=chat_template,
             num_image_tokens=config.num_image_tokens,
+            relevance_tokenizer=relevance_tokenizer,
+            relevance_length=relevance_length,
         )
         if processor.image_token_id != config.image_token_id:
             raise ValueError(
@@ -171,7 +241,11 @@ class ShirgLavidaProcessor(ProcessorMixin):
         inputs = super().__call__(images=images, text=text, **kwargs)
         if images is not None and "input_ids" in inputs:
             lengths = [self._num_tokens_of(inputs, index) for index in range(len(inputs["image_sizes"]))]
-            inputs["question_mask"] = self._question_mask(inputs["input_ids"], lengths)
+            questions = self._questions(_as_rows(inputs["input_ids"]), lengths)
+            masks = [mask_L for _, mask_L in questions]
+            inputs["question_mask"] = _typed_as(inputs["input_ids"], masks)
+            if self.relevance_tokenizer is not None:
+                inputs["relevance_input_ids"] = _typed_as(inputs["input_ids"], self._relevance_ids(questions))
         return inputs
 
     def validate_inputs(self, images=None, text=None, **kwargs):
@@ -219,27 +293,53 @@ class ShirgLavidaProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """What the processor may return to a model."""
         names = [name for name in super().model_input_names if name != "token_type_ids"]
+        if self.relevance_tokenizer is not None:
+            names.append("relevance_input_ids")
         return [*names, "question_mask"]
 
-    def _question_mask(self, input_ids: Any, lengths: list[int]) -> Any:
-        """`question_mask` in the type of `input_ids`: a tensor, an array, or lists where the rows differ in length.
+    def _questions(self, rows: list[list[int]], lengths: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each image the ids of its prompt and its question mask, both (L,).
 
         `lengths` are the numbers of image tokens of all images in reading order.
         """
-        rows = _as_rows(input_ids)
         textual = self._textual_ids({token for row in rows for token in row})
         remaining = iter(lengths)
-        masks = [mask for row in rows for mask in self._question_masks_of_prompt(np.array(row), textual, remaining)]
-        if isinstance(input_ids, torch.Tensor):
-            return torch.from_numpy(np.stack(masks))
-        return np.stack(masks) if isinstance(input_ids, np.ndarray) else [mask.tolist() for mask in masks]
+        return [
+            (ids_L, mask_L)
+            for ids_L in map(np.array, rows)
+            for mask_L in self._question_masks_of_prompt(ids_L, textual, remaining)
+        ]
+
+    def _relevance_ids(self, questions: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """The question of each image in SigLIP's own ids, int64 (T,) each; all `_NO_QUESTION` without one."""
+        rows = []
+        for text in self._question_texts(questions):
+            ids = [_NO_QUESTION] * self.relevance_length
+            if text:
+                ids = self.relevance_tokenizer(
+                    text, padding="max_length", truncation=True, max_length=self.relevance_length
+                )["input_ids"]
+            rows.append(np.array(ids, dtype=np.int64))
+        return rows
+
+    def _question_texts(self, questions: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[str]:
+        """Each question as one line: from the first to the last token of its mask, with the whitespace that the mask
+        leaves out and without special tokens."""
+        special = list(self._special_ids())
+        for ids_L, mask_L in questions:
+            places = np.flatnonzero(mask_L)
+            span = ids_L[places[0] : places[-1] + 1] if len(places) else ids_L[:0]
+            yield " ".join(self.tokenizer.decode(span[~np.isin(span, special)].tolist()).split())
+
+    def _special_ids(self) -> set[int]:
+        special = {self.image_token_id, *self.tokenizer.all_special_ids}
+        return special | {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def _textual_ids(self, token_ids: set[int]) -> np.ndarray:
         """Those of `token_ids` that are neither special nor whitespace only."""
-        special = {self.image_token_id, *self.tokenizer.all_special_ids}
-        special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return np.array(
-            [index for index in token_ids - special if self.tokenizer.decode([index]).strip()], dtype=np.int64
+            [index for index in token_ids - self._special_ids() if self.tokenizer.decode([index]).strip()],
+            dtype=np.int64,
         )
 
     def _question_masks_of_prompt(
@@ -264,6 +364,28 @@ class ShirgLavidaProcessor(ProcessorMixin):
         return masks
 
 
+def _relevance_length(config, relevance_tokenizer) -> int | None:
+    """Length of the text tower that a `relevance_tokenizer` writes for, after checking that the two fit."""
+    tower = config.relevance_text_config
+    if relevance_tokenizer is None:
+        if config.text_relevance == "siglip" and config.selection_method == "shirg":
+            raise ValueError(
+                "text_relevance='siglip' needs SigLIP's own tokenizer beside the language model's: pass "
+                "relevance_tokenizer, or load the processor that was saved with the checkpoint."
+            )
+        return None
+    if tower is None:
+        raise ValueError(
+            "Got a relevance_tokenizer, but the config has no relevance_text_config: no text tower reads its ids."
+        )
+    if len(relevance_tokenizer) > tower.vocab_size:
+        raise ValueError(
+            f"The relevance_tokenizer has {len(relevance_tokenizer)} ids, but relevance_text_config.vocab_size is "
+            f"{tower.vocab_size}. Use the tokenizer of the SigLIP that the text tower is from."
+        )
+    return tower.max_position_embeddings
+
+
 def _single_token_id(tokenizer, token: str) -> int:
     ids = tokenizer.encode(token, add_special_tokens=False)
     if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
@@ -278,6 +400,13 @@ def _count_images(images: Any) -> int:
     if isinstance(images, (list, tuple)):
         return sum(_count_images(image) for image in images)
     return 1
+
+
+def _typed_as(like: Any, rows: list[np.ndarray]) -> Any:
+    """Rows in the type of `like`: a tensor, an array, or lists where they may differ in length."""
+    if isinstance(like, torch.Tensor):
+        return torch.from_numpy(np.stack(rows))
+    return np.stack(rows) if isinstance(like, np.ndarray) else [row.tolist() for row in rows]
 
 
 def _as_rows(ids: Any) -> list[list[int]]:
