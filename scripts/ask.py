@@ -28,6 +28,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--prune_method", choices=sorted(PRESETS), help="system to use; by default the checkpoint's own"
     )
     parser.add_argument(
+        "--text_relevance",
+        choices=("lm", "siglip", "none"),
+        help="how patches are compared with the question; by default as the checkpoint says",
+    )
+    parser.add_argument(
         "--fovea_box", type=float, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="look here"
     )
     parser.add_argument("--max_new_tokens", type=int, help="length of the answer in tokens")
@@ -53,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
         _check_writable(args.overlay)
     clock = StageClock()
     with clock.stage("load"):
-        loaded = load(args.model, args.prune_method, args.device, args.dtype)
+        loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance)
     print(f"Model: {loaded.name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
     image_processor = loaded.processor.image_processor
     with clock.stage("preprocess"):
@@ -119,6 +124,7 @@ def _answer(loaded, inputs, args: argparse.Namespace, clock):
             inputs.get("fovea_pixel_values"),
             inputs["question_mask"],
             inputs.get("mosaic_windows"),
+            inputs.get("relevance_input_ids"),
         )
     clock.seconds["select"] = clock.seconds.pop("image") - clock.seconds["encode"] - clock.seconds["project"]
     tokenizer = loaded.processor.tokenizer

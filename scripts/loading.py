@@ -27,24 +27,39 @@ class Loaded:
 
 
 def load(
-    model: str | None = None, prune_method: str | None = None, device: str = "auto", dtype: str = "auto"
+    model: str | None = None,
+    prune_method: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    text_relevance: str | None = None,
 ) -> Loaded:
     """Load `model` under preset `prune_method`.
 
-    `model` is a folder or a Hub id; `None` is the bundled checkpoint. `prune_method=None` keeps the checkpoint's own.
+    `model` is a folder or a Hub id; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None`
+    keep the checkpoint's own.
 
     Raises:
-        ValueError: the checkpoint is not a SHIRG-LaViDa one, or the device or dtype is unknown.
+        ValueError: the checkpoint is not a SHIRG-LaViDa one, the device or dtype is unknown, or the text relevance
+            needs a tower that the checkpoint lacks or scores under a preset that has none.
     """
     if dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
         config = _config(source)
-        if prune_method is not None:
-            config = config.with_preset(prune_method)
+        fields = {"prune_method": prune_method, "text_relevance": text_relevance}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if fields:
+            config = ShirgLavidaConfig.from_dict(config.to_dict(), **fields)
+        if text_relevance is not None and config.selection_method != "shirg":
+            raise ValueError(
+                f"text_relevance={text_relevance!r} is a choice of presets that score patches; "
+                f"prune_method={config.prune_method!r} scores none."
+            )
         saved = ShirgLavidaProcessor.from_pretrained(source)
-        processor = ShirgLavidaProcessor.from_config(config, saved.tokenizer, saved.chat_template)
+        processor = ShirgLavidaProcessor.from_config(
+            config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
+        )
         try:
             network = ShirgLavidaForConditionalGeneration.from_pretrained(source, config=config, dtype=DTYPES[dtype])
         except SafetensorError as error:
