@@ -1,6 +1,6 @@
 """A tiny tokenizer for tests: bytes as tokens and LLaDA's special tokens. No file, no training."""
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = (
@@ -30,4 +30,18 @@ def make_tokenizer(padding_side: str = "left", image_token: bool = True) -> PreT
         mask_token="<|mdm_mask|>",
         padding_side=padding_side,
         clean_up_tokenization_spaces=False,
+    )
+
+
+def make_relevance_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with SigLIP's habits: lower case, every text ends in `</s>` (id 256), which is the padding too."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("</s>", special=True, normalized=False)])
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 256)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="</s>", clean_up_tokenization_spaces=False
     )
