@@ -139,6 +139,7 @@ class ShirgLavidaGenerationMixin:
         overrides = {k: v for k, v in kwargs.items() if k in GENERATION_DEFAULTS}
         config = self._resolve_generation_config(generation_config, draft_ids, overrides)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, vision_kwargs)
+        attention_mask = visible_attention(attention_mask, image_outputs)
         prompt = _prepare_prompt(embeds_BPD, attention_mask, position_ids, config.max_new_tokens)
         batch_size, device = embeds_BPD.shape[0], embeds_BPD.device
         self._warn_of_length(int(prompt.response_positions_BR.max()) + 1)
@@ -368,6 +369,20 @@ class ShirgLavidaGenerationMixin:
             )
         except OSError:
             logger.info("No generation_config.json found: using the default generation config.")
+
+
+def visible_attention(attention_mask: torch.Tensor | None, image_outputs: Any) -> torch.Tensor | None:
+    """The prompt's attention mask without the image tokens that stand for nothing (`visible_mask` of the outputs)."""
+    if image_outputs is None or image_outputs.visible_mask is None:
+        return attention_mask
+    if attention_mask is None:
+        return image_outputs.visible_mask.long()
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            "The selection leaves image tokens unused, which a 2D attention_mask can hide and one of shape "
+            f"{tuple(attention_mask.shape)} cannot."
+        )
+    return attention_mask * image_outputs.visible_mask.to(attention_mask)
 
 
 def _draft_length(draft_ids: torch.Tensor, max_new_tokens: int | None) -> int:
