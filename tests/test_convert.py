@@ -308,7 +308,13 @@ def test_text_tower(tmp_path, siglip, converted):
     facts = convert_checkpoint(ORIGINAL, out, vision_base=siglip, text_tower=True, prune_method="shirg")
     model, processor = load(out, text_relevance="siglip")
     stock = SiglipTextModel.from_pretrained(siglip).eval()
-    assert model.config.relevance_text_config.projection_size == 64
+    tower = model.config.relevance_text_config
+    assert (tower.projection_size, tower.bos_token_id, tower.eos_token_id, tower.pad_token_id) == (
+        64,
+        None,
+        None,
+        None,
+    )
     ours = model.model.relevance_text_model.state_dict()
     assert all(torch.equal(ours[name], weight) for name, weight in stock.state_dict().items())
     inputs = encode(processor, chat(QUESTION, Image.open(GOLDEN / "doc.png")))

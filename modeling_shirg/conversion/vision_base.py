@@ -90,7 +90,9 @@ def text_tower_fields(source: Source) -> dict:
             f"{config.get('model_type')!r}): pass one with both towers, such as google/siglip-so400m-patch14-384."
         )
     tower = SiglipTextConfig(**(config["text_config"] or {}))
-    return {"model_type": tower.model_type, **{name: getattr(tower, name) for name in _TEXT_FIELDS}}
+    # No token ids: the tower reads none, and the defaults are CLIP's, outside SigLIP's vocabulary.
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return {"model_type": tower.model_type, **{name: getattr(tower, name) for name in _TEXT_FIELDS}, **ids}
 
 
 def text_tower_tokenizer(source: Source) -> PreTrainedTokenizerBase:
