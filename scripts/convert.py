@@ -5,8 +5,9 @@
     shirg convert lavida-ckpts/lavida-llada-lowres my-lavida --pooled_grid_size 0
 
 SRC and --vision_base are folders or Hub ids with safetensors. --vision_base gives back the last layer and the pooling
-head that LaViDa deleted from its SigLIP; presets that score patches need them. Tensors go from file to file a few
-megabytes at a time: the whole model is never in memory. OUT appears when it is complete.
+head that LaViDa deleted from its SigLIP; presets that score patches need them. --text_tower takes its text tower and
+tokenizer too, for `shirg ask --text_relevance siglip`. Tensors go from file to file a few megabytes at a time: the
+whole model is never in memory. OUT appears when it is complete.
 
 --pooled_grid_size is for checkpoints that look at a single view (image_aspect_ratio pad or square). Whether the
 original pools that view is an environment variable, so no checkpoint says it. It pools by default (27x27 tokens to
@@ -27,6 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("source", metavar="SRC", help="folder or Hub id of the original checkpoint")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; an earlier conversion is replaced")
     parser.add_argument("--vision_base", metavar="FOLDER_OR_ID", help="the SigLIP it was made from")
+    parser.add_argument("--text_tower", action="store_true", help="take the text tower of --vision_base too")
     parser.add_argument(
         "--prune_method", choices=sorted(PRESETS), default="lavida", help="preset of the config (default: lavida)"
     )
@@ -48,6 +50,7 @@ def main(args: argparse.Namespace) -> None:
 
     facts = convert_checkpoint(**vars(args))
     graft = "" if facts.vision_base is None else f", last vision layer and pooling head from {facts.vision_base}"
+    graft += ", with its text tower" if facts.text_tower else ""
     print(
         f"{args.out}: {facts.parameters:,} parameters, {facts.bytes / 1e9:.3g} GB {facts.dtype} in {facts.shards} "
         f"file{'s' if facts.shards > 1 else ''}, preset {facts.prune_method}{graft}"

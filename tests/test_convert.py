@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, SiglipConfig
+from transformers import AutoTokenizer, SiglipConfig, SiglipTextModel
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import run_fresh
@@ -24,6 +24,7 @@ from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGener
 from modeling_shirg.conversion import convert_checkpoint, original_config, plan
 from shirg_scripts.cli import main
 from tiny_model import chat, encode
+from tokenizer_fixture import make_relevance_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "lavida"
 ORIGINAL = FIXTURES / "checkpoint"
@@ -70,6 +71,30 @@ def load(folder: Path, **kwargs) -> tuple[ShirgLavidaForConditionalGeneration, S
     model, info = ShirgLavidaForConditionalGeneration.from_pretrained(folder, output_loading_info=True, **kwargs)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     return model.eval(), ShirgLavidaProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory) -> Path:
+    """The tiny base with a random text tower and a tokenizer, as google/siglip-so400m-patch14-384 has them."""
+    folder = tmp_path_factory.mktemp("siglip") / "whole"
+    tower = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 257,
+        "max_position_embeddings": 64,
+    }
+    vision = json.loads((BASE / "config.json").read_text())
+    config = SiglipConfig(vision_config=vision, text_config=tower)
+    config.save_pretrained(folder)
+    torch.manual_seed(0)
+    text = SiglipTextModel(config.text_config).state_dict()
+    tensors = {**load_file(BASE / "model.safetensors"), **{f"text_model.{name}": text[name] for name in text}}
+    tensors |= {"logit_scale": torch.ones(1), "text_model.embeddings.position_ids": torch.arange(64)[None]}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    make_relevance_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def nothing_beside(out: Path) -> bool:
@@ -278,6 +303,87 @@ def test_full_siglip_as_base(tmp_path, converted):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (converted / "model.safetensors").read_bytes()
 
 
+def test_text_tower(tmp_path, siglip, converted):
+    out = tmp_path / "out"
+    facts = convert_checkpoint(ORIGINAL, out, vision_base=siglip, text_tower=True, prune_method="shirg")
+    model, processor = load(out, text_relevance="siglip")
+    stock = SiglipTextModel.from_pretrained(siglip).eval()
+    tower = model.config.relevance_text_config
+    assert (tower.projection_size, tower.bos_token_id, tower.eos_token_id, tower.pad_token_id) == (
+        64,
+        None,
+        None,
+        None,
+    )
+    ours = model.model.relevance_text_model.state_dict()
+    assert all(torch.equal(ours[name], weight) for name, weight in stock.state_dict().items())
+    inputs = encode(processor, chat(QUESTION, Image.open(GOLDEN / "doc.png")))
+    expected = make_relevance_tokenizer()(QUESTION, padding="max_length", max_length=64, return_tensors="pt")
+    assert torch.equal(inputs["relevance_input_ids"], expected["input_ids"])
+    with torch.no_grad():
+        kept = model(**inputs, logits_to_keep=1, output_selection=True).kept_indices
+        other = encode(processor, chat("Where is the total?", Image.open(GOLDEN / "doc.png")))
+        assert not torch.equal(model(**other, logits_to_keep=1, output_selection=True).kept_indices, kept)
+    written = set(load_file(out / "model.safetensors")) - set(load_file(converted / "model.safetensors"))
+    tower = {f"model.relevance_text_model.{name}" for name in stock.state_dict()}
+    assert written == tower | {"model.vision_tower.foveal_position_embedding.weight"}
+    assert facts.text_tower and ShirgLavidaConfig.from_pretrained(out).text_relevance == "lm"
+    assert "SigLIP's text tower and its tokenizer came along" in (out / "README.md").read_text()
+    assert str(siglip) not in "".join(path.read_text() for path in out.rglob("*.json"))
+    convert_checkpoint(ORIGINAL, out, vision_base=BASE)  # the sub-folder is the conversion's own
+    assert not (out / "relevance_tokenizer").exists() and nothing_beside(out)
+
+
+def test_text_tower_in_shards_of_another_dtype(tmp_path, siglip):
+    options = {"vision_base": siglip, "text_tower": True, "dtype": "bfloat16", "max_shard_size": "100KB"}
+    convert_checkpoint(ORIGINAL, tmp_path / "out", **options)
+    tower = load(tmp_path / "out")[0].model.relevance_text_model
+    stock = SiglipTextModel.from_pretrained(siglip, dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(weight, stock[name]) for name, weight in tower.state_dict().items())
+
+
+def test_what_siglips_tokenizer_class_does_in_python_is_done(tmp_path, siglip):
+    base = Path(shutil.copytree(siglip, tmp_path / "base"))
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    (base / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": None}))
+    path = base / "tokenizer_config.json"
+    declared = {**json.loads(path.read_text()), "tokenizer_class": "SiglipTokenizer", "do_lower_case": True}
+    path.write_text(json.dumps({**declared, "model_max_length": 64, "sp_model_kwargs": {}}))
+    convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=base, text_tower=True)
+    relevance = ShirgLavidaProcessor.from_pretrained(tmp_path / "out").relevance_tokenizer
+    assert relevance.decode(relevance(" What's  IN it?")["input_ids"]) == "whats in it</s>"
+    convert_checkpoint(ORIGINAL, tmp_path / "plain", vision_base=siglip, text_tower=True)
+    own = ShirgLavidaProcessor.from_pretrained(tmp_path / "plain").relevance_tokenizer
+    assert own.decode(own(" What's  IN it?")["input_ids"]) == " what's  in it?</s>"
+
+
+def test_text_tower_needs_a_whole_base(tmp_path, siglip):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="none was given: pass --vision_base"):
+        convert_checkpoint(ORIGINAL, out, text_tower=True)
+    with pytest.raises(ValueError, match="a vision tower alone .model_type 'siglip_vision_model'"):
+        convert_checkpoint(ORIGINAL, out, vision_base=BASE, text_tower=True)
+    base = Path(shutil.copytree(siglip, tmp_path / "base"))
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="no tokenizer.json .a spiece.model alone"):
+        convert_checkpoint(ORIGINAL, out, vision_base=base, text_tower=True)
+    shutil.copy(siglip / "tokenizer.json", base)
+    edit_tensors(base, lambda tensors: tensors.pop("text_model.head.bias"))
+    with pytest.raises(ValueError, match="1 missing:\n  text_model.head.bias .of the vision base"):
+        convert_checkpoint(ORIGINAL, out, vision_base=base, text_tower=True)
+    config = json.loads((siglip / "config.json").read_text())
+    edit_config(base, text_config={**config["text_config"], "num_hidden_layers": 1})
+    with pytest.raises(ValueError, match="16 unknown:\n  text_model.encoder.layers.1"):
+        convert_checkpoint(ORIGINAL, out, vision_base=base, text_tower=True)
+    edit_config(base, text_config={**config["text_config"], "projection_size": 32})
+    with pytest.raises((ValueError, StrictDataclassError), match="projection_size=32 .*hidden_size=64"):
+        convert_checkpoint(ORIGINAL, out, vision_base=base, text_tower=True)
+    edit_config(base, text_config={**config["text_config"], "vocab_size": 200})
+    with pytest.raises(ValueError, match="has 257 ids, but relevance_text_config.vocab_size is 200"):
+        convert_checkpoint(ORIGINAL, out, vision_base=base, text_tower=True)
+    assert not out.exists() and nothing_beside(out)
+
+
 def test_every_misfit_in_one_error(source, tmp_path):
     def damage(tensors):
         del tensors["model.mm_projector.0.bias"]
@@ -482,6 +588,21 @@ def test_command(tmp_path, capsys):
     assert "623,664 parameters, 0.00125 GB bfloat16 in 1 file, preset shirg" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "nowhere"), str(out)]) == 2
     assert "There is no folder" in capsys.readouterr().err
+
+
+def test_command_with_a_text_tower(tmp_path, siglip, capsys):
+    out = tmp_path / "out"
+    arguments = ["convert", str(ORIGINAL), str(out), "--vision_base", str(siglip), "--prune_method", "shirg"]
+    assert main([*arguments, "--text-tower"]) == 0
+    assert "pooling head from whole, with its text tower" in capsys.readouterr().out
+    question = ["ask", str(GOLDEN / "doc.png"), QUESTION, "--model", str(out), "--max_new_tokens", "4", "--json"]
+    kept = []
+    for relevance in ("siglip", "lm"):
+        assert main([*question, "--text_relevance", relevance]) == 0
+        kept.append(json.loads(capsys.readouterr().out.splitlines()[-1])["kept"])
+    assert kept[0] != kept[1]
+    assert main(["convert", str(ORIGINAL), str(tmp_path / "no"), "--vision_base", str(BASE), "--text_tower"]) == 2
+    assert "a vision tower alone" in capsys.readouterr().err
 
 
 def test_from_the_hub(hub, tmp_path):

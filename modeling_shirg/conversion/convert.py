@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
@@ -28,16 +28,20 @@ from .original_config import attention_heads, check_original, text_fields, view_
 from .output_folder import check_replaceable, replaced_folder, write_record
 from .plan import BASE_POSITIONS, FOVEAL, empty_model, expected_shapes, match_tensors
 from .safetensors_stream import StoredTensor, write_file
-from .source import Source, open_source, read_tensors, with_weights
-from .vision_base import ORIGINAL_BEHAVIOUR, base_tensors, fitting_base
+from .source import Source, load_tokenizer, open_source, read_tensors, with_weights
+from .vision_base import (
+    ORIGINAL_BEHAVIOUR,
+    base_tensors,
+    fitting_base,
+    text_tower_fields,
+    text_tower_tokenizer,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 IMAGE_TOKEN = "<image>"
 _INFILL_TOKEN, _MASK_TOKEN, _BOS_TOKEN = "<|reserved_token_1|>", "<|mdm_mask|>", "<|startoftext|>"
 # Of LaViDa's predict.py, one block of 64; it also draws with temperature 0.1, where its evaluations take the argmax.
 _GENERATION = {"max_new_tokens": 64, "step_ratio": 0.5, "schedule": "shift", "shift": 3.0}
-# What loading a tokenizer from a folder leaves in what it saves.
-_TRACES = ("chat_template", "is_local", "local_files_only", "name_or_path", "vocab_file")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Conversion:
         license: licence fields of the source's card; empty if it states none.
         vision_base, vision_base_revision, vision_base_license: the same of the SigLIP whose last layer and pooling
             head were grafted; `None` and empty if there was none.
+        text_tower: whether its text tower was grafted too.
         prune_method: the preset of the config.
         view_policy: how the preset looks at an image.
         dtype: of the weights that were written; several names if they were stored so and none was asked for.
@@ -62,6 +67,7 @@ class Conversion:
     vision_base: str | None
     vision_base_revision: str | None
     vision_base_license: dict[str, str]
+    text_tower: bool
     prune_method: str
     view_policy: str
     dtype: str
@@ -75,6 +81,7 @@ def convert_checkpoint(
     source: str | Path,
     out: str | Path,
     vision_base: str | Path | None = None,
+    text_tower: bool = False,
     prune_method: str = "lavida",
     dtype: str | None = None,
     pooled_grid_size: int | None = None,
@@ -89,6 +96,7 @@ def convert_checkpoint(
         out: folder to write. An earlier conversion there is replaced once the new one is complete.
         vision_base: folder or Hub id of the SigLIP it was made from; its last layer and pooling head, which LaViDa
             deleted, are added. Presets that score patches by the pooling head need it.
+        text_tower: add the base's text tower and its tokenizer too, for `text_relevance="siglip"`.
         prune_method: preset of the written config.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; `None` keeps each tensor's.
         pooled_grid_size: only for single-view (low-resolution) checkpoints and `prune_method="lavida"`: the grid a
@@ -109,6 +117,14 @@ def convert_checkpoint(
     tokenizer = _tokenizer(source, original)
     base = None if vision_base is None else open_source(vision_base, vision_base_revision)
     _check_preset(prune_method, base, pooled_grid_size)
+    relevance, relevance_tokenizer = None, None
+    if text_tower:
+        if base is None:
+            raise ValueError(
+                "--text_tower is that of --vision_base, and none was given: pass --vision_base "
+                "google/siglip-so400m-patch14-384 (or a folder of it)."
+            )
+        relevance, relevance_tokenizer = text_tower_fields(base), text_tower_tokenizer(base)
 
     source = with_weights(source)
     stored = read_tensors(source)
@@ -119,9 +135,10 @@ def convert_checkpoint(
     else:
         base = with_weights(base)
         heads = fitting_base(base, kept).num_attention_heads
-        base_stored = base_tensors(base)
+        base_stored = base_tensors(base, text_tower)
     vision = _vision_config(kept, heads, grafted=base is not None)
-    config = _config(original, vision, prune_method, pooled_grid_size, tokenizer)
+    config = _config(original, vision, relevance, prune_method, pooled_grid_size, tokenizer)
+    processor = ShirgLavidaProcessor.from_config(config, tokenizer, relevance_tokenizer=relevance_tokenizer)
     model = empty_model(config)
     expected = expected_shapes(model)
     tensors = match_tensors(expected, stored, base_stored, kept["num_hidden_layers"])
@@ -132,7 +149,7 @@ def convert_checkpoint(
 
     with replaced_folder(out) as folder:
         shards, size = _write_weights(folder, tensors, dtypes, max_shard_size)
-        _write_rest(folder, model, tokenizer, set(dtypes.values()))
+        _write_rest(folder, model, processor, set(dtypes.values()))
         facts = Conversion(
             source=source.label,
             revision=source.revision,
@@ -140,6 +157,7 @@ def convert_checkpoint(
             vision_base=None if base is None else base.label,
             vision_base_revision=None if base is None else base.revision,
             vision_base_license={} if base is None else base.license(),
+            text_tower=text_tower,
             prune_method=prune_method,
             view_policy=config.view_policy,
             dtype=", ".join(sorted({str(value).removeprefix("torch.") for value in dtypes.values()})),
@@ -161,10 +179,7 @@ def _tokenizer(source: Source, original: dict) -> PreTrainedTokenizerBase:
     """
     if not (source.folder / "tokenizer.json").is_file():
         raise ValueError(f"{source.name} has no tokenizer.json: put LLaDA's beside its config.json.")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
-    for trace in _TRACES:
-        tokenizer.init_kwargs.pop(trace, None)
-    tokenizer.chat_template = None  # the processor has LaViDa's, with images
+    tokenizer = load_tokenizer(source)
     ids = tokenizer.get_vocab()
     missing = [token for token in (_MASK_TOKEN, _INFILL_TOKEN, _BOS_TOKEN) if token not in ids]
     if missing:
@@ -215,7 +230,12 @@ def _vision_config(kept: dict, heads: int, grafted: bool) -> dict:
 
 
 def _config(
-    original: dict, vision: dict, prune_method: str, pooled_grid_size: int | None, tokenizer: PreTrainedTokenizerBase
+    original: dict,
+    vision: dict,
+    relevance: dict | None,
+    prune_method: str,
+    pooled_grid_size: int | None,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> ShirgLavidaConfig:
     text = text_fields(original)
     fields = preset_fields(prune_method, geometry_of(vision["image_size"]))
@@ -226,6 +246,7 @@ def _config(
         prune_method,
         vision_config=vision,
         text_config=text,
+        relevance_text_config=relevance,
         vision_feature_layer=-2 if vision["vision_use_head"] else -1,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         mask_token_id=tokenizer.convert_tokens_to_ids(_MASK_TOKEN),
@@ -267,7 +288,7 @@ def _write_weights(
 def _write_rest(
     folder: Path,
     model: ShirgLavidaForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: ShirgLavidaProcessor,
     dtypes: set[torch.dtype],
 ) -> None:
     """Everything `save_pretrained` writes but the weights: configs, processor and the code files."""
@@ -285,4 +306,4 @@ def _write_rest(
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     ).save_pretrained(folder)
-    ShirgLavidaProcessor.from_config(config, tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)

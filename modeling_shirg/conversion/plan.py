@@ -7,11 +7,13 @@ from modeling_shirg import ShirgLavidaForConditionalGeneration
 
 from .original_config import TOWER
 from .safetensors_stream import DTYPES, StoredTensor
+from .vision_base import TEXT_PREFIX
 
 FOVEAL = "model.vision_tower.foveal_position_embedding.weight"
 BASE_POSITIONS = "model.vision_tower.vision_model.embeddings.position_embedding.weight"
 
 _VISION = "model.vision_tower.vision_model."
+_TEXT_TOWER = "model.relevance_text_model."
 _LAYERS = "model.language_model.layers."
 # Prefixes here -> there. The language model's layers have names of their own, below.
 _PREFIXES = {
@@ -60,7 +62,11 @@ def original_name(name: str) -> str:
 
 
 def grafted_part(name: str, kept_layers: int) -> str | None:
-    """SigLIP's own name of a tensor that LaViDa deleted: the layer after the kept ones and the pooling head."""
+    """SigLIP's own name of a tensor that LaViDa does not have: of the layer after the kept ones, the head, or the text
+    tower.
+    """
+    if name.startswith(_TEXT_TOWER):
+        return TEXT_PREFIX + name.removeprefix(_TEXT_TOWER)
     if not name.startswith((f"{_VISION}encoder.layers.{kept_layers}.", f"{_VISION}head.")):
         return None
     return name.removeprefix(_VISION)
@@ -77,7 +83,8 @@ def match_tensors(
     Args:
         expected: names and shapes of the model.
         original: tensors of the LaViDa checkpoint.
-        base: tensors of SigLIP under its own names, without a prefix; empty without a base.
+        base: tensors of SigLIP's vision tower under its own names, without a prefix, and those of its text tower under
+            `TEXT_PREFIX`; empty without a base.
         kept_layers: layers of the vision tower that the LaViDa checkpoint holds.
 
     Raises:
@@ -85,15 +92,14 @@ def match_tensors(
     """
     found: dict[str, StoredTensor] = {}
     missing, misshapen = [], []
-    used = set()
+    used, grafted = set(), set()
     for name, shape in expected.items():
         if name == FOVEAL:
             continue
         part = grafted_part(name, kept_layers)
         where, stored_name = (base, part) if part is not None else (original, original_name(name))
         label = stored_name if part is None else f"{stored_name} (of the vision base)"
-        if part is None:
-            used.add(stored_name)
+        (used if part is None else grafted).add(stored_name)
         tensor = where.get(stored_name)
         if tensor is None:
             missing.append(label)
@@ -106,6 +112,9 @@ def match_tensors(
     if "lm_head.weight" not in expected:  # tied: the original may write the embedding a second time
         used.add("model.transformer.ff_out.weight")
     unknown = [name for name in original if name not in used]
+    # Of the vision tower one layer and the head are taken, of the text tower everything.
+    left = [name for name in base if name.startswith(TEXT_PREFIX) and name not in grafted]
+    unknown += [f"{name} (of the vision base)" for name in left]
     if missing or unknown or misshapen:
         raise ValueError(
             "The checkpoint does not fit its config; nothing was written."

@@ -7,12 +7,15 @@ from pathlib import Path
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .safetensors_stream import StoredTensor, read_header
 
 _INDEX = "model.safetensors.index.json"
 _SMALL = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "README.md", "*.index.json")
 _WEIGHTS = ("*.safetensors",)
+# What loading a tokenizer from a folder leaves in what it saves.
+_TRACES = ("chat_template", "is_local", "local_files_only", "name_or_path", "vocab_file")
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
@@ -78,6 +81,15 @@ def with_weights(source: Source) -> Source:
     if source.revision is None:
         return source
     return Source(source.name, _download(source.name, source.revision, _SMALL + _WEIGHTS), source.revision)
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer of its tokenizer.json, without a chat template and without traces of the folder."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
+    for trace in _TRACES:
+        tokenizer.init_kwargs.pop(trace, None)
+    tokenizer.chat_template = None
+    return tokenizer
 
 
 def read_tensors(source: Source) -> dict[str, StoredTensor]:
