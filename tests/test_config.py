@@ -1,35 +1,54 @@
 """Counts of every preset, and wrong combinations that fail at construction with both values named."""
 
+from typing import get_args
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from configuration_shirg import GEOMETRIES, PRESETS, ShirgLavidaConfig
+from configuration_shirg.configuration_shirg_lavida import NEED_ATTENTION
+from modeling_shirg.selection_methods_shirg import METHODS
 from tiny_model import tiny_config
 
 # Views -> image tokens, as the table of systems says.
+PEERS = ("saint", "topv", "visionzip", "vispruner", "divprune", "cdpruner", "holov")
 COUNTS = {
     "full": {
         "shirg": 256 + 724,
         "shirg-v1": 256 + 724,
         "shirg-784": 196 + 784,
+        "shirg-salient": 256 + 724,
+        "shirg-adaptive": 256 + 724,
+        "shirg-fixed": 144 + 768,
+        "shirg-mixed": 768,
+        "shirg-3645": 980,
+        "siglip-672": 48 * 48,
         "random": 256 + 724,
         "uniform": 256 + 724,
         "pool": 196 + 784,
         "lavida": None,
         "lavida-980": 5 * 196,
         "lavida-full": 5 * 729,
+        **dict.fromkeys(PEERS, 980),
     },
     "toy": {
         "shirg": 64 + 181,
         "shirg-v1": 64 + 181,
         "shirg-784": 49 + 196,
+        "shirg-salient": 64 + 181,
+        "shirg-adaptive": 64 + 181,
+        "shirg-fixed": 36 + 192,
+        "shirg-mixed": 192,
+        "shirg-3645": 245,
+        "siglip-672": 24 * 24,
         "random": 64 + 181,
         "uniform": 64 + 181,
         "pool": 49 + 196,
         "lavida": None,
         "lavida-980": 5 * 49,
         "lavida-full": 5 * 169,
+        **dict.fromkeys(PEERS, 245),
     },
 }
 
@@ -77,7 +96,7 @@ def test_wrong_combinations_name_the_values(overrides, named):
         ({"view_policy": "pad"}, ("pad", "768")),
         ({"view_policy": "foveal", "fovea_size": 448, "image_grid_pinpoints": None}, ("foveal", "spatial_unpad")),
         ({"patch_merge_type": "flat"}, ("flat", "1152")),
-        ({"selection_method": "shirg", "selection_budget": 10}, ("anyres", "shirg", "10")),
+        ({"selection_method": "shirg", "selection_budget": 10}, ("spatial_unpad", "shirg", "14")),
         ({"view_policy": "square", "image_grid_pinpoints": None, "fovea_size": 448}, ("square", "448")),
     ],
 )
@@ -85,6 +104,54 @@ def test_wrong_combinations_of_lavidas_layout_name_the_values(overrides, named):
     with pytest.raises((ValueError, StrictDataclassError)) as raised:
         ShirgLavidaConfig.from_preset("lavida", **overrides)
     assert all(value in str(raised.value) for value in named), str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "named"),
+    [
+        ("saint", {"selection_budget": 981}, ("981", "3645", "5")),
+        ("saint", {"selection_budget": 3650}, ("3650", "3645")),
+        ("saint", {"scaffold": True}, ("scaffold=False", "True")),
+        ("topv", {"pooled_grid_size": 14}, ("pooled_grid_size=None", "14")),
+        ("shirg-fixed", {"scaffold": False}, ("scaffold=False", "12")),
+        ("shirg-mixed", {"selection_budget": 2305}, ("2305", "2304")),
+        ("shirg-mixed", {"fovea_size": None}, ("whole", "None")),
+        ("shirg-adaptive", {"selection_mass": 0.0}, ("selection_mass", "0.0")),
+        ("siglip-672", {"selection_budget": 2000}, ("2304", "2000")),
+        ("visionzip", {"vision_config": {"vision_use_head": False}}, ("vision_use_head", "received")),
+    ],
+)
+def test_wrong_combinations_of_other_systems_name_the_values(preset, overrides, named):
+    with pytest.raises((ValueError, StrictDataclassError)) as raised:
+        ShirgLavidaConfig.from_preset(preset, **overrides)
+    assert all(value in str(raised.value) for value in named), str(raised.value)
+
+
+def test_budgets_of_topv_and_saint_in_their_papers_setting():
+    for name in ("saint", "topv"):
+        assert ShirgLavidaConfig.from_preset(name, selection_budget=1200).num_image_tokens == 1200
+        assert ShirgLavidaConfig.from_preset(name, geometry="toy", selection_budget=300).num_image_tokens == 300
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [
+        ({"scaffold": False}, 724),
+        ({"diversity_weight": 0.0}, 980),
+        ({"text_weight": 0.0}, 980),
+        ({"text_relevance": "none"}, 980),
+        *(({"selection_budget": budget}, 256 + budget) for budget in (410, 784, 820)),
+        ({"fovea_size": 512}, 980),
+    ],
+)
+def test_ablation_switches(overrides, count):
+    assert ShirgLavidaConfig.from_preset("shirg", **overrides).num_image_tokens == count
+
+
+def test_the_methods_of_the_config_are_those_of_the_registry():
+    known = get_args(ShirgLavidaConfig.__annotations__["selection_method"])
+    assert {*known} == {*METHODS, "none", "pool"}
+    assert {*NEED_ATTENTION} == {name for name, method in METHODS.items() if "attention" in method.needs}
 
 
 def test_an_original_checkpoint_is_told_to_convert(tmp_path):

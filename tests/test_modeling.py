@@ -33,11 +33,12 @@ def test_placeholders_and_image_tokens_match_for_every_preset(preset, geometry):
             inputs["pixel_values"],
             inputs.get("fovea_pixel_values"),
             mosaic_windows=inputs.get("mosaic_windows"),
+            patch_boxes=inputs["patch_boxes"],
         )
     assert [each.shape for each in images.image_tokens] == [(expected, 32)]
     assert output.logits.shape == (1, 1, 272)
     assert torch.isfinite(output.logits).all()
-    keeps = config.selection_method in ("shirg", "random", "uniform")
+    keeps = config.selects and config.selection_method not in ("none", "pool")
     assert (output.kept_indices is not None) == keeps
     if keeps:
         assert output.kept_indices.shape == (1, config.selection_budget)

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import (
     min_max,
     pool_square,
@@ -159,11 +160,11 @@ def test_the_reported_scores_are_the_formula_on_the_named_attention_source():
         inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
         with torch.no_grad():
             scores[source] = model(**inputs, output_selection=True).scores[0]
-            features, attention = model.model.vision_tower(inputs["fovea_pixel_values"], source)
+            features, signals = model.model.vision_tower(inputs["fovea_pixel_values"], {"attention"})
             projected = model.model.multi_modal_projector(features)[0]
             question = inputs["input_ids"][0][inputs["question_mask"][0].bool()]
             relevance = text_relevance(projected, model.get_input_embeddings()(question))
-            expected = shirg_scores(features[0], attention[0], relevance, 181, 0.5, 0.3, 0.1)
+            expected = shirg_scores(features[0], signals["attention"][0], relevance, 181, 0.5, 0.3, 0.1)
         assert torch.allclose(scores[source], expected, atol=1e-5)
     kept = {source: tuple(top_k(values, 181).tolist()) for source, values in scores.items()}
     assert len(set(kept.values())) == 3
@@ -173,11 +174,12 @@ def test_scores_are_float32_under_autocast():
     model = tiny_model(tiny_config())
     tower, pixels = model.model.vision_tower, torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        features, attention = tower(pixels, "map")
+        features, signals = tower(pixels, {"attention"})
+        arguments = (features, signals, None, METHODS["shirg"], 181, (None, None, None))
         with torch.autocast("cpu", torch.bfloat16):
-            same = model.model._scores(features, attention, model.model.multi_modal_projector(features), None, None)
-        plain = model.model._scores(features, attention, model.model.multi_modal_projector(features), None, None)
-    assert torch.equal(same, plain)
+            (same,) = model.model._select(*arguments)
+        (plain,) = model.model._select(*arguments)
+    assert torch.equal(same.scores, plain.scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -197,16 +199,16 @@ def test_probe_attention_is_what_the_stock_head_attends_to():
     model = tiny_model(tiny_config())
     tower = model.model.vision_tower
     with torch.no_grad():
-        features, attention = tower(torch.randn(2, 3, 224, 224), "map")
+        features, signals = tower(torch.randn(2, 3, 224, 224), {"attention"})
         hidden = tower.vision_model.encoder.layers[-1](features, None)
         hidden = tower.vision_model.post_layernorm(hidden)
         probe = tower.vision_model.head.probe.expand(2, -1, -1)
         expected = tower.vision_model.head.attention(probe, hidden, hidden)[1][:, 0]
-        assert torch.allclose(attention, expected, atol=1e-6)
+        assert torch.allclose(signals["attention"], expected, atol=1e-6)
 
 
 def test_received_attention_is_the_column_mean_of_the_eager_map():
-    tower = tiny_model(tiny_config(attn_implementation="eager")).model.vision_tower
+    tower = tiny_model(tiny_config(attn_implementation="eager", attention_source="received")).model.vision_tower
     pixels = torch.randn(2, 3, 192, 192)
     with torch.no_grad():
         before = tower._embed(pixels)
@@ -214,7 +216,7 @@ def test_received_attention_is_the_column_mean_of_the_eager_map():
             before = layer(before, None)
         last = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]
         expected = last.self_attn(last.layer_norm1(before))[1].mean((1, 2))
-        assert torch.allclose(tower(pixels, "received")[1], expected, atol=1e-6)
+        assert torch.allclose(tower(pixels, {"attention"})[1]["attention"], expected, atol=1e-6)
         assert torch.allclose(tower.received_attention(before, chunk=7), expected, atol=1e-6)
 
 
@@ -227,3 +229,21 @@ def test_reported_probabilities_are_a_softmax_that_changes_no_order():
     assert torch.allclose(images.probabilities.sum(-1), torch.ones(1))
     assert images.probabilities.argmax() == images.scores.argmax()
     assert images.scores.dtype == torch.float32
+
+
+def test_keys_and_inputs_are_those_of_the_last_kept_layer():
+    tower = tiny_model(tiny_config("saint")).model.vision_tower
+    pixels = torch.randn(2, 3, 192, 192)
+    seen = {}
+    last = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]
+    handles = [
+        last.register_forward_pre_hook(lambda module, args: seen.setdefault("inputs", args[0])),
+        last.self_attn.k_proj.register_forward_hook(lambda module, args, output: seen.setdefault("keys", output)),
+    ]
+    with torch.no_grad():
+        _, signals = tower(pixels, {"keys", "inputs"})
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(signals["inputs"], seen["inputs"])
+    heads = seen["keys"].unflatten(-1, (2, 16))
+    assert torch.allclose(signals["keys"], (heads[..., 0, :] + heads[..., 1, :]) / 2)

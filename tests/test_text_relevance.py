@@ -11,6 +11,7 @@ from transformers import SiglipConfig, SiglipModel
 from configuration_shirg import PRESETS, ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import run_fresh
 from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import shirg_scores
 from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, VISION, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
@@ -82,13 +83,13 @@ def test_relevance_is_the_cosine_of_stock_embeddings(towers):
     ids = inputs["relevance_input_ids"]
     question = stock.get_text_features(ids).pooler_output
     assert torch.equal(model.model.relevance_text_model(ids).pooler_output, question)
-    features, attention = model.model.vision_tower(inputs["fovea_pixel_values"], "map")
+    features, signals = model.model.vision_tower(inputs["fovea_pixel_values"], {"attention"})
     last = stock.vision_model(inputs["fovea_pixel_values"], interpolate_pos_encoding=True).last_hidden_state
     relevance = F.cosine_similarity(stock.vision_model.head(last[0][:, None]), question)
     assert relevance.std() > 0.01
     found = model.model._siglip_relevance(features[0], ids[0])
     assert torch.allclose(found, relevance, atol=1e-4)
-    expected = shirg_scores(features[0], attention[0], relevance, 181, 0.5, 0.3, 0.1)
+    expected = shirg_scores(features[0], signals["attention"][0], relevance, 181, 0.5, 0.3, 0.1)
     assert torch.allclose(selection(model, inputs)[1][0], expected, atol=1e-3)
 
 
@@ -124,12 +125,13 @@ def test_in_bfloat16_scores_are_float32_and_hardly_tie():
 def test_autocast_does_not_reach_the_scores():
     model = tiny_model(siglip_config())
     inputs = encode(siglip_processor(model.config), chat(QUESTIONS[0], noise_image(0)))
-    tower = model.model.vision_tower
-    features, attention = tower(inputs["fovea_pixel_values"], "map")
-    arguments = (features, attention, model.model.multi_modal_projector(features), None, None)
-    plain = model.model._scores(*arguments, inputs["relevance_input_ids"])
+    features, signals = model.model.vision_tower(inputs["fovea_pixel_values"], {"attention"})
+    questions = (None, None, inputs["relevance_input_ids"])
+    arguments = (features, signals, None, METHODS["shirg"], 181, questions)
+    (plain,) = model.model._select(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.model._scores(*arguments, inputs["relevance_input_ids"]), plain)
+        (same,) = model.model._select(*arguments)
+    assert torch.equal(same.scores, plain.scores)
 
 
 # ---------------------------------------------------------------- the whole model
@@ -306,7 +308,7 @@ def test_ids_are_the_words_of_the_question(padding_side):
     assert ids[3].tolist() == [-1] * LENGTH
     expected = make_relevance_tokenizer()(QUESTIONS[1], padding="max_length", max_length=LENGTH)["input_ids"]
     assert ids[4].tolist() == expected
-    assert sorted(processor.model_input_names) == sorted({*inputs, "mosaic_windows"} & {*processor.model_input_names})
+    assert sorted(processor.model_input_names) == sorted({*inputs, "mosaic_windows", "selection_budget"} & {*processor.model_input_names})
     assert "relevance_input_ids" in processor.model_input_names
 
 
