@@ -1,4 +1,4 @@
-"""The picture of what was looked at: views outlined, dropped foveal patches darkened, kept ones framed."""
+"""The picture of what was looked at: views outlined, kept patches framed, dark where patches were dropped."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -10,21 +10,24 @@ _LINE = 4
 
 
 def draw_overlay(
-    image: Image.Image, view_boxes_V4: np.ndarray, fovea_boxes_N4: np.ndarray | None, kept: list[int] | None
+    image: Image.Image, view_boxes_V4: np.ndarray, patch_boxes_N4: np.ndarray | None, kept: list[int] | None
 ) -> Image.Image:
-    """`image` (upright RGB), enlarged if small, with its views and its kept and dropped foveal patches.
+    """`image` (upright RGB), enlarged if small, with its views and its kept and dropped patches.
+
+    Where views overlap, a place is dark only if every view dropped it.
 
     Args:
         image: the image that was asked about.
         view_boxes_V4: (left, top, right, bottom) of every view in pixels of `image`.
-        fovea_boxes_N4: (x, y, width, height) of every foveal patch as fractions of `image`; `None` without a fovea.
-        kept: raster indices of the kept foveal patches; `None` if no patch is kept as such.
+        patch_boxes_N4: (x, y, width, height) of every patch that could be kept, as fractions of `image`; `None` if
+            nothing was selected.
+        kept: indices of the kept ones; `None` if no patch is kept as such.
     """
     scale = max(1, -(-_MIN_SIDE // max(image.size)))
     canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).convert("RGBA")
-    if fovea_boxes_N4 is not None and kept is not None:
+    if patch_boxes_N4 is not None and kept is not None:
         size = np.array([canvas.width, canvas.height] * 2)
-        corners_N4 = fovea_boxes_N4 * size
+        corners_N4 = patch_boxes_N4 * size
         corners_N4[:, 2:] += corners_N4[:, :2]
         canvas = Image.alpha_composite(canvas, _patches(canvas.size, corners_N4, set(kept)))
     draw = ImageDraw.Draw(canvas)
@@ -45,5 +48,5 @@ def _patches(size: tuple[int, int], corners_N4: np.ndarray, kept: set[int]) -> I
         if index not in kept:
             draw.rectangle(box, fill=(0, 0, 0, 150))
     for index in sorted(kept):
-        draw.rectangle(corners_N4[index].tolist(), outline=KEPT_COLOR)
+        draw.rectangle(corners_N4[index].tolist(), fill=(0, 0, 0, 0), outline=KEPT_COLOR)
     return layer
