@@ -19,6 +19,7 @@ CODE_FILES = {
     "image_reading_shirg.py",
     "modeling_shirg_lavida.py",
     "objective_shirg.py",
+    "prefix_cache_shirg.py",
     "presets_shirg.py",
     "processing_shirg_lavida.py",
     "selection_shirg.py",
