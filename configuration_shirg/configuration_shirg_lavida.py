@@ -6,6 +6,7 @@ runs.
 """
 
 import math
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Literal
 
@@ -72,6 +73,9 @@ _MODEL_TYPES = {
     "relevance_text_config": "siglip_text_model",
 }
 
+# The fields of `lavida_views`, facts of a checkpoint that preset `lavida` takes from it.
+_LAVIDA_VIEWS = ("view_policy", "image_grid_pinpoints", "pooled_grid_size")
+
 # The one remedy for everything that `text_relevance="siglip"` can lack.
 _GRAFT_TEXT_TOWER = (
     "Convert the checkpoint with `--vision_base google/siglip-so400m-patch14-384 --text_tower`, or use 'lm' or 'none'."
@@ -115,7 +119,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
             to `a`.
         selection_temperature (`float`, defaults to 0.15): temperature of the reported probability map
             `softmax(score / T)`. It changes no top-K; `adaptive` measures its mass.
-        selection_mass (`float`, defaults to 0.9): share of that mass that `adaptive` keeps.
+        selection_mass (`float`, defaults to 0.8): share of that mass that `adaptive` keeps.
         coverage, merging, summaries (`bool`, defaults to `True`): steps of `fixed` and `mixed` that an ablation leaves
             out: a token of every block or region, merging of neighbours, summary tokens.
         coordinate_embedding (`bool`, defaults to `False`): whether a trained embedding of each selected token's box is
@@ -134,6 +138,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
             generation with the prefix cache.
         loss_weighting (`"none"` or `"inverse_t"`, defaults to `"none"`): plain mean over the masked tokens, as
             LaViDa's code; or LLaDA's 1/t (2502.09992, eq. 5).
+        lavida_views (`dict`, *optional*): the view fields that a LaViDa checkpoint was trained with: `view_policy`,
+            `image_grid_pinpoints` and `pooled_grid_size`. Preset `lavida` restores them; without, it has LaViDa's own.
         image_token_id, mask_token_id, infill_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids,
             and the id of `<image>`. Infill tokens are never predicted.
 
@@ -192,7 +198,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
     text_weight: int | float = _DEFAULT_SYSTEM["text_weight"]
     diversity_weight: int | float = _DEFAULT_SYSTEM["diversity_weight"]
     selection_temperature: int | float = 0.15
-    selection_mass: int | float = 0.9
+    selection_mass: int | float = 0.8
     selection_seed: int = 0
     coverage: bool = True
     merging: bool = True
@@ -203,6 +209,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
     vision_feature_layer: int = -2
     prefix_lm_loss: bool = False
     loss_weighting: Literal["none", "inverse_t"] = "none"
+    lavida_views: dict | None = None
     image_token_id: int = 126349
     mask_token_id: int = 126336
     infill_token_id: int | None = 126085
@@ -241,7 +248,9 @@ class ShirgLavidaConfig(PreTrainedConfig):
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__annotations__}
         if "prune_method" in overrides:
             vision = _with_defaults(overrides.get("vision_config", config_dict.get("vision_config")), _VISION_DEFAULTS)
-            overrides = {**preset_fields(overrides["prune_method"], geometry_of(vision["image_size"])), **overrides}
+            views = overrides.get("lavida_views", config_dict.get("lavida_views"))
+            fields = _system_fields(overrides["prune_method"], geometry_of(vision["image_size"]), views)
+            overrides = {**fields, **overrides}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     @classmethod
@@ -258,7 +267,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
         vision = vision.to_dict() if isinstance(vision, PreTrainedConfig) else dict(vision)
         if geometry is None:
             geometry = geometry_of(vision.get("image_size", _VISION_DEFAULTS["image_size"]))
-        fields = preset_fields(name, geometry)
+        fields = _system_fields(name, geometry, overrides.get("lavida_views"))
         image_size = GEOMETRIES[geometry]["image_size"]
         if vision.setdefault("image_size", image_size) != image_size:
             raise ValueError(
@@ -349,6 +358,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
             raise ValueError(f"Unknown prune_method {self.prune_method!r}. Known: {', '.join(sorted(PRESETS))}.")
         self._validate_models()
         self._validate_token_ids()
+        _check_lavida_views(self.lavida_views)
         self._validate_views()
         self._validate_selection()
         self._validate_vision_features()
@@ -512,3 +522,19 @@ def _with_defaults(config: dict | PreTrainedConfig | None, defaults: dict) -> di
     given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     merged = {**defaults, **given}
     return {**merged, "is_causal": False} if "is_causal" in defaults else merged
+
+
+def _system_fields(name: str, geometry: str, lavida_views: dict | None) -> dict:
+    """`preset_fields`, but `lavida` is what the checkpoint was trained with."""
+    fields = preset_fields(name, geometry)
+    if name != "lavida" or lavida_views is None:
+        return fields
+    _check_lavida_views(lavida_views)
+    return {**fields, **deepcopy(lavida_views)}
+
+
+def _check_lavida_views(views: dict | None) -> None:
+    if views is not None and (not isinstance(views, dict) or set(views) != set(_LAVIDA_VIEWS)):
+        raise ValueError(
+            f"lavida_views must be None or have exactly the fields {', '.join(_LAVIDA_VIEWS)}, got {views}."
+        )

@@ -367,9 +367,10 @@ def _requested_box(image: Image.Image, index: int, fovea_size: int, request: Seq
 def _resized(image: Image.Image, size: tuple[int, int], resample: PILImageResampling) -> Image.Image:
     """The image at `size` (width, height), the same bits with every Pillow.
 
-    Resampling goes one direction at a time with 8 bits in between, so the order shows: Pillow 13, which made the
-    reference outputs, takes the height first where it loses more than twice the pixels that the width does; older
-    ones always take the width first.
+    Resampling goes one direction at a time with 8 bits in between, so the order shows. Pillow 13, which made the
+    reference outputs, takes the height first where it loses more than twice the pixels that the width does (pull
+    request 9549); 12.2 and 12.3 where it shrinks and the image is more than 100 times as high as wide; older ones
+    never.
     """
     width, height = size
     if image.height > height and image.height - height > 2 * (image.width - width):

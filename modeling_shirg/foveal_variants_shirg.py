@@ -425,4 +425,5 @@ def _scattered(values_N: torch.Tensor, order_N: torch.Tensor) -> torch.Tensor:
 
 def _rows_of_sum_1(members_KN: torch.Tensor) -> torch.Tensor:
     """Equal weights, which sum to 1 in every row, on the members, float32 (K, N)."""
-    return members_KN.float() / members_KN.sum(-1, keepdim=True)
+    weights_KN = members_KN.float()
+    return weights_KN / weights_KN.sum(-1, keepdim=True)

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from .denoising_shirg import CONFIDENCES, SCHEDULES
+from .prefix_cache_shirg import PREFIX_DTYPES
 
 # Every field with its default.
 GENERATION_DEFAULTS: dict[str, Any] = {
@@ -18,6 +19,8 @@ GENERATION_DEFAULTS: dict[str, Any] = {
     "do_sample": False,
     "temperature": None,
     "use_cache": True,
+    "prefix_kv": None,
+    "prefix_dtype": None,
     "suppress_tokens": None,
     "return_dict_in_generate": False,
     "output_history": False,
@@ -54,6 +57,10 @@ class ShirgGenerationConfig(GenerationConfig):
         use_cache (`bool`, defaults to `True`): encode the prompt once, blind to the response. `False` recomputes
             prompt and response together at every step, the prompt sees the response: another function, as in the
             original.
+        prefix_kv (`float`, *optional*): share of the prompt's keys and values that is kept after the pass over it, in
+            (0, 1], over all layers together (PrefixKV, arXiv:2412.03409). `None` and 1.0 keep all.
+        prefix_dtype (`"bfloat16"`, `"float16"` or `"int8"`, *optional*): the type in which they are stored; they are
+            used in the model's own. `None` is the model's.
         suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token,
             `[]` is none.
         return_dict_in_generate (`bool`, defaults to `False`): return a `ShirgGenerationOutput` instead of ids.
@@ -91,6 +98,7 @@ class ShirgGenerationConfig(GenerationConfig):
                 )
         self._validate_steps()
         self._validate_choices()
+        self._validate_prefix()
         self._validate_sampling()
         self._validate_tokens()
 
@@ -128,6 +136,17 @@ class ShirgGenerationConfig(GenerationConfig):
         for name in _OUTPUT_FLAGS:
             if getattr(self, name) and not self.return_dict_in_generate:
                 raise ValueError(f"{name}=True needs return_dict_in_generate=True, got False: ids cannot hold it.")
+
+    def _validate_prefix(self) -> None:
+        if self.prefix_kv is not None and (not _is_number(self.prefix_kv) or not 0 < self.prefix_kv <= 1):
+            raise ValueError(f"prefix_kv={self.prefix_kv!r} must be a number in (0, 1].")
+        if self.prefix_dtype is not None and self.prefix_dtype not in PREFIX_DTYPES:
+            raise ValueError(
+                f"prefix_dtype={self.prefix_dtype!r} must be None or one of {', '.join(map(repr, PREFIX_DTYPES))}."
+            )
+        for name in ("prefix_kv", "prefix_dtype"):
+            if getattr(self, name) is not None and not self.use_cache:
+                raise ValueError(f"{name}={getattr(self, name)!r} needs use_cache=True, got False: there is no cache.")
 
     def _validate_sampling(self) -> None:
         if self.temperature is None:
@@ -168,6 +187,11 @@ class ShirgGenerationConfig(GenerationConfig):
         if not self.do_sample:
             return None
         return 1.0 if self.temperature is None else self.temperature
+
+    @property
+    def evicted_ratio(self) -> float | None:
+        """`prefix_kv`; `None` where nothing is evicted."""
+        return None if self.prefix_kv == 1 else self.prefix_kv
 
     @property
     def steps_per_block(self) -> int:

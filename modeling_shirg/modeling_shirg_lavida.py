@@ -22,11 +22,12 @@ from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_shirg_lavida import ShirgLavidaConfig
-from .generation_shirg_lavida import ShirgLavidaGenerationMixin, visible_attention
-from .objective_shirg import complementary_masks, diffusion_loss, prefix_lm_mask
 from .foveal_variants_shirg import CoordinateEmbedding, ZeroLinear, mixed_values, patch_edges
+from .generation_shirg_lavida import ShirgLavidaGenerationMixin, visible_attention
+from .objective_shirg import additive_mask, check_draws, complementary_masks, diffusion_loss, prefix_lm_mask
 from .selection_methods_shirg import METHODS, SelectionMethod
 from .selection_shirg import Selection, ViewTokens, pool_square, text_relevance
 from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower, full_precision
@@ -615,7 +616,9 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             input_ids: prompt ids with placeholders, (B, L); or give `inputs_embeds` (B, L, C).
             pixel_values: base-size views of all images in reading order, (I * V, 3, P, P).
             fovea_pixel_values: foveal views, (I, 3, P', P').
-            attention_mask: 1 at real tokens, (B, L), padding left or right; or a 4D mask, which is used as it is.
+            attention_mask: 1 at real tokens, (B, L), padding left or right. Or a 4D mask of who sees whom, (B, heads
+                or 1, L, keys): bool, true where seen, or floating-point, what is added to the scores. Flash attention
+                takes no 4D mask, and with one position_ids are yours to give where a row is padded.
             question_mask: 1 at the tokens of each image's question, (I, L); without it selection is text-free.
             mosaic_windows: where each image lies in the mosaic of its tiles, (I, 6); needed by preset `lavida`.
             relevance_input_ids: each image's question in SigLIP's own ids, (I, T); needed, where there is a question,
@@ -661,14 +664,21 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         ):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         masked_positions = None
+        if labels is None and (diffusion_time is not None or mask_noise is not None):
+            raise ValueError("diffusion_time and mask_noise say how labels are masked: give labels too.")
         if labels is not None:
             if past_key_values is not None or use_cache:
                 raise ValueError("labels are for training on whole sequences: give no past_key_values or use_cache.")
+            if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+                raise ValueError("With labels the logits are those of the masked positions: give no logits_to_keep.")
+            check_draws(labels, diffusion_time, mask_noise)
             if diffusion_time is None:
                 diffusion_time = torch.rand(len(labels), device=labels.device)
             masked_positions, inputs_embeds, attention_mask, position_ids = self._mask_answers(
                 labels, diffusion_time, mask_noise, inputs_embeds, attention_mask, position_ids
             )
+        if attention_mask is not None and attention_mask.ndim == 4:
+            attention_mask = self._prepared_mask(attention_mask, inputs_embeds)
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -708,7 +718,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         """Both uses of every example: masked positions (2B, L), embeddings, attention mask and positions of 2B rows.
 
         Raises:
-            ValueError: shapes do not fit, or there is nothing to predict.
+            ValueError: shapes do not fit, there is nothing to predict, or a 4D mask meets `prefix_lm_loss`.
         """
         if labels.shape != inputs_embeds.shape[:2]:
             raise ValueError(f"labels {tuple(labels.shape)} do not fit prompts of {tuple(inputs_embeds.shape[:2])}.")
@@ -720,10 +730,38 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         mask_C = self.get_input_embeddings().weight[self.config.mask_token_id].to(inputs_embeds.dtype)
         inputs_embeds = torch.where(masked_2BL[..., None], mask_C, inputs_embeds.repeat(2, 1, 1))
         if self.config.prefix_lm_loss:
+            if attention_mask is not None and attention_mask.ndim != 2:
+                raise ValueError(
+                    "prefix_lm_loss=True makes the 4D mask itself, from an attention_mask (B, L) or none; got one of "
+                    f"the shape {tuple(attention_mask.shape)}."
+                )
             attention_mask = prefix_lm_mask(labels, attention_mask)
-        attention_mask = None if attention_mask is None else torch.cat([attention_mask, attention_mask])
+        if attention_mask is not None:
+            attention_mask = attention_mask.expand(len(labels), *attention_mask.shape[1:])
+            attention_mask = torch.cat([attention_mask, attention_mask])
         position_ids = None if position_ids is None else position_ids.repeat(2, 1)
         return masked_2BL, inputs_embeds, attention_mask, position_ids
+
+    def _prepared_mask(self, mask_BHLL: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """A 4D attention mask as every attention kernel that takes one reads it: what is added to the scores.
+
+        Raises:
+            ValueError: the mask is neither bool nor floating-point, or flash attention would ignore it.
+        """
+        language_config = self.model.language_model.config
+        if is_flash_attention_requested(language_config):
+            raise ValueError(
+                f"attn_implementation={language_config._attn_implementation!r} takes no 4D attention mask, which "
+                "prefix_lm_loss=True makes too: load the model with attn_implementation='sdpa' or 'eager'."
+            )
+        if mask_BHLL.dtype == torch.bool:
+            return additive_mask(mask_BHLL, inputs_embeds)
+        if not mask_BHLL.is_floating_point():
+            raise ValueError(
+                f"A 4D attention_mask must be bool (true where seen) or floating-point (added to the scores), got "
+                f"{mask_BHLL.dtype}: is .bool() missing?"
+            )
+        return mask_BHLL
 
 
 def _check_pixels(name: str, pixels: torch.Tensor, size: int) -> None:

@@ -44,7 +44,8 @@ def _peer(*needs: str) -> Callable[[Callable[..., Selection]], Callable[..., Sel
 def _cosines(tokens_ND: torch.Tensor) -> torch.Tensor:
     """Cosine of every token to every other, float32 (N, N)."""
     unit_ND = F.normalize(tokens_ND.float(), dim=-1)
-    return unit_ND @ unit_ND.T
+    # Exactly 1 to itself: equal patches must not be ordered by rounding errors.
+    return (unit_ND @ unit_ND.T).fill_diagonal_(1.0)
 
 
 @_peer("keys")
@@ -58,18 +59,14 @@ def saint(view: ViewTokens, budget: int, *, tau: float = 0.83, pace: int = 16) -
     left sum to less; that sum is all that the authors' code looks at.
     """
     cosines_NN = _cosines(view.keys)
-    edges_NN = cosines_NN >= tau
-    degrees_N, sums_N = edges_NN.sum(1), cosines_NN.sum(1)
-    scores_N = -degrees_N.float()
-    left_M = torch.arange(len(edges_NN), device=edges_NN.device)
+    left_M = torch.arange(len(cosines_NN), device=cosines_NN.device)
     while len(left_M) > budget:
         staying = max(budget, len(left_M) - max(1, len(left_M) // pace))
-        order_M = sums_N[left_M].argsort(stable=True)
-        order_M = order_M[degrees_N[left_M[order_M]].argsort(stable=True)]
-        dropped_M, left_M = left_M[order_M[staying:]], left_M[order_M[:staying].sort().values]
-        degrees_N = degrees_N - edges_NN[:, dropped_M].sum(1)
-        sums_N = sums_N - cosines_NN[:, dropped_M].sum(1)
-    return Selection(left_M, scores_N)
+        cosines_MM = cosines_NN[left_M[:, None], left_M]
+        order_M = cosines_MM.sum(dim=1).argsort(stable=True)
+        order_M = order_M[(cosines_MM >= tau).sum(dim=1)[order_M].argsort(stable=True)]
+        left_M = left_M[order_M[:staying].sort().values]
+    return Selection(left_M, -(cosines_NN >= tau).sum(dim=1).float())
 
 
 @_peer("inputs", "features")
@@ -104,14 +101,20 @@ def topv(
     cost_NN += grid_weight * min_max(1 - torch.exp(-torch.cdist(grid_N2, grid_N2).square() / (2 * sigma**2)))
     cost_NN += centre_weight * min_max((grid_N2 - (side - 1) / 2).norm(dim=-1))[:, None]
     scores_N = (-cost_NN / epsilon).softmax(dim=0).mean(dim=1)
+    return Selection(_best_and_recovered(scores_N, budget, every), scores_N)
 
-    every = max(every, (num_patches - 1) // budget + 1)
-    dropped = num_patches - budget
-    passed_over = dropped + max(dropped - 1, 0) // (every - 1)
+
+def _best_and_recovered(scores_N: torch.Tensor, budget: int, every: int) -> torch.Tensor:
+    """The most that can be kept by score when one in `every` of the others is kept too, int64 (K,).
+
+    One in more than `every`, where `budget` leaves room for no best one beside so many recovered.
+    """
+    every = max(every, (len(scores_N) - 1) // budget + 1)
+    dropped = len(scores_N) - budget
+    best = budget - max(dropped - 1, 0) // (every - 1)
     order_N = scores_N.argsort(descending=True, stable=True)
-    best = num_patches - passed_over
     recovered = order_N[best:].sort().values[every - 1 :: every]
-    return Selection(torch.cat([order_N[:best], recovered]).sort().values, scores_N)
+    return torch.cat([order_N[:best], recovered]).sort().values
 
 
 @_peer("attention", "keys")
@@ -124,7 +127,7 @@ def visionzip(view: ViewTokens, budget: int, *, contextual_share: float = 10 / 6
     Budgets under 4 have no contextual token.
     """
     contextual = int(budget * contextual_share + 0.5)
-    attention_N = view.attention.float()
+    attention_N = view.attention.detach().float()
     order_N = attention_N.argsort(descending=True, stable=True)
     dominant, others_R = order_N[: budget - contextual], order_N[budget - contextual :].sort().values
     mixing_KN = torch.zeros(budget, len(order_N), device=order_N.device)
@@ -153,7 +156,7 @@ def vispruner(view: ViewTokens, budget: int, *, attention_share: float = 0.5, pa
     attended stays. (The authors' code reorders the patches after every pass; here they keep their order.)
     """
     important = int(budget * attention_share)
-    attention_N = view.attention.float()
+    attention_N = view.attention.detach().float()
     order_N = attention_N.argsort(descending=True, stable=True)
     cosines_NN = _cosines(view.features)
     left_M, diverse = order_N[important:], budget - important
@@ -219,8 +222,8 @@ def _apportion(weights_P: torch.Tensor, sizes_P: torch.Tensor, budget: int) -> t
     full_P = torch.zeros_like(sizes_P, dtype=torch.bool)
     # A share that is cut to its size leaves more to the others, whose shares may then be cut; at most once for each.
     for _ in range(len(sizes_P) + 1):
-        rest = budget - sizes_P[full_P].sum()
-        shares_P = torch.where(full_P, sizes_P, rest * weights_P / weights_P[~full_P].sum())
+        rest = budget - (sizes_P * full_P).sum()
+        shares_P = torch.where(full_P, sizes_P, rest * weights_P / (weights_P * ~full_P).sum())
         full_P = full_P | (shares_P >= sizes_P)
     quotas_P = shares_P.floor().long()
     order_P = (shares_P - quotas_P).argsort(descending=True, stable=True)

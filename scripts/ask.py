@@ -37,6 +37,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--max_new_tokens", type=int, help="length of the answer in tokens")
     parser.add_argument("--steps", type=int, help="denoising steps in all")
+    parser.add_argument(
+        "--prefix_kv", type=float, metavar="RATIO", help="share of the prompt's keys and values to keep"
+    )
+    parser.add_argument("--prefix_dtype", choices=("bfloat16", "float16", "int8"), help="type to store them in")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--overlay", type=Path, metavar="OUT.png", help="write the picture of what was looked at")
@@ -83,6 +87,8 @@ def main(args: argparse.Namespace) -> None:
                 "kept": _kept_per_view(images, len(inputs["pixel_values"]), loaded.model.config),
                 "forwards": outputs.forwards,
                 "tokens_per_forward": round(outputs.tokens_per_forward.item(), 4),
+                "prefix_bytes": outputs.prefix_bytes
+                and {"total": sum(outputs.prefix_bytes), "per_layer": outputs.prefix_bytes},
                 "seconds": seconds,
             }
         )
@@ -116,7 +122,8 @@ def _answer(loaded, inputs, args: argparse.Namespace, clock):
     """The generated answer and the image tokens it was read from."""
     from transformers import TextDiffusionStreamer
 
-    options = {"max_new_tokens": args.max_new_tokens, "steps": args.steps}
+    names = ("max_new_tokens", "steps", "prefix_kv", "prefix_dtype")
+    options = {name: getattr(args, name) for name in names}
     with clock.stage("image"):
         embeds, images = loaded.model.model.prepare_inputs_embeds(
             inputs["input_ids"],

@@ -7,7 +7,8 @@
 SRC and --vision_base are folders or Hub ids with safetensors. --vision_base gives back the last layer and the pooling
 head that LaViDa deleted from its SigLIP; presets that score patches need them. --text_tower takes its text tower and
 tokenizer too, for `shirg ask --text_relevance siglip`. Tensors go from file to file a few megabytes at a time: the
-whole model is never in memory. OUT appears when it is complete.
+whole model is never in memory. OUT is a new folder, or an empty one; it appears when it is complete, and nothing is
+ever replaced.
 
 --pooled_grid_size is for checkpoints that look at a single view (image_aspect_ratio pad or square). Whether the
 original pools that view is an environment variable, so no checkpoint says it. It pools by default (27x27 tokens to
@@ -26,15 +27,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="shirg convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="SRC", help="folder or Hub id of the original checkpoint")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; an earlier conversion is replaced")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write: new, or empty")
     parser.add_argument("--vision_base", metavar="FOLDER_OR_ID", help="the SigLIP it was made from")
     parser.add_argument("--text_tower", action="store_true", help="take the text tower of --vision_base too")
     parser.add_argument(
         "--prune_method", choices=sorted(PRESETS), default="lavida", help="preset of the config (default: lavida)"
     )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; by default as they are stored"
-    )
+    parser.add_argument("--dtype", help="of the weights: float32, bfloat16 or float16; by default as they are stored")
     parser.add_argument(
         "--pooled_grid_size", type=int, metavar="N", help="single-view checkpoints: tokens per side, 0 for no pooling"
     )

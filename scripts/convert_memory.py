@@ -1,21 +1,27 @@
 """Measure the memory of `shirg convert` on a synthetic checkpoint of LaViDa's shapes.
 
-    python -m shirg_scripts.convert_memory                 # 4 blocks of 32, 4.6 GB
-    python -m shirg_scripts.convert_memory --blocks 32     # full size, 16.9 GB, twice that on disk
+    python -m shirg_scripts.convert_memory --out docs/convert_memory.json     # 4 blocks of 32, 4.6 GB
+    python -m shirg_scripts.convert_memory --blocks 32                        # full size, 16.9 GB, twice that on disk
 
 It writes bfloat16 noise under the original's names into a new folder of --folder, converts it in a process of its own,
 and removes both. The last line is one JSON object: bytes of the checkpoint, of its largest tensor and of a shard, and
-the peak resident memory of the conversion and of a process that only imports what a conversion needs, in bytes.
+the peak resident memory of the conversion and of a process that only imports what a conversion needs, in bytes; where
+and when. --out writes it to a file too.
 """
 
 import argparse
 import json
+import math
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 # Ends every process that is started here: its `result`, and its peak resident memory in its own view.
@@ -26,9 +32,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=4, help="language model blocks; the full size has 32")
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="bfloat16", help="of what is written (default: bfloat16)")
     parser.add_argument("--max_shard_size", default="2GB", help="of the source and of what is written")
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="a new folder in here holds both checkpoints")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the last line here too")
     return parser.parse_args(argv)
 
 
@@ -48,6 +55,7 @@ def main(args: argparse.Namespace) -> None:
         written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     _, baseline = _run("import modeling_shirg.conversion\nresult = None")
     measured = {
+        "blocks": args.blocks,
         **sizes,
         "dtype": args.dtype,
         "written_bytes": written,
@@ -55,36 +63,33 @@ def main(args: argparse.Namespace) -> None:
         "baseline_bytes": baseline,
         "above_baseline_bytes": peak - baseline,
         "seconds": round(seconds, 1),
+        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("shirg-lavida", "torch", "transformers", "safetensors")},
+        "date": datetime.now(UTC).date().isoformat(),
     }
+    if args.out is not None:
+        args.out.write_text(json.dumps(measured, indent=2) + "\n")
     print(json.dumps(measured))
 
 
 def write_synthetic(path: str, blocks: int, max_shard_size: str) -> dict[str, int]:
     """A sharded bfloat16 checkpoint of LaViDa's shapes and names, with the bundled tokenizer; returns its sizes."""
     import torch
-    from huggingface_hub import split_torch_state_dict_into_shards
 
     from modeling_shirg.conversion.plan import original_name
-    from modeling_shirg.conversion.safetensors_stream import write_file
+    from modeling_shirg.conversion.safetensors_stream import write_shards
 
     folder = Path(path)
     folder.mkdir()
     config = _original_config(folder, blocks)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {original_name(name): _Noise(shape) for name, shape in _shapes(blocks).items()}
-    empty = {name: torch.empty(noise.shape, dtype=torch.bfloat16, device="meta") for name, noise in tensors.items()}
-    split = split_torch_state_dict_into_shards(empty, max_shard_size=max_shard_size)
-    shards = {}
-    for file, names in split.filename_to_tensors.items():
-        write_file(folder / file, {name: tensors[name] for name in names}, dict.fromkeys(names, torch.bfloat16))
-        shards[file] = sum(empty[name].nbytes for name in names)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    shards = write_shards(folder, tensors, dict.fromkeys(tensors, torch.bfloat16), max_shard_size)
     return {
-        "checkpoint_bytes": split.metadata["total_size"],
+        "checkpoint_bytes": sum(shards.values()),
         "tensors": len(tensors),
-        "largest_tensor_bytes": max(tensor.nbytes for tensor in empty.values()),
+        "largest_tensor_bytes": max(math.prod(noise.shape) * torch.bfloat16.itemsize for noise in tensors.values()),
         "largest_shard_bytes": max(shards.values()),
     }
 
@@ -98,7 +103,7 @@ class _Noise:
     def pieces(self) -> Iterator:
         import torch
 
-        left = torch.Size(self.shape).numel()
+        left = math.prod(self.shape)
         noise = torch.randn(min(left, 1 << 24)).to(torch.bfloat16)
         while left:
             yield noise[:left]

@@ -43,8 +43,10 @@ All of this is reproduced for converted checkpoints, because their weights were 
 
 ## What differs, on purpose
 
-- Pixels are those of Pillow 13, which made the reference, with every Pillow: 13 resizes some tall images height first,
-  older ones width first, and that changes pixels by up to 10 levels. The original's follow the installed Pillow.
+- Pixels are those of Pillow 13, which made the reference, with every Pillow. 13 resizes the height first where it
+  loses more than twice the pixels that the width does; older ones take the width first (12.2 and 12.3 but for images
+  more than 100 times as high as wide), and the order changes pixels by up to 10 levels. The original gives what the
+  installed Pillow gives.
 - Padding is masked. The original ignores attention masks, so a padded row of a batch differs from the same row alone.
 - In training the original fills spliced rows with zero embeddings that are attended; here they are masked. The case
   above feeds them by hand.

@@ -11,10 +11,10 @@ from transformers import AutoConfig
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
 from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.conversion import DTYPES
 from modeling_shirg.unconverted import UnconvertedLavidaConfig
 
 BUNDLED = "shirg-lavida-tiny"
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -42,8 +42,8 @@ def load(
         ValueError: the checkpoint is not a SHIRG-LaViDa one, the device or dtype is unknown, or the text relevance
             needs a tower that the checkpoint lacks or scores under a preset that has none.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(DTYPES)}.")
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
         config = _config(source)
@@ -61,7 +61,7 @@ def load(
             config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
         )
         try:
-            network = ShirgLavidaForConditionalGeneration.from_pretrained(source, config=config, dtype=DTYPES[dtype])
+            network = ShirgLavidaForConditionalGeneration.from_pretrained(source, config=config, dtype=dtype)
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
     return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")

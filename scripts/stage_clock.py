@@ -34,7 +34,8 @@ class StageClock:
         with ExitStack() as stack:
             self._hook(stack, core.vision_tower, lambda: "encode")
             self._hook(stack, core.multi_modal_projector, lambda: "project")
-            self._hook(stack, core.language_model, self._language_stage)
+            # Not the model around them: generation over a compressed prefix runs the layers itself.
+            self._hook(stack, core.language_model.rotary_emb, self._language_stage, core.language_model.norm)
             yield
 
     def _language_stage(self) -> str:
@@ -42,10 +43,10 @@ class StageClock:
         self._prefix_done = True
         return name
 
-    def _hook(self, stack: ExitStack, module: nn.Module, name) -> None:
+    def _hook(self, stack: ExitStack, first: nn.Module, name, last: nn.Module | None = None) -> None:
         started = []
-        before = module.register_forward_pre_hook(lambda *_: started.append(_now()))
-        after = module.register_forward_hook(lambda *_: self._add(name(), _now() - started.pop()))
+        before = first.register_forward_pre_hook(lambda *_: started.append(_now()))
+        after = (last or first).register_forward_hook(lambda *_: self._add(name(), _now() - started.pop()))
         stack.callback(before.remove)
         stack.callback(after.remove)
 

@@ -51,7 +51,15 @@ def test_the_console_command_prints_an_answer_and_says_which_model():
 
 def test_json_has_what_the_readme_says(capsys):
     report = _report(capsys, GRID, QUESTION)
-    assert set(report) == {"answer", "image_tokens", "kept", "forwards", "tokens_per_forward", "seconds"}
+    assert set(report) == {
+        "answer",
+        "image_tokens",
+        "kept",
+        "forwards",
+        "tokens_per_forward",
+        "prefix_bytes",
+        "seconds",
+    }
     assert report["image_tokens"] == 245
     whole, fovea = report["kept"]
     assert whole == list(range(169))

@@ -203,5 +203,35 @@ def test_switching_presets_leaves_nothing_behind():
     assert there_and_back.to_dict() == config.to_dict()
 
 
+VIEWS = {"view_policy": "square", "image_grid_pinpoints": None, "pooled_grid_size": None}
+
+
+def test_preset_lavida_restores_the_views_of_training(tmp_path):
+    config = tiny_config("shirg", lavida_views=VIEWS)
+    assert (config.view_policy, config.pooled_grid_size) == ("foveal", 8)
+    config.save_pretrained(tmp_path)
+    assert ShirgLavidaConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    lavida = ShirgLavidaConfig.from_pretrained(tmp_path, prune_method="lavida")
+    assert {name: getattr(lavida, name) for name in VIEWS} == VIEWS
+    assert lavida.to_dict() == tiny_config("lavida", lavida_views=VIEWS).to_dict()
+    assert lavida.with_preset("shirg").to_dict() == config.to_dict()
+    assert config.with_preset("lavida-980").view_policy == "anyres"
+
+
+def test_what_is_asked_for_wins_over_the_views_of_training():
+    config = tiny_config("shirg", lavida_views=VIEWS).with_preset("lavida", pooled_grid_size=7)
+    assert (config.view_policy, config.pooled_grid_size, config.lavida_views) == ("square", 7, VIEWS)
+    assert tiny_config("lavida", lavida_views=VIEWS, pooled_grid_size=7).pooled_grid_size == 7
+    lavida = config.with_preset("lavida", lavida_views=None)
+    assert (lavida.view_policy, lavida.pooled_grid_size) == ("anyres", 7)
+
+
+@pytest.mark.parametrize("preset", ["shirg", "lavida"])
+@pytest.mark.parametrize("views", [{}, {"view_policy": "pad"}, {**VIEWS, "fovea_size": 224}, list(VIEWS)])
+def test_views_of_training_are_exactly_the_view_fields(preset, views):
+    with pytest.raises((ValueError, StrictDataclassError), match="lavida_views"):
+        tiny_config(preset, lavida_views=views)
+
+
 def test_language_model_is_always_bidirectional():
     assert ShirgLavidaConfig.from_preset("shirg", text_config={"is_causal": True}).text_config.is_causal is False

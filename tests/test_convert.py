@@ -2,8 +2,8 @@
 
 import json
 import os
+import platform
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +21,7 @@ from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import run_fresh
 from loopback_hub import Blob, Repo
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
-from modeling_shirg.conversion import convert_checkpoint, original_config, plan
+from modeling_shirg.conversion import convert, convert_checkpoint, original_config, plan
 from shirg_scripts.cli import main
 from tiny_model import chat, encode
 from tokenizer_fixture import make_relevance_tokenizer
@@ -211,6 +211,7 @@ def test_single_view_checkpoints(source, tmp_path, asked, policy, pooled, tokens
     convert_checkpoint(source, tmp_path / "out", vision_base=BASE, pooled_grid_size=asked)
     config = ShirgLavidaConfig.from_pretrained(tmp_path / "out")
     assert (config.view_policy, config.pooled_grid_size, config.num_image_tokens) == (policy, pooled, tokens)
+    assert config.lavida_views == {"view_policy": policy, "image_grid_pinpoints": None, "pooled_grid_size": pooled}
     assert ("not pooled" if pooled is None else "pooled to 14x14") in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -265,6 +266,47 @@ def test_tied_embeddings(source, tmp_path):
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
+# ---------------------------------------------------------------- the views of training
+
+
+CANVASES = [[384, 768], [768, 384]]
+TRAINED = {
+    "pad": (
+        {"image_aspect_ratio": "pad", "image_grid_pinpoints": None},
+        {"view_policy": "pad", "image_grid_pinpoints": None, "pooled_grid_size": None},
+    ),
+    "canvases": (
+        {"image_grid_pinpoints": CANVASES},
+        {"view_policy": "anyres", "image_grid_pinpoints": CANVASES, "pooled_grid_size": 14},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("prune_method", ["lavida", "shirg"])
+def test_preset_lavida_is_what_the_checkpoint_was_trained_with(source, tmp_path, capsys, kind, prune_method):
+    fields, views = TRAINED[kind]
+    edit_config(source, **fields)
+    pooled = 0 if kind == "pad" else None
+    options = {"vision_base": BASE, "prune_method": prune_method, "pooled_grid_size": pooled}
+    convert_checkpoint(source, tmp_path / "out", **options)
+    config = ShirgLavidaConfig.from_pretrained(tmp_path / "out")
+    assert config.lavida_views == views and config.prune_method == prune_method
+    config.with_preset("shirg").save_pretrained(tmp_path / "shirg")
+    restored = ShirgLavidaConfig.from_pretrained(tmp_path / "shirg", prune_method="lavida")
+    for lavida in (restored, config.with_preset("lavida-980").with_preset("lavida")):
+        assert {name: getattr(lavida, name) for name in views} == views
+        assert (lavida.patch_merge_type, lavida.fovea_size, lavida.selection_budget) == ("spatial_unpad", None, None)
+    image = str(GOLDEN / "landscape.png")
+    question = ["ask", image, QUESTION, "--model", str(tmp_path / "out"), "--max_new_tokens", "4", "--json"]
+    assert main([*question, "--prune_method", "lavida"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer["image_tokens"] == config.with_preset("lavida").count_image_tokens(*Image.open(image).size)
+    assert kind != "pad" or answer["image_tokens"] == 730
+    row = f"| views in training, of preset `lavida` | `{views['view_policy']}` |"
+    assert row in (tmp_path / "out" / "README.md").read_text()
+
+
 # ---------------------------------------------------------------- what goes in
 
 
@@ -285,9 +327,73 @@ def test_sharded_source(source, tmp_path, converted):
     convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
     same = ("model.safetensors", "config.json", "tokenizer.json")
     assert all((tmp_path / "out" / name).read_bytes() == (converted / name).read_bytes() for name in same)
+    linked = tmp_path / "linked"  # as a snapshot of the Hub is
+    linked.mkdir()
+    for path in source.iterdir():
+        (linked / path.name).symlink_to(path)
+    convert_checkpoint(linked, tmp_path / "from-links", vision_base=BASE)
     (source / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ValueError, match="lacks 1 of 3 shards .* model-00002-of-00003"):
         convert_checkpoint(source, tmp_path / "other", vision_base=BASE)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([], "index.json holds a list, not a JSON object"),
+        ({}, "has no weight_map from tensor names to files, got None"),
+        ({"weight_map": ["model.safetensors"]}, "has no weight_map from tensor names to files, got .'model"),
+        ({"weight_map": {"a": 1}}, "has 'a' in 1, which is not the name of a file beside it"),
+        ({"weight_map": {"a": "../secret/x.safetensors"}}, "has 'a' in '../secret/x.safetensors', which is not"),
+        ({"weight_map": {"a": "/secret/x.safetensors"}}, "has 'a' in '/secret/x.safetensors', which is not"),
+        ({"weight_map": {"a": ".."}}, "lacks 1 of 1 shards"),
+        ({"weight_map": {"a": ""}}, "lacks 1 of 1 shards"),
+    ],
+)
+def test_a_tampered_index(source, tmp_path, index, message):
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+def tamper(folder: Path, edit, padding: bytes = b"") -> None:
+    """Rewrite the header of the weights; their bytes stay, but for `padding`."""
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.dumps(edit(json.loads(raw[8 : 8 + length]))).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :] + padding)
+
+
+TAMPERED = {
+    "half the bytes": lambda entry, other: {**entry, "data_offsets": [entry["data_offsets"][0], 64]},
+    "another's bytes": lambda entry, other: {**entry, "data_offsets": other["data_offsets"]},
+    "negative offsets": lambda entry, other: {**entry, "data_offsets": [-256, 0]},
+    "no dtype": lambda entry, other: {name: entry[name] for name in ("shape", "data_offsets")},
+    "unknown dtype": lambda entry, other: {**entry, "dtype": "Q5"},
+    "another shape": lambda entry, other: {**entry, "shape": [65]},
+    "a list": lambda entry, other: [entry["dtype"], entry["shape"]],
+}
+
+
+@pytest.mark.parametrize("kind", TAMPERED)
+def test_a_tampered_entry(source, tmp_path, kind):
+    name, other = "model.image_newline", "model.transformer.ln_f.weight"
+    tamper(source, lambda header: {**header, name: TAMPERED[kind](header[name], header[other])})
+    with pytest.raises(ValueError, match="model.safetensors is no whole safetensors file"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+def test_a_tampered_header(source, tmp_path):
+    tamper(source, list)
+    with pytest.raises(ValueError, match="model.safetensors is no whole safetensors file"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+def test_bytes_that_no_tensor_has(source, tmp_path):
+    tamper(source, lambda header: header, padding=bytes(8))
+    with pytest.raises(ValueError, match="model.safetensors is no whole safetensors file"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
 
 
 def test_full_siglip_as_base(tmp_path, converted):
@@ -330,8 +436,6 @@ def test_text_tower(tmp_path, siglip, converted):
     assert facts.text_tower and ShirgLavidaConfig.from_pretrained(out).text_relevance == "lm"
     assert "SigLIP's text tower and its tokenizer came along" in (out / "README.md").read_text()
     assert str(siglip) not in "".join(path.read_text() for path in out.rglob("*.json"))
-    convert_checkpoint(ORIGINAL, out, vision_base=BASE)  # the sub-folder is the conversion's own
-    assert not (out / "relevance_tokenizer").exists() and nothing_beside(out)
 
 
 def test_text_tower_in_shards_of_another_dtype(tmp_path, siglip):
@@ -405,10 +509,15 @@ def test_every_misfit_in_one_error(source, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_long_lists_are_cut(source, tmp_path):
+def test_every_missing_tensor_is_listed(source, tmp_path):
     edit_config(source, n_layers=5)
-    with pytest.raises(ValueError, match="18 missing:(.|\n)*and 10 more"):
+    with pytest.raises(ValueError, match="18 missing:") as error:
         convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    assert str(error.value).count("model.transformer.blocks.") == 18
+    edit_config(source, n_layers=20)
+    with pytest.raises(ValueError, match="153 missing:(.|\n)*and 53 more") as error:
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    assert str(error.value).count("model.transformer.blocks.") == 100
 
 
 def test_every_unsupported_setting_in_one_error(source, tmp_path):
@@ -480,7 +589,7 @@ def test_pickles_only(source, tmp_path):
         convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
 
 
-@pytest.mark.parametrize("keep", [100, 100_000])
+@pytest.mark.parametrize("keep", [0, 100, 100_000])
 def test_broken_download(source, tmp_path, keep):
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
@@ -514,68 +623,136 @@ def test_a_converted_source(converted, tmp_path):
 # ---------------------------------------------------------------- where it goes
 
 
-def test_an_earlier_conversion_is_replaced(tmp_path):
-    out = tmp_path / "out"
-    convert_checkpoint(ORIGINAL, out, vision_base=BASE, max_shard_size="500KB")
-    convert_checkpoint(ORIGINAL, out, vision_base=BASE)
-    assert [path.name for path in out.glob("model*.safetensors*")] == ["model.safetensors"]
-    assert nothing_beside(out)
-
-
-def test_what_is_no_conversion_is_kept(tmp_path, converted):
+def test_nothing_is_replaced(tmp_path):
+    """Weights trained in an earlier OUT, what was added to it, and a record that does not parse all stay."""
     out = tmp_path / "out"
     out.mkdir()
-    (out / "thesis.txt").write_text("years")
-    with pytest.raises(ValueError, match="not empty and no earlier conversion"):
+    convert_checkpoint(ORIGINAL, out, vision_base=BASE)
+    (out / "model.safetensors").write_bytes(b"trained")
+    (out / "conversion.json").write_text("[]")
+    with pytest.raises(ValueError, match="out is a conversion already .* name another OUT, or delete this one first"):
         convert_checkpoint(ORIGINAL, out, vision_base=BASE)
-    trained = Path(shutil.copytree(converted, tmp_path / "trained"))
-    (trained / "checkpoint-500").mkdir()
-    with pytest.raises(ValueError, match="1 further entries, which would be lost: checkpoint-500"):
-        convert_checkpoint(ORIGINAL, trained, vision_base=BASE)
-    with pytest.raises(ValueError, match="not empty and no earlier conversion"):
-        convert_checkpoint(ORIGINAL, ORIGINAL, vision_base=BASE)
-    assert (out / "thesis.txt").exists()
+    assert (out / "model.safetensors").read_bytes() == b"trained"
+    before = {path: path.read_bytes() for path in ORIGINAL.iterdir()}
+    for taken in (ORIGINAL, ORIGINAL / "config.json"):
+        with pytest.raises(ValueError, match="is not an empty folder, and nothing is replaced"):
+            convert_checkpoint(ORIGINAL, taken, vision_base=BASE)
+    assert {path: path.read_bytes() for path in ORIGINAL.iterdir()} == before
+    with pytest.raises(ValueError, match="/ is a mount point"):
+        convert_checkpoint(ORIGINAL, "/", vision_base=BASE)
 
 
-KILLED = """
+def test_what_appears_at_out_meanwhile_stays(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def write_card(*args):
+        out.mkdir()
+        (out / "thesis.txt").write_text("years")
+
+    monkeypatch.setattr(convert, "write_card", write_card)
+    with pytest.raises(ValueError, match="out is not an empty folder"):
+        convert_checkpoint(ORIGINAL, out, vision_base=BASE)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"] and nothing_beside(out)
+
+
+def test_out_has_the_permissions_of_a_new_folder(tmp_path, converted):
+    (tmp_path / "new").mkdir()
+    assert converted.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+# A run that stops when its weights are written, until it is told to go on.
+PAUSED = """
 import sys, time
 from pathlib import Path
 from modeling_shirg.conversion import convert, convert_checkpoint
 
-def stop_here(path, *args):
-    path.write_bytes(b"half")
-    Path(sys.argv[4]).touch()
-    time.sleep(600)
+source, out, base, reached, onward = map(Path, sys.argv[1:])
+write_shards = convert.write_shards
 
-convert.write_file = stop_here
-convert_checkpoint(sys.argv[1], sys.argv[2], vision_base=sys.argv[3])
+def pause(*args):
+    shards = write_shards(*args)
+    reached.touch()
+    while not onward.exists():
+        time.sleep(0.05)
+    return shards
+
+convert.write_shards = pause
+try:
+    convert_checkpoint(source, out, vision_base=base)
+except ValueError as error:
+    sys.exit(str(error))
 """
 
 
-def test_a_killed_run_leaves_nothing_at_out(tmp_path):
-    out, reached = tmp_path / "out", tmp_path / "reached"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, ORIGINAL, out, BASE, reached])
-    deadline = time.monotonic() + 120
-    while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert reached.exists()
+@pytest.fixture
+def paused(tmp_path):
+    """Start such a run to `tmp_path / "out"`; `tmp_path / "onward"` lets it go on."""
+    runs = []
+
+    def start() -> subprocess.Popen:
+        reached = tmp_path / "reached"
+        command = [sys.executable, "-c", PAUSED, ORIGINAL, tmp_path / "out", BASE, reached, tmp_path / "onward"]
+        runs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        deadline = time.monotonic() + 120
+        while not reached.exists() and runs[-1].poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert reached.exists()
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill()
+        run.wait()
+        run.stderr.close()
+
+
+def test_a_killed_run_leaves_nothing_at_out(tmp_path, paused):
+    out, run = tmp_path / "out", paused()
+    run.kill()
+    run.wait()
+    (leftover,) = tmp_path.glob(".out.partial-*")
+    assert (leftover / "out" / "model.safetensors").is_file()
     assert not out.exists()
-    assert not nothing_beside(out)
     convert_checkpoint(ORIGINAL, out, vision_base=BASE)
     assert nothing_beside(out)
     load(out)
 
 
-def test_killed_between_the_two_renames(tmp_path, converted, monkeypatch):
-    out = tmp_path / "out"
-    shutil.copytree(converted, tmp_path / ".out.previous")
-    with pytest.raises(ValueError, match="Unknown dtype"):
-        convert_checkpoint(ORIGINAL, out, vision_base=BASE, dtype="int4")
+def test_of_two_runs_at_once_one_wins(tmp_path, paused, converted):
+    out, run = tmp_path / "out", paused()
     convert_checkpoint(ORIGINAL, out, vision_base=BASE)
-    assert nothing_beside(out)
+    (running,) = tmp_path.glob(".out.partial-*")
+    assert (running / "out" / "model.safetensors").is_file()
+    (tmp_path / "onward").touch()
+    assert "out is a conversion already" in run.communicate(timeout=120)[1]
+    assert run.returncode == 1 and nothing_beside(out)
+    assert {path.name for path in out.iterdir()} == {path.name for path in converted.iterdir()}
     load(out)
+
+
+def test_only_leftovers_of_ended_runs_are_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = platform.node()
+    owners = {
+        "partial": None,
+        "partial-stranger": None,
+        "partial-garbled": "thesis",
+        "partial-living": f"{here}\n{os.getpid()}\n",
+        "partial-elsewhere": f"{here}.example\n{ended.pid}\n",
+        "partial-ended": f"{here}\n{ended.pid}\n",
+    }
+    for name, owner in owners.items():
+        folder = tmp_path / f".out.{name}"
+        (folder / "out").mkdir(parents=True)
+        (folder / "out" / "thesis.txt").write_text("years")
+        if owner is not None:
+            (folder / ".shirg-convert-process").write_text(owner)
+    (tmp_path / ".out.partial-file").write_text("a file")
+    convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=BASE)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out", ".out.partial-file", *(f".out.{name}" for name in owners if name != "partial-ended")}
+    assert all((tmp_path / name / "out" / "thesis.txt").is_file() for name in left - {"out", ".out.partial-file"})
 
 
 # ---------------------------------------------------------------- the command, the Hub, a stranger's process
@@ -586,7 +763,7 @@ def test_command(tmp_path, capsys):
     arguments = ["convert", str(ORIGINAL), str(out), "--vision-base", str(BASE), "--prune-method", "shirg"]
     assert main([*arguments, "--dtype", "bfloat16"]) == 0
     assert "623,664 parameters, 0.00125 GB bfloat16 in 1 file, preset shirg" in capsys.readouterr().out
-    assert main(["convert", str(tmp_path / "nowhere"), str(out)]) == 2
+    assert main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 2
     assert "There is no folder" in capsys.readouterr().err
 
 
@@ -613,10 +790,14 @@ def test_from_the_hub(hub, tmp_path):
         tree |= {"README.md": Blob(card), "optimizer.bin": Blob(b"pickle"), "old/model.safetensors": Blob(b"old")}
         hub.repos["models", name] = repo = Repo("models", name)
         commits[name] = repo.commit("main", tree)
-    command = [sys.executable, "-m", "shirg_scripts.cli", "convert", "tester/lavida", "out"]
+    command = [sys.executable, "-m", "shirg_scripts.cli", "convert", "tester/lavida"]
     environment = {**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home")}
     run = subprocess.run(
-        [*command, "--vision_base", "tester/siglip"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [*command, "out", "--vision_base", "tester/siglip"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
@@ -627,7 +808,7 @@ def test_from_the_hub(hub, tmp_path):
     assert f"revision `{commits['tester/lavida']}`" in written
     assert not any("optimizer.bin" in request or "old/" in request for request in hub.requests)
     run = subprocess.run(
-        [*command, "--revision", "nope"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [*command, "other", "--revision", "nope"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert run.returncode == 2
     assert "at revision 'nope'" in run.stderr
@@ -656,9 +837,11 @@ def test_loads_without_this_package(converted):
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_checkpoint():
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     command = [sys.executable, "-m", "shirg_scripts.convert_memory", "--blocks", "1", "--dtype", "float32"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    out = tmp_path / "memory.json"
+    run = subprocess.run([*command, "--out", out], capture_output=True, text=True, check=True)
     measured = json.loads(run.stdout.splitlines()[-1])
+    assert json.loads(out.read_text()) == measured
     assert measured["checkpoint_bytes"] > 3e9
     assert measured["above_baseline_bytes"] < 0.4e9 < measured["largest_tensor_bytes"]

@@ -14,6 +14,8 @@ from configuration_shirg.geometry_shirg import (
     fovea_box,
     fovea_box_around,
     grid_side,
+    mosaic_length,
+    mosaic_window,
     patch_boxes,
     salient_box,
     select_best_resolution,
@@ -106,6 +108,12 @@ def test_fovea_around_a_box_lies_inside_the_image_and_shows_the_box(size, fovea_
 )
 def test_fovea_around_a_box_by_example(box, expected):
     assert fovea_box_around(1000, 800, 448, box) == expected
+
+
+def test_fovea_around_a_box_is_cut_where_the_image_is_smaller():
+    assert fovea_box_around(1000, 100, 448, (700, 40, 760, 100)) == (506, 0, 954, 100)
+    assert fovea_box_around(100, 1000, 448, (40, 980, 100, 1000)) == (0, 552, 100, 1000)
+    assert fovea_box_around(100, 90, 448, (40, 40, 41, 41)) == (0, 0, 100, 90)
 
 
 @pytest.mark.parametrize(
@@ -245,3 +253,20 @@ def test_tile_boxes_by_example():
         tile_boxes(640, 320, (768, 768), 384),
         [[0, -160, 320, 160], [320, -160, 640, 160], [0, 160, 320, 480], [320, 160, 640, 480]],
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas", "window", "length"),
+    [
+        # 28 tokens wide, int(18.68) and int(19.25) high: 5 and 4 rows of padding on both sides.
+        ((640, 427), (768, 768), (2, 2, 5, 23, 0, 28), 196 + 18 * 29),
+        ((640, 440), (768, 768), (2, 2, 4, 24, 0, 28), 196 + 20 * 29),
+        ((427, 640), (768, 768), (2, 2, 0, 28, 5, 23), 196 + 28 * 19),
+        ((1000, 400), (1152, 384), (1, 3, 0, 14, 3, 39), 196 + 14 * 37),
+        ((400, 1000), (384, 1152), (3, 1, 3, 39, 0, 14), 196 + 36 * 15),
+        ((500, 500), (768, 768), (2, 2, 0, 28, 0, 28), 196 + 28 * 29),
+    ],
+)
+def test_mosaic_window_by_example(size, canvas, window, length):
+    assert mosaic_window(*size, canvas, 384, 14) == window
+    assert mosaic_length(window, 14) == length

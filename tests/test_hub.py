@@ -12,6 +12,9 @@ from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_m
 CODE_FILES = {
     "configuration_shirg_lavida.py",
     "denoising_shirg.py",
+    "foveal_variants_shirg.py",
+    "peers_shirg.py",
+    "selection_methods_shirg.py",
     "generation_config_shirg.py",
     "generation_shirg_lavida.py",
     "geometry_shirg.py",
@@ -19,6 +22,7 @@ CODE_FILES = {
     "image_reading_shirg.py",
     "modeling_shirg_lavida.py",
     "objective_shirg.py",
+    "prefix_cache_shirg.py",
     "presets_shirg.py",
     "processing_shirg_lavida.py",
     "selection_shirg.py",

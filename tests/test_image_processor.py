@@ -100,6 +100,36 @@ def test_views_that_do_not_fit_are_resized_by_pils_bicubic(toy):
         np.testing.assert_allclose(out[key], resized.transpose(0, 3, 1, 2) / 127.5 - 1, atol=1e-6, err_msg=key)
 
 
+def test_a_padded_view_is_grey_around_the_centred_image():
+    processor = ShirgLavidaImageProcessor(size={"height": 30, "width": 30}, view_policy="pad")
+    out = processor([noise(30, 17), noise(17, 30)], do_rescale=False, do_normalize=False)
+    expected = np.full((2, 30, 30, 3), 127, dtype=np.float32)
+    expected[0, 6:23], expected[1, :, 6:23] = noise(30, 17), noise(17, 30)
+    np.testing.assert_array_equal(out["pixel_values"], expected.transpose(0, 3, 1, 2))
+    assert out["view_boxes"].tolist() == [[[0, -6, 30, 24]], [[-6, 0, 24, 30]]]
+    assert "fovea_pixel_values" not in out and processor.fovea_size is None
+
+
+def test_a_square_view_is_the_squashed_image():
+    processor = ShirgLavidaImageProcessor(size={"height": 28, "width": 28}, view_policy="square")
+    out, foveal = processor(noise(90, 60)), ShirgLavidaImageProcessor(size={"height": 28, "width": 28})(noise(90, 60))
+    np.testing.assert_array_equal(out["pixel_values"], foveal["pixel_values"])
+    assert out["view_boxes"].tolist() == [[[0, 0, 90, 60]]] and out["patch_boxes"].shape == (1, 4, 4)
+    with pytest.raises(ValueError, match="view_policy='square' has no fovea, got fovea_boxes"):
+        processor(noise(90, 60), fovea_boxes=[None])
+
+
+def test_mosaic_windows_come_with_the_mosaic():
+    processor = ShirgLavidaImageProcessor(
+        size={"height": 28, "width": 28}, view_policy="anyres", image_grid_pinpoints=[[56, 56]], mosaic_grid_size=2
+    )
+    windows = processor([noise(64, 30), noise(30, 64), noise(50, 50)], return_tensors="np")["mosaic_windows"]
+    assert windows.dtype == np.int64
+    assert windows.tolist() == [[2, 2, 1, 3, 0, 4], [2, 2, 0, 4, 1, 3], [2, 2, 0, 4, 0, 4]]
+    config = ShirgLavidaConfig.from_preset("lavida")
+    assert ShirgLavidaImageProcessor.from_config(config).mosaic_grid_size == config.view_grid == 14
+
+
 def test_salience_is_of_brightness_not_of_one_channel(toy):
     pixels = np.full((200, 400, 3), 128, dtype=np.uint8)
     pixels[20:60, 20:60, 1] = np.asarray(noise(40, 40, "L"))  # green counts most, blue least
@@ -359,6 +389,7 @@ def test_decompression_bombs_are_refused(toy, monkeypatch):
         ({"patch_size": 0}, "patch_size=0 must be between 1 and"),
         ({"view_policy": "anyres", "image_grid_pinpoints": [[768, 400]]}, "multiples of the base view 384"),
         ({"fovea_boxes": [(0, 0, 9, 9)]}, "fovea_boxes belong to a call"),
+        ({"mosaic_grid_size": 14}, "A mosaic needs view_policy='anyres', got 'foveal' with mosaic_grid_size=14"),
     ],
 )
 def test_wrong_geometry_fails_at_construction(arguments, message):

@@ -1,6 +1,7 @@
 """Preset `lavida`: tiles without padding, newline tokens, image tokens that depend on the image's size."""
 
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.geometry_shirg import mosaic_length, mosaic_window, select_best_resolution
+from fixtures.pillow_views import noise
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 COUNTS = json.loads((Path(__file__).parent / "fixtures" / "lavida" / "golden" / "image_token_counts.json").read_text())
@@ -160,3 +162,17 @@ def test_the_newline_is_kept_by_every_preset(tmp_path):
     foveal.save_pretrained(tmp_path / "shirg")
     again = type(model).from_pretrained(tmp_path / "shirg", prune_method="lavida")
     assert torch.equal(again.model.image_newline, model.model.image_newline)
+
+
+PILLOW = json.loads((Path(__file__).parent / "fixtures" / "pillow_views.json").read_text())
+
+
+@pytest.mark.parametrize("size", PILLOW["crc32"])
+@pytest.mark.parametrize("prune_method", ["lavida", "shirg"])
+def test_views_are_those_of_pillow_13_with_every_pillow(size, prune_method):
+    processor = tiny_processor(tiny_config(prune_method, "full")).image_processor
+    width, height = map(int, size.split("x"))
+    views = processor(noise(width, height), do_rescale=False, do_normalize=False, return_tensors="pt")
+    whole = views["pixel_values"][0].permute(1, 2, 0)
+    assert whole.shape == (PILLOW["side"], PILLOW["side"], 3)
+    assert zlib.crc32(whole.to(torch.uint8).numpy().tobytes()) == PILLOW["crc32"][size]

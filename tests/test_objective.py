@@ -1,10 +1,19 @@
 """The training objective: what is masked, who sees whom, and what the loss is made of."""
 
+import copy
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from modeling_shirg.objective_shirg import complementary_masks, diffusion_loss, masked_ratio, prefix_lm_mask
+from modeling_shirg.objective_shirg import (
+    additive_mask,
+    complementary_masks,
+    diffusion_loss,
+    masked_ratio,
+    prefix_lm_mask,
+)
 from tiny_model import chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 INFILL = 265
@@ -66,13 +75,17 @@ def test_inverse_t_weighs_each_use_by_the_ratio_it_was_masked_with():
     assert torch.allclose(diffusion_loss(logits, labels, masked, times, "none"), losses.mean())
 
 
-def test_inverse_t_is_an_unbiased_estimate_of_the_mean_target_loss_of_a_constant_model():
-    labels = torch.zeros(4000, 12, dtype=torch.int64)
-    times = torch.rand(4000, generator=torch.Generator().manual_seed(3)) * 0.8 + 0.1
+# Three to four standard deviations of these draws: a row's weight is up to 1,000, so the estimate is a noisy one.
+@pytest.mark.parametrize(
+    ("rows", "length", "bias", "tolerance"), [(6000, 200, 0.0, 0.006), (60_000, 12, 0.154, 0.012)]
+)
+def test_inverse_t_estimates_the_mean_target_loss_but_for_the_bias_of_short_rows(rows, length, bias, tolerance):
+    labels = torch.zeros(rows, length, dtype=torch.int64)
+    times = torch.rand(rows, generator=torch.Generator().manual_seed(3))
     masked = complementary_masks(labels, times, _noise(labels), INFILL)
-    logits = torch.zeros(int(masked.sum()), 16)
-    loss = diffusion_loss(logits, labels, masked, times, "inverse_t")
-    assert loss.item() == pytest.approx(torch.log(torch.tensor(16.0)).item(), rel=0.03)
+    # A constant model's loss is the logarithm of the vocabulary's size at every token, whatever is masked.
+    loss = diffusion_loss(torch.zeros(int(masked.sum()), 2), labels, masked, times, "inverse_t")
+    assert loss.item() / math.log(2) == pytest.approx(1 + bias, abs=tolerance)
 
 
 def _training_batch(processor, config):
@@ -90,11 +103,23 @@ def _training_batch(processor, config):
     return batch, labels
 
 
+def _logits_by_hand(model, embeds: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logits (L, V) where the prompt does not see the answer, without any mask: the prompt alone, then the answer."""
+    start = int((labels != -100).int().argmax())
+    prompt = model(inputs_embeds=embeds[:, :start], use_cache=True)
+    places = torch.arange(start, embeds.shape[1])[None]
+    answer = model(inputs_embeds=embeds[:, start:], position_ids=places, past_key_values=prompt.past_key_values)
+    return torch.cat([prompt.logits[0], answer.logits[0]])
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("prefix_lm", [False, True])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_the_loss_is_that_of_both_halves_run_by_hand(prefix_lm, padding_side):
+def test_the_loss_is_that_of_both_halves_run_by_hand(prefix_lm, padding_side, implementation):
     config = tiny_config(prefix_lm_loss=prefix_lm)
     model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    model.set_attn_implementation(implementation)
+    assert model.model.language_model.config._attn_implementation == implementation
     batch, labels = _training_batch(processor, config)
     times, noise = torch.tensor([0.4, 0.6]), _noise(labels)
     output = model(**batch, labels=labels, diffusion_time=times, mask_noise=noise)
@@ -112,12 +137,48 @@ def test_the_loss_is_that_of_both_halves_run_by_hand(prefix_lm, padding_side):
             batch["question_mask"][row : row + 1, real],
         )
         own = labels[row, real]
-        mask = prefix_lm_mask(own[None], None) if prefix_lm else None
-        logits = model(inputs_embeds=embeds, attention_mask=mask).logits[0]
+        logits = _logits_by_hand(model, embeds, own) if prefix_lm else model(inputs_embeds=embeds).logits[0]
         total = total + F.cross_entropy(logits[hidden[real]], own[hidden[real]], reduction="sum")
         count += int(hidden.sum())
     assert output.logits.shape == (count, 272)
     assert torch.allclose(output.loss, total / count, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_4d_mask_is_a_2d_one_spelt_out(implementation):
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    model.set_attn_implementation(implementation)
+    batch, labels = _training_batch(processor, config)
+    real = batch["attention_mask"].bool()
+    assert not real.all()
+    given = {name: value for name, value in batch.items() if name != "attention_mask"}
+    given["position_ids"] = (real.long().cumsum(-1) - 1).clamp_min(0)
+    draws = {"labels": labels, "diffusion_time": torch.tensor([0.4, 0.6]), "mask_noise": _noise(labels)}
+    sees = real[:, None, None, :].expand(-1, 1, real.shape[1], -1)
+    with torch.no_grad():
+        logits, loss = model(**batch).logits[real], model(**batch, **draws).loss
+        for mask in (sees, additive_mask(sees, torch.empty(0))):
+            assert torch.allclose(model(**given, attention_mask=mask).logits[real], logits, atol=1e-4)
+            assert torch.allclose(model(**given, **draws, attention_mask=mask).loss, loss, rtol=1e-5)
+        everything = torch.ones_like(sees[:1])
+        free = model(**given, **draws).loss
+        assert torch.allclose(model(**given, **draws, attention_mask=everything).loss, free, rtol=1e-5)
+        assert abs(free - loss) > 1e-4 * loss
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_prefix_lm_loss_in_half_precision(dtype):
+    config = tiny_config("random", prefix_lm_loss=True)
+    model, processor = tiny_model(config), tiny_processor(config)
+    batch, labels = _training_batch(processor, config)
+    draws = {"labels": labels, "diffusion_time": torch.tensor([0.4, 0.6]), "mask_noise": _noise(labels)}
+    losses = []
+    for implementation in ("eager", "sdpa"):
+        half = copy.deepcopy(model).to(dtype)
+        half.set_attn_implementation(implementation)
+        losses.append(half(**batch, **draws).loss.item())
+    assert losses == pytest.approx([model(**batch, **draws).loss.item()] * 2, rel=0.05)
 
 
 def test_drawn_masks_follow_the_seed_and_learning_lowers_the_loss():
@@ -149,6 +210,67 @@ def test_what_cannot_be_trained_on_is_named():
         model(**batch, labels=labels[:, :5])
     with pytest.raises(ValueError, match="past_key_values or use_cache"):
         model(**batch, labels=labels, use_cache=True)
+    with pytest.raises(ValueError, match="no logits_to_keep"):
+        model(**batch, labels=labels, logits_to_keep=4)
+    with pytest.raises(ValueError, match="no logits_to_keep"):
+        model(**batch, labels=labels, logits_to_keep=torch.tensor([0]))
     inputs = encode(processor, chat("What?", noise_image(0)))
     with pytest.raises(ValueError, match="labels"):
         model.generate(**inputs, labels=inputs["input_ids"], max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"diffusion_time": torch.tensor(0.5)},
+            r"diffusion_time has the shape \(\), labels of \(2, \d+\) need \(2,\)",
+        ),
+        ({"diffusion_time": torch.rand(4)}, r"shape \(4,\).*one value per example"),
+        ({"diffusion_time": torch.rand(2, 1)}, r"shape \(2, 1\)"),
+        ({"diffusion_time": torch.tensor([0.5, 1.01])}, r"diffusion_time must be finite and lie in 0..1.* to 1.0"),
+        ({"diffusion_time": torch.tensor([-0.1, 0.5])}, "0..1, got values from -0.1"),
+        ({"diffusion_time": torch.tensor([math.nan, 0.5])}, "must be finite"),
+        ({"diffusion_time": torch.tensor([math.inf, 0.5])}, "must be finite"),
+        ({"mask_noise": torch.rand(2, 5)}, r"mask_noise has the shape \(2, 5\).*one value per position"),
+        ({"mask_noise": torch.rand(1, 300)}, r"shape \(1, 300\)"),
+        ({"mask_noise": math.nan}, "mask_noise must be finite"),
+    ],
+)
+def test_draws_that_do_not_fit_are_named(wrong, message):
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    batch, labels = _training_batch(processor, config)
+    if wrong.get("mask_noise") is math.nan:
+        wrong = {"mask_noise": torch.full(labels.shape, math.nan)}
+    with pytest.raises(ValueError, match=message):
+        model(**batch, labels=labels, **wrong)
+    with pytest.raises(ValueError, match="give labels too"):
+        model(**batch, **wrong)
+
+
+def test_the_ends_of_diffusion_time_are_allowed():
+    config = tiny_config()
+    model, processor = tiny_model(config), tiny_processor(config)
+    batch, labels = _training_batch(processor, config)
+    output = model(**batch, labels=labels, diffusion_time=torch.tensor([0.0, 1.0]))
+    assert torch.isfinite(output.loss)
+    assert output.masked_positions.unflatten(0, (2, 2)).any(-1).tolist()[1] == [True, False]
+
+
+def test_4d_masks_that_no_kernel_reads_alike_are_refused(monkeypatch):
+    config = tiny_config(prefix_lm_loss=True)
+    model, processor = tiny_model(config), tiny_processor(config)
+    batch, labels = _training_batch(processor, config)
+    length = labels.shape[1]
+    four = torch.ones(2, 1, length, length, dtype=torch.bool)
+    without = {name: value for name, value in batch.items() if name != "attention_mask"}
+    with pytest.raises(ValueError, match=r"attention_mask \(B, L\) or none; got one of the shape \(2, 1,"):
+        model(**without, labels=labels, attention_mask=four)
+    with pytest.raises(ValueError, match="bool.*or floating-point.*torch.int64"):
+        model(**without, attention_mask=four.long())
+    monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ValueError, match="'flash_attention_2' takes no 4D attention mask.*'sdpa' or 'eager'"):
+        model(**batch, labels=labels)
+    with pytest.raises(ValueError, match="'flash_attention_2' takes no 4D attention mask.*'sdpa' or 'eager'"):
+        model(**without, attention_mask=four)

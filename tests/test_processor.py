@@ -72,6 +72,26 @@ def test_every_image_takes_its_exact_count(processor):
     assert questions(processor, inputs, [0, 1, 1]) == ["one", "twoand", "twoand"]
 
 
+def test_images_of_one_token_each_are_told_apart(processor):
+    processor.num_image_tokens = 1
+    inputs = processor(text="<image>a<image>b<image>", images=[picture()] * 3, return_tensors="pt")
+    assert questions(processor, inputs, [0, 0, 0]) == ["ab"] * 3
+
+
+def test_with_a_mosaic_every_image_takes_the_count_of_its_size():
+    mosaic = ShirgLavidaImageProcessor(
+        size={"height": 28, "width": 28}, view_policy="anyres", image_grid_pinpoints=[[56, 56]], mosaic_grid_size=2
+    )
+    processor = ShirgLavidaProcessor(mosaic, make_tokenizer())
+    wide, high = Image.new("RGB", (64, 30)), Image.new("RGB", (30, 64))
+    inputs = processor(text=["<image>a", "<image>b<image>c"], images=[wide, high, wide], return_tensors="pt")
+    # The whole image's 2x2 tokens, then rows of the 4x4 mosaic with a newline token each: 2 rows of 4, or 4 rows of 2.
+    assert (inputs["input_ids"] == IMAGE_ID).sum(1).tolist() == [4 + 2 * 5, (4 + 4 * 3) + (4 + 2 * 5)]
+    assert questions(processor, inputs, [0, 1, 1]) == ["a", "bc", "bc"]
+    with pytest.raises(ValueError, match="must be None with a mosaic_grid_size, got 5"):
+        ShirgLavidaProcessor(mosaic, make_tokenizer(), num_image_tokens=5)
+
+
 def test_flat_and_nested_images_are_the_same(processor):
     prompts, images = ["no image", "<image>a", "<image><image>b"], [picture(1), picture(2), picture(3)]
     flat = processor(text=prompts, images=images, return_tensors="pt")

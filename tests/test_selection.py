@@ -237,8 +237,8 @@ def test_keys_and_inputs_are_those_of_the_last_kept_layer():
     seen = {}
     last = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]
     handles = [
-        last.register_forward_pre_hook(lambda module, args: seen.setdefault("inputs", args[0])),
-        last.self_attn.k_proj.register_forward_hook(lambda module, args, output: seen.setdefault("keys", output)),
+        last.register_forward_pre_hook(lambda module, args: seen.update(inputs=args[0])),
+        last.self_attn.k_proj.register_forward_hook(lambda module, args, output: seen.update(keys=output)),
     ]
     with torch.no_grad():
         _, signals = tower(pixels, {"keys", "inputs"})

@@ -308,7 +308,9 @@ def test_ids_are_the_words_of_the_question(padding_side):
     assert ids[3].tolist() == [-1] * LENGTH
     expected = make_relevance_tokenizer()(QUESTIONS[1], padding="max_length", max_length=LENGTH)["input_ids"]
     assert ids[4].tolist() == expected
-    assert sorted(processor.model_input_names) == sorted({*inputs, "mosaic_windows", "selection_budget"} & {*processor.model_input_names})
+    assert sorted(processor.model_input_names) == sorted(
+        {*inputs, "mosaic_windows", "selection_budget"} & {*processor.model_input_names}
+    )
     assert "relevance_input_ids" in processor.model_input_names
 
 

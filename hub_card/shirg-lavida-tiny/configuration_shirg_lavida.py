@@ -6,6 +6,7 @@ runs.
 """
 
 import math
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Literal
 
@@ -34,6 +35,9 @@ _TRANSFORMERS_KEYS = {
 }
 
 _DEFAULT_SYSTEM = preset_fields("shirg", "full")
+
+# Methods that read the attention signal, always or where there is no question.
+NEED_ATTENTION = ("shirg", "fixed", "mixed", "adaptive", "visionzip", "vispruner", "holov")
 
 UNCONVERTED = (
     "This is an original LaViDa checkpoint (model_type 'llava_llada'). Convert it once with `shirg convert SRC OUT`, "
@@ -69,6 +73,9 @@ _MODEL_TYPES = {
     "relevance_text_config": "siglip_text_model",
 }
 
+# The fields of `lavida_views`, facts of a checkpoint that preset `lavida` takes from it.
+_LAVIDA_VIEWS = ("view_policy", "image_grid_pinpoints", "pooled_grid_size")
+
 # The one remedy for everything that `text_relevance="siglip"` can lack.
 _GRAFT_TEXT_TOWER = (
     "Convert the checkpoint with `--vision_base google/siglip-so400m-patch14-384 --text_tower`, or use 'lm' or 'none'."
@@ -86,11 +93,13 @@ class ShirgLavidaConfig(PreTrainedConfig):
         relevance_text_config (`dict` or `SiglipTextConfig`, *optional*): SigLIP's own text tower, for
             `text_relevance="siglip"`; `None` without one.
         prune_method (`str`, defaults to `"shirg"`): name of the preset that these fields came from, for reports.
-        view_policy (`"foveal"`, `"anyres"`, `"pad"` or `"square"`, defaults to `"foveal"`): `foveal` looks at the
-            whole image squashed to the base size and at one square fovea; `anyres` at the whole image and at tiles of
-            a padded canvas, as LaViDa does; `pad` and `square` at one view, the image padded to a square in grey or
-            squashed, as LaViDa's low-resolution checkpoint does.
-        fovea_size (`int`, *optional*, defaults to 448): side of the fovea in pixels; `None` without a fovea.
+        view_policy (`"foveal"`, `"whole"`, `"anyres"`, `"pad"` or `"square"`, defaults to `"foveal"`): `foveal` looks
+            at the whole image squashed to the base size and at one square fovea; `whole` at the whole image squashed
+            to `fovea_size`; `anyres` at the whole image and at tiles of a padded canvas, as LaViDa does; `pad` and
+            `square` at one view, the image padded to a square in grey or squashed, as LaViDa's low-resolution
+            checkpoint does.
+        fovea_size (`int`, *optional*, defaults to 448): side in pixels of the fovea, or of the view of `whole`; `None`
+            without either.
         fovea_placement (`"center"`, `"salient"` or `"box"`, defaults to `"center"`): where the fovea sits.
         image_grid_pinpoints (`list[list[int]]`, *optional*): canvases (width, height) that `anyres` may choose from.
         patch_merge_type (`"flat"` or `"spatial_unpad"`, defaults to `"flat"`): how the tokens of several views are
@@ -98,14 +107,23 @@ class ShirgLavidaConfig(PreTrainedConfig):
             tiles without its padding, a newline token after each row. A single view ends in one newline token.
         pooled_grid_size (`int`, *optional*, defaults to 16): side of the grid that the tokens of a base-size view are
             pooled to after the projector; `None` keeps the view's own grid.
-        selection_method (`"none"`, `"shirg"`, `"random"`, `"uniform"` or `"pool"`, defaults to `"shirg"`): how the
-            fovea's tokens are reduced to `selection_budget`.
-        selection_budget (`int`, *optional*, defaults to 724): number of foveal tokens that are kept.
+        scaffold (`bool`, defaults to `True`): whether the pooled tokens of the whole image come before the selected
+            ones. There is none where tokens are selected from tiles.
+        selection_method (`str`, defaults to `"shirg"`): how the tokens of the fovea (`foveal`), of the view (`whole`)
+            or of all views (`anyres`) are reduced to `selection_budget`: `"none"`, `"pool"` or a name in
+            selection_methods_shirg.py.
+        selection_budget (`int`, *optional*, defaults to 724): number of selected tokens of one image; several views
+            share it evenly.
         attention_weight, text_weight, diversity_weight (`float`, default 0.5, 0.3, 0.1): weights of the score
             `attention_weight * a + text_weight * s - diversity_weight * d`. Without a question the text weight moves
             to `a`.
         selection_temperature (`float`, defaults to 0.15): temperature of the reported probability map
-            `softmax(score / T)`. It changes no top-K.
+            `softmax(score / T)`. It changes no top-K; `adaptive` measures its mass.
+        selection_mass (`float`, defaults to 0.8): share of that mass that `adaptive` keeps.
+        coverage, merging, summaries (`bool`, defaults to `True`): steps of `fixed` and `mixed` that an ablation leaves
+            out: a token of every block or region, merging of neighbours, summary tokens.
+        coordinate_embedding (`bool`, defaults to `False`): whether a trained embedding of each selected token's box is
+            added before the projector.
         selection_seed (`int`, defaults to 0): seed of the `random` control.
         attention_source (`"map"`, `"received"` or `"norm"`, defaults to `"map"`): `a` is the attention of SigLIP's
             pooling probe; or the mean attention a token receives in the last kept layer; or the feature norm. The last
@@ -120,6 +138,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
             generation with the prefix cache.
         loss_weighting (`"none"` or `"inverse_t"`, defaults to `"none"`): plain mean over the masked tokens, as
             LaViDa's code; or LLaDA's 1/t (2502.09992, eq. 5).
+        lavida_views (`dict`, *optional*): the view fields that a LaViDa checkpoint was trained with: `view_policy`,
+            `image_grid_pinpoints` and `pooled_grid_size`. Preset `lavida` restores them; without, it has LaViDa's own.
         image_token_id, mask_token_id, infill_token_id, bos_token_id, eos_token_id, pad_token_id (`int`): LLaDA's ids,
             and the id of `<image>`. Infill tokens are never predicted.
 
@@ -149,24 +169,47 @@ class ShirgLavidaConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     relevance_text_config: dict | PreTrainedConfig | None = None
     prune_method: str = "shirg"
-    view_policy: Literal["foveal", "anyres", "pad", "square"] = "foveal"
+    view_policy: Literal["foveal", "whole", "anyres", "pad", "square"] = "foveal"
     fovea_size: int | None = _DEFAULT_SYSTEM["fovea_size"]
     fovea_placement: Literal["center", "salient", "box"] = "center"
     image_grid_pinpoints: list[list[int]] | None = None
     patch_merge_type: Literal["flat", "spatial_unpad"] = "flat"
     pooled_grid_size: int | None = _DEFAULT_SYSTEM["pooled_grid_size"]
-    selection_method: Literal["none", "shirg", "random", "uniform", "pool"] = "shirg"
+    scaffold: bool = True
+    selection_method: Literal[
+        "none",
+        "pool",
+        "shirg",
+        "random",
+        "uniform",
+        "fixed",
+        "mixed",
+        "adaptive",
+        "saint",
+        "topv",
+        "visionzip",
+        "vispruner",
+        "divprune",
+        "cdpruner",
+        "holov",
+    ] = "shirg"
     selection_budget: int | None = _DEFAULT_SYSTEM["selection_budget"]
     attention_weight: int | float = _DEFAULT_SYSTEM["attention_weight"]
     text_weight: int | float = _DEFAULT_SYSTEM["text_weight"]
     diversity_weight: int | float = _DEFAULT_SYSTEM["diversity_weight"]
     selection_temperature: int | float = 0.15
+    selection_mass: int | float = 0.8
     selection_seed: int = 0
+    coverage: bool = True
+    merging: bool = True
+    summaries: bool = True
+    coordinate_embedding: bool = False
     attention_source: Literal["map", "received", "norm"] = "map"
     text_relevance: Literal["lm", "siglip", "none"] = "lm"
     vision_feature_layer: int = -2
     prefix_lm_loss: bool = False
     loss_weighting: Literal["none", "inverse_t"] = "none"
+    lavida_views: dict | None = None
     image_token_id: int = 126349
     mask_token_id: int = 126336
     infill_token_id: int | None = 126085
@@ -205,7 +248,9 @@ class ShirgLavidaConfig(PreTrainedConfig):
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__annotations__}
         if "prune_method" in overrides:
             vision = _with_defaults(overrides.get("vision_config", config_dict.get("vision_config")), _VISION_DEFAULTS)
-            overrides = {**preset_fields(overrides["prune_method"], geometry_of(vision["image_size"])), **overrides}
+            views = overrides.get("lavida_views", config_dict.get("lavida_views"))
+            fields = _system_fields(overrides["prune_method"], geometry_of(vision["image_size"]), views)
+            overrides = {**fields, **overrides}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     @classmethod
@@ -222,7 +267,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
         vision = vision.to_dict() if isinstance(vision, PreTrainedConfig) else dict(vision)
         if geometry is None:
             geometry = geometry_of(vision.get("image_size", _VISION_DEFAULTS["image_size"]))
-        fields = preset_fields(name, geometry)
+        fields = _system_fields(name, geometry, overrides.get("lavida_views"))
         image_size = GEOMETRIES[geometry]["image_size"]
         if vision.setdefault("image_size", image_size) != image_size:
             raise ValueError(
@@ -256,8 +301,25 @@ class ShirgLavidaConfig(PreTrainedConfig):
         return self.view_policy == "anyres" and self.patch_merge_type == "spatial_unpad"
 
     @property
+    def selects(self) -> bool:
+        """Whether tokens are chosen from: the fovea's, the whole view's or the tiles'."""
+        return self.selection_budget is not None
+
+    @property
+    def num_selected_views(self) -> int:
+        """Number of views per image that share `selection_budget`."""
+        return self.num_base_views if self.view_policy == "anyres" else 1
+
+    @property
+    def selected_grid(self) -> int:
+        """Side of the patch grid of a view that tokens are chosen from."""
+        return self.base_grid if self.view_policy == "anyres" else self.fovea_grid
+
+    @property
     def num_base_views(self) -> int | None:
-        """Number of base-size views per image: 1, or 1 + tiles with `anyres`; `None` if it depends on the image."""
+        """Number of views per image in `pixel_values`: 1, or 1 + tiles with `anyres`; `None` if it depends on the
+        image.
+        """
         if self.view_policy != "anyres":
             return 1
         if len(self.image_grid_pinpoints) > 1:
@@ -277,8 +339,10 @@ class ShirgLavidaConfig(PreTrainedConfig):
         """
         if self.has_mosaic:
             return None
+        if self.selects:
+            return (self.view_grid**2 if self.scaffold else 0) + self.selection_budget
         newlines = 1 if self.patch_merge_type == "spatial_unpad" else 0
-        return self.num_base_views * self.view_grid**2 + newlines + (self.selection_budget or 0)
+        return self.num_base_views * self.view_grid**2 + newlines
 
     def count_image_tokens(self, width: int, height: int) -> int:
         """Number of image tokens of an image of `width` x `height` pixels."""
@@ -294,6 +358,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
             raise ValueError(f"Unknown prune_method {self.prune_method!r}. Known: {', '.join(sorted(PRESETS))}.")
         self._validate_models()
         self._validate_token_ids()
+        _check_lavida_views(self.lavida_views)
         self._validate_views()
         self._validate_selection()
         self._validate_vision_features()
@@ -351,69 +416,88 @@ class ShirgLavidaConfig(PreTrainedConfig):
         base, patch = self.vision_config.image_size, self.vision_config.patch_size
         if base < patch:
             raise ValueError(f"vision_config.image_size={base} is smaller than vision_config.patch_size={patch}.")
-        if self.pooled_grid_size is not None and not 1 <= self.pooled_grid_size <= self.base_grid:
+        widest = self.fovea_grid if self.view_policy == "whole" and self.fovea_size else self.base_grid
+        if self.pooled_grid_size is not None and not 1 <= self.pooled_grid_size <= widest:
             raise ValueError(
-                f"pooled_grid_size={self.pooled_grid_size} must be between 1 and the {self.base_grid} patches per "
-                f"side of a {base} pixel view."
+                f"pooled_grid_size={self.pooled_grid_size} must be between 1 and the {widest} patches per side of the "
+                "view."
             )
-        if self.view_policy == "foveal":
-            if self.fovea_size is None or self.fovea_size < patch:
-                raise ValueError(
-                    f"view_policy='foveal' needs fovea_size >= the patch size {patch}, "
-                    f"got fovea_size={self.fovea_size}."
-                )
-            if self.image_grid_pinpoints is not None:
-                raise ValueError(
-                    f"view_policy='foveal' has no tiles, got image_grid_pinpoints={self.image_grid_pinpoints}."
-                )
-            if self.patch_merge_type != "flat":
-                raise ValueError(f"view_policy='foveal' needs patch_merge_type='flat', got {self.patch_merge_type!r}.")
-            return
-        if self.fovea_size is not None:
+        has_fovea = self.view_policy in ("foveal", "whole")
+        if has_fovea and (self.fovea_size is None or self.fovea_size < patch):
+            raise ValueError(
+                f"view_policy={self.view_policy!r} needs fovea_size >= the patch size {patch}, "
+                f"got fovea_size={self.fovea_size}."
+            )
+        if not has_fovea and self.fovea_size is not None:
             raise ValueError(f"view_policy={self.view_policy!r} has no fovea, got fovea_size={self.fovea_size}.")
-        if self.view_policy != "anyres":
-            if self.image_grid_pinpoints is not None:
-                raise ValueError(
-                    f"view_policy={self.view_policy!r} has no tiles, got "
-                    f"image_grid_pinpoints={self.image_grid_pinpoints}."
-                )
-            return
-        check_pinpoints(self.image_grid_pinpoints, base)
-        if self.patch_merge_type == "flat" and len(self.image_grid_pinpoints) != 1:
+        if self.view_policy != "anyres" and self.image_grid_pinpoints is not None:
             raise ValueError(
-                "patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, got "
-                f"{self.image_grid_pinpoints}."
+                f"view_policy={self.view_policy!r} has no tiles, got image_grid_pinpoints={self.image_grid_pinpoints}."
             )
+        if has_fovea and self.patch_merge_type != "flat":
+            raise ValueError(
+                f"view_policy={self.view_policy!r} needs patch_merge_type='flat', got {self.patch_merge_type!r}."
+            )
+        if self.view_policy == "whole" and self.scaffold != (self.pooled_grid_size is not None):
+            raise ValueError(
+                f"view_policy='whole' has a scaffold of pooled_grid_size, got scaffold={self.scaffold} with "
+                f"pooled_grid_size={self.pooled_grid_size}: give both or neither."
+            )
+        if self.view_policy == "anyres":
+            check_pinpoints(self.image_grid_pinpoints, base)
+            if self.patch_merge_type == "flat" and len(self.image_grid_pinpoints) != 1:
+                raise ValueError(
+                    "patch_merge_type='flat' needs exactly one (width, height) in image_grid_pinpoints, got "
+                    f"{self.image_grid_pinpoints}."
+                )
 
     def _validate_selection(self):
-        if self.view_policy != "foveal":
-            if self.selection_method != "none" or self.selection_budget is not None:
-                raise ValueError(
-                    f"view_policy={self.view_policy!r} keeps every token: it needs selection_method='none' and "
-                    f"selection_budget=None, got {self.selection_method!r} and {self.selection_budget}."
-                )
-            return
-        available = self.fovea_grid**2
-        if self.selection_method == "none" and self.selection_budget != available:
-            raise ValueError(
-                f"selection_method='none' keeps all {available} foveal tokens, "
-                f"got selection_budget={self.selection_budget}."
-            )
-        if self.selection_budget is None or not 1 <= self.selection_budget <= available:
-            raise ValueError(
-                f"selection_budget={self.selection_budget} must be between 1 and the {available} tokens of a "
-                f"{self.fovea_size} pixel fovea."
-            )
-        if self.selection_method == "pool" and math.isqrt(self.selection_budget) ** 2 != self.selection_budget:
-            raise ValueError(
-                f"selection_method='pool' needs a square selection_budget, got {self.selection_budget}; "
-                f"the nearest below is {math.isqrt(self.selection_budget) ** 2}."
-            )
         for name in ("attention_weight", "text_weight", "diversity_weight"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number.")
         if not self.selection_temperature > 0:
             raise ValueError(f"selection_temperature must be > 0, got {self.selection_temperature}.")
+        if not 0 < self.selection_mass <= 1:
+            raise ValueError(f"selection_mass must be above 0 and at most 1, got {self.selection_mass}.")
+        if self.view_policy in ("pad", "square") or (self.view_policy == "anyres" and self.selection_method == "none"):
+            if self.selection_method != "none" or self.selection_budget is not None:
+                raise ValueError(
+                    f"view_policy={self.view_policy!r} keeps every token here: it needs selection_method='none' and "
+                    f"selection_budget=None, got {self.selection_method!r} and {self.selection_budget}."
+                )
+            return
+        if self.view_policy == "anyres":
+            self._validate_tiles_selected()
+        available = self.selected_grid**2
+        if self.selection_method == "none" and self.selection_budget != available:
+            raise ValueError(
+                f"selection_method='none' keeps all {available} tokens, got selection_budget={self.selection_budget}."
+            )
+        budget = self.selection_budget
+        self.check_budget(budget)
+        if self.selection_method == "pool" and math.isqrt(budget) ** 2 != budget:
+            raise ValueError(
+                f"selection_method='pool' needs a square selection_budget, got {budget}; "
+                f"the nearest below is {math.isqrt(budget) ** 2}."
+            )
+
+    def check_budget(self, budget: int | None) -> None:
+        """Raises a `ValueError` unless `budget` tokens of one image can be selected."""
+        views, available = self.num_selected_views, self.selected_grid**2
+        if budget is None or not 1 <= budget <= views * available or budget % views:
+            share = "" if views == 1 else f" and a multiple of {views}, which the views share"
+            raise ValueError(
+                f"selection_budget={budget} must be between 1 and the {views * available} tokens of {views} "
+                f"view{'s' if views > 1 else ''} of {self.selected_grid}x{self.selected_grid} patches{share}."
+            )
+
+    def _validate_tiles_selected(self):
+        if self.has_mosaic or self.pooled_grid_size is not None or self.scaffold or self.selection_method == "pool":
+            raise ValueError(
+                "Selecting from tiles needs patch_merge_type='flat', pooled_grid_size=None, scaffold=False and a "
+                f"method that keeps tokens, got {self.patch_merge_type!r}, {self.pooled_grid_size}, {self.scaffold} "
+                f"and {self.selection_method!r}."
+            )
 
     def _validate_vision_features(self):
         layers = self.vision_config.num_hidden_layers
@@ -422,7 +506,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 f"vision_feature_layer={self.vision_feature_layer} must be between -{layers} and -1: the vision tower "
                 f"has {layers} layers."
             )
-        if self.selection_method != "shirg" or self.attention_source != "map":
+        if self.selection_method not in NEED_ATTENTION or self.attention_source != "map":
             return
         if not self._has_map_head:
             raise ValueError(
@@ -438,3 +522,19 @@ def _with_defaults(config: dict | PreTrainedConfig | None, defaults: dict) -> di
     given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     merged = {**defaults, **given}
     return {**merged, "is_causal": False} if "is_causal" in defaults else merged
+
+
+def _system_fields(name: str, geometry: str, lavida_views: dict | None) -> dict:
+    """`preset_fields`, but `lavida` is what the checkpoint was trained with."""
+    fields = preset_fields(name, geometry)
+    if name != "lavida" or lavida_views is None:
+        return fields
+    _check_lavida_views(lavida_views)
+    return {**fields, **deepcopy(lavida_views)}
+
+
+def _check_lavida_views(views: dict | None) -> None:
+    if views is not None and (not isinstance(views, dict) or set(views) != set(_LAVIDA_VIEWS)):
+        raise ValueError(
+            f"lavida_views must be None or have exactly the fields {', '.join(_LAVIDA_VIEWS)}, got {views}."
+        )

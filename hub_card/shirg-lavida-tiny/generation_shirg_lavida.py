@@ -7,7 +7,7 @@ masked (LLaDA, arXiv:2502.09992). The order of business, and what each step may 
 `ShirgLavidaGenerationMixin.generate`; how many tokens a step fills and which, in denoising_shirg.py.
 
 Shape suffixes: B batch, P prompt length, R response length, L block length, D hidden size, V vocabulary, S = P + R,
-K cached keys, N denoising steps of a block.
+N denoising steps of a block.
 """
 
 import inspect
@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from .denoising_shirg import CONFIDENCES, MaskedDiffusionSampler, RowNoise, select_positions, transfer_table
 from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig
+from .prefix_cache_shirg import PREFIX_DTYPES, encode_compressed, prefix_bytes, run_layers
 
 logger = logging.get_logger(__name__)
 
@@ -46,6 +47,10 @@ class ShirgGenerationOutput(ModelOutput):
         history (`torch.LongTensor` of shape `(forwards, B, R)`, *optional*): the response after each forward.
         kept_indices, scores (*optional*): of the image tokens, as the model's selection reports them, with
             `output_selection=True`.
+        prefix_bytes (`list[int]`, *optional*): bytes of the prompt's keys and values in each layer; with
+            `use_cache=True`.
+        prefix_lengths (`torch.LongTensor` of shape `(layers, B)`, *optional*): how many positions of its prompt each
+            row keeps in each layer, padding not counted; with `use_cache=True`.
     """
 
     sequences: torch.LongTensor | None = None
@@ -54,6 +59,8 @@ class ShirgGenerationOutput(ModelOutput):
     history: torch.LongTensor | None = None
     kept_indices: Any = None
     scores: Any = None
+    prefix_bytes: list[int] | None = None
+    prefix_lengths: torch.LongTensor | None = None
 
 
 @dataclass
@@ -64,6 +71,17 @@ class _Prompt:
     mask_BP: torch.Tensor | None
     positions_BP: torch.Tensor
     response_positions_BR: torch.Tensor
+
+
+@dataclass
+class _Prefix:
+    """The encoded prompt. `mask_BP` is that of a stock cache; a `PrefixCache` has a mask for each layer, made for the
+    response, and its layers are run one by one."""
+
+    cache: Cache
+    mask_BP: torch.Tensor | None
+    layer_masks: list[torch.Tensor | None] | None
+    lengths_LB: torch.Tensor
 
 
 class ShirgLavidaGenerationMixin:
@@ -99,7 +117,8 @@ class ShirgLavidaGenerationMixin:
         """Fills a response of `max_new_tokens` masks after the prompt.
 
         0. Prepare: the configuration, the prompt's embeddings and positions, the response (masks, or the draft).
-        1. Encode the prompt alone into the prefix cache; no logits are computed for it.
+        1. Encode the prompt alone into the prefix cache; no logits are computed for it. Evict and store it as
+           `prefix_kv` and `prefix_dtype` say.
         2. For each block, from left to right, until its steps are spent or nothing in it is masked:
             a. Run the response on the prefix (or, without the cache, prompt and response together) and compute logits
                for the block alone.
@@ -139,6 +158,7 @@ class ShirgLavidaGenerationMixin:
         overrides = {k: v for k, v in kwargs.items() if k in GENERATION_DEFAULTS}
         config = self._resolve_generation_config(generation_config, draft_ids, overrides)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, vision_kwargs)
+        attention_mask = visible_attention(attention_mask, image_outputs)
         prompt = _prepare_prompt(embeds_BPD, attention_mask, position_ids, config.max_new_tokens)
         batch_size, device = embeds_BPD.shape[0], embeds_BPD.device
         self._warn_of_length(int(prompt.response_positions_BR.max()) + 1)
@@ -148,7 +168,7 @@ class ShirgLavidaGenerationMixin:
         _start_stream(streamer, input_ids, batch_size)
 
         # 1. Encode the prompt
-        prefix = self._encode_prefix(prompt) if config.use_cache else None
+        prefix = self._encode_prefix(prompt, config) if config.use_cache else None
 
         # 2. Fill the response, block by block
         history = []
@@ -185,6 +205,8 @@ class ShirgLavidaGenerationMixin:
             history=_stack_history(history, response_BR) if config.output_history else None,
             kept_indices=image_outputs.kept_indices if report_images else None,
             scores=image_outputs.scores if report_images else None,
+            prefix_bytes=None if prefix is None else prefix_bytes(prefix.cache),
+            prefix_lengths=None if prefix is None else prefix.lengths_LB,
         )
 
     def _resolve_generation_config(
@@ -286,11 +308,22 @@ class ShirgLavidaGenerationMixin:
             )
         return draft_ids.to(device=device, dtype=torch.int64).expand(shape).clone()
 
-    def _encode_prefix(self, prompt: _Prompt) -> tuple[Cache, torch.Tensor | None]:
-        """The prefix cache, and the mask `(B, K)` of its keys (`None`: all are seen). A cache that drops keys
-        overrides this method; keys are stored rotated, so nothing else depends on their number."""
-        cache = DynamicCache(config=self.model.language_model.config)
-        self.model.language_model(
+    def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> _Prefix:
+        """The prefix cache: a stock one that holds the prompt as it is, or a `PrefixCache`."""
+        language_model = self.model.language_model
+        if config.evicted_ratio is not None or config.prefix_dtype is not None:
+            cache, lengths_LB = encode_compressed(
+                language_model,
+                prompt.embeds_BPD,
+                prompt.mask_BP,
+                prompt.positions_BP,
+                config.evicted_ratio,
+                None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype],
+            )
+            response_like_BRD = prompt.embeds_BPD[:, :1].expand(-1, config.max_new_tokens, -1)
+            return _Prefix(cache, None, cache.attention_masks(language_model, response_like_BRD), lengths_LB)
+        cache = DynamicCache(config=language_model.config)
+        language_model(
             inputs_embeds=prompt.embeds_BPD,
             attention_mask=prompt.mask_BP,
             position_ids=prompt.positions_BP,
@@ -298,12 +331,14 @@ class ShirgLavidaGenerationMixin:
             use_cache=True,
             is_causal=False,
         )
-        return cache, prompt.mask_BP
+        batch_size, length = prompt.embeds_BPD.shape[:2]
+        lengths_B = torch.full((batch_size,), length) if prompt.mask_BP is None else prompt.mask_BP.sum(-1).cpu()
+        return _Prefix(cache, prompt.mask_BP, None, lengths_B.repeat(len(cache.layers), 1))
 
     def _denoise(
         self,
         prompt: _Prompt,
-        prefix: tuple[Cache, torch.Tensor | None] | None,
+        prefix: _Prefix | None,
         response_BR: torch.Tensor,
         block: slice,
     ) -> torch.Tensor:
@@ -319,16 +354,19 @@ class ShirgLavidaGenerationMixin:
                 is_causal=False,
             ).last_hidden_state
             return self.lm_head(hidden_BSD[:, -length:][:, block])
-        cache, mask_BK = prefix
+        if prefix.layer_masks is not None:
+            positions_BR, masks = prompt.response_positions_BR, prefix.layer_masks
+            hidden_BRD = run_layers(self.model.language_model, embeds_BRD, positions_BR, masks, prefix.cache)
+            return self.lm_head(hidden_BRD[:, block])
         hidden_BRD = self.model.language_model(
             inputs_embeds=embeds_BRD,
-            attention_mask=_append_ones(mask_BK, length),
+            attention_mask=_append_ones(prefix.mask_BP, length),
             position_ids=prompt.response_positions_BR,
-            past_key_values=cache,
+            past_key_values=prefix.cache,
             use_cache=True,
             is_causal=False,
         ).last_hidden_state
-        cache.crop(-length)
+        prefix.cache.crop(-length)
         return self.lm_head(hidden_BRD[:, block])
 
     def adjust_generation_fn(
@@ -368,6 +406,20 @@ class ShirgLavidaGenerationMixin:
             )
         except OSError:
             logger.info("No generation_config.json found: using the default generation config.")
+
+
+def visible_attention(attention_mask: torch.Tensor | None, image_outputs: Any) -> torch.Tensor | None:
+    """The prompt's attention mask without the image tokens that stand for nothing (`visible_mask` of the outputs)."""
+    if image_outputs is None or image_outputs.visible_mask is None:
+        return attention_mask
+    if attention_mask is None:
+        return image_outputs.visible_mask.long()
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            "The selection leaves image tokens unused, which a 2D attention_mask can hide and one of shape "
+            f"{tuple(attention_mask.shape)} cannot."
+        )
+    return attention_mask * image_outputs.visible_mask.to(attention_mask)
 
 
 def _draft_length(draft_ids: torch.Tensor, max_new_tokens: int | None) -> int:
@@ -425,8 +477,8 @@ def _start_stream(streamer: BaseStreamer | None, input_ids: torch.Tensor | None,
     streamer.put(torch.empty(batch_size, 0, dtype=torch.int64) if input_ids is None else input_ids.cpu())
 
 
-def _append_ones(mask_BK: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    return None if mask_BK is None else torch.nn.functional.pad(mask_BK, (0, length), value=True)
+def _append_ones(mask_BP: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    return None if mask_BP is None else torch.nn.functional.pad(mask_BP, (0, length), value=True)
 
 
 def _stack_history(history: list[torch.Tensor], response_BR: torch.Tensor) -> torch.LongTensor:

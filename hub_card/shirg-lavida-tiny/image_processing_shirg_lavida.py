@@ -37,23 +37,26 @@ class ShirgLavidaImagesKwargs(ImagesKwargs, total=False):
 
     Attributes:
         patch_size: side of a patch in pixels of a view.
-        view_policy: `foveal` (the whole image and one fovea), `anyres` (the whole image and the tiles of a padded
+        view_policy: `foveal` (the whole image and one fovea), `whole` (the whole image at `fovea_size`), `anyres` (the whole image and the tiles of a padded
             canvas), `pad` (the whole image, padded to a square in grey) or `square` (the whole image, squashed).
         fovea_size: side of the fovea in pixels; ignored without a fovea.
         fovea_placement: `center`, `salient` (most edge energy) or `box` (around `fovea_boxes`).
         image_grid_pinpoints: canvases (width, height) that `anyres` may choose from.
         mosaic_grid_size: side of a tile's token grid, if the tiles are joined to a mosaic without padding
             (`patch_merge_type="spatial_unpad"`); adds `mosaic_windows`.
+        selection_budget: number of tokens that the model selects of each image, the config's; another one at call
+            time adds `selection_budget` for the model.
         fovea_boxes: at call time only, one (left, top, right, bottom) per image in pixels of the upright original, or
             `None` for an image whose fovea is placed at the centre or by salience.
     """
 
     patch_size: int | None
-    view_policy: Literal["foveal", "anyres", "pad", "square"] | None
+    view_policy: Literal["foveal", "whole", "anyres", "pad", "square"] | None
     fovea_size: int | None
     fovea_placement: Literal["center", "salient", "box"] | None
     image_grid_pinpoints: list | tuple | None
     mosaic_grid_size: int | None
+    selection_budget: int | None
     fovea_boxes: list | tuple | None
 
 
@@ -70,13 +73,14 @@ class ShirgLavidaImageProcessor(PilBackend):
 
     Returns a `BatchFeature` with
 
-    - `pixel_values`: float32 (views of all images, 3, S, S), the base views: one per image; with `anyres` the whole
-      image, then its tiles row-major;
+    - `pixel_values`: float32 (views of all images, 3, S, S): one per image, S = F with `whole`; with `anyres` the
+      whole image, then its tiles row-major;
     - `fovea_pixel_values`: float32 (images, 3, F, F), only with `foveal`;
     - `patch_boxes`: float32 (images, N, 4), (x, y, width, height) of every patch as fractions of the upright original,
       in the order of the views, base views first, raster order within a view;
     - `view_boxes`: float32 (images, V, 4), (left, top, right, bottom) of every view in pixels of the upright original;
     - `image_sizes`: int64 (images, 2), (height, width) of the upright original;
+    - `selection_budget`: int64 (images,), only if the call asked for another number of selected tokens;
     - `mosaic_windows`: int64 (images, 6), only with `mosaic_grid_size`: the tile rows and columns of the image's
       canvas, then top, bottom, left and right of the part of the mosaic that shows the image, in tokens.
 
@@ -96,6 +100,7 @@ class ShirgLavidaImageProcessor(PilBackend):
         "image_sizes",
         "view_boxes",
         "mosaic_windows",
+        "selection_budget",
     ]
 
     size = {"height": GEOMETRIES["full"]["image_size"], "width": GEOMETRIES["full"]["image_size"]}
@@ -105,6 +110,7 @@ class ShirgLavidaImageProcessor(PilBackend):
     fovea_placement = "center"
     image_grid_pinpoints = None
     mosaic_grid_size = None
+    selection_budget = None
     fovea_boxes = None
     do_convert_rgb = True
     do_resize = True
@@ -119,7 +125,7 @@ class ShirgLavidaImageProcessor(PilBackend):
         super().__init__(**kwargs)
         if self.fovea_boxes is not None:
             raise ValueError("fovea_boxes belong to a call: image_processor(images, fovea_boxes=[...]).")
-        if self.view_policy != "foveal":
+        if self.view_policy not in ("foveal", "whole"):
             self.fovea_size = None
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
@@ -135,6 +141,7 @@ class ShirgLavidaImageProcessor(PilBackend):
             "fovea_placement": config.fovea_placement,
             "image_grid_pinpoints": config.image_grid_pinpoints,
             "mosaic_grid_size": config.view_grid if config.has_mosaic else None,
+            "selection_budget": config.selection_budget,
         }
         return cls(**{**fields, **overrides})
 
@@ -174,6 +181,7 @@ class ShirgLavidaImageProcessor(PilBackend):
         fovea_boxes: Sequence | None,
         image_grid_pinpoints: Sequence | None,
         mosaic_grid_size: int | None,
+        selection_budget: int | None,
         resample: PILImageResampling,
         return_tensors: str | TensorType | None,
         **pixel_kwargs,
@@ -186,8 +194,9 @@ class ShirgLavidaImageProcessor(PilBackend):
             # The mean colour, which is 0 after normalisation; rounded down, as in the original.
             grey = tuple(np.broadcast_to(255 * np.asarray(pixel_kwargs["image_mean"]), 3).astype(int).tolist())
             views = [_padded_view(image, size.height, grey, resample) for image in images]
-        elif view_policy == "square":
-            views = [_squashed_view(image, size.height, resample) for image in images]
+        elif view_policy in ("square", "whole"):
+            side = size.height if view_policy == "square" else fovea_size
+            views = [_squashed_view(image, side, resample) for image in images]
         else:
             boxes = _fovea_boxes(images, fovea_size, fovea_placement, fovea_boxes)
             views = [
@@ -202,6 +211,8 @@ class ShirgLavidaImageProcessor(PilBackend):
         )
         data["view_boxes"] = _stack([item.boxes_V4 for item in views])
         data["image_sizes"] = np.array([(image.height, image.width) for image in images], dtype=np.int64)
+        if selection_budget != self.selection_budget:
+            data["selection_budget"] = np.full(len(images), selection_budget, dtype=np.int64)
         if mosaic_grid_size is not None:
             data["mosaic_windows"] = np.array(
                 [_mosaic_window(image, size.height, image_grid_pinpoints, mosaic_grid_size) for image in images],
@@ -237,6 +248,12 @@ class ShirgLavidaImageProcessor(PilBackend):
             if bool(kwargs[name]) != needed:
                 raise ValueError(f"Views are RGB and have a fixed size: {name} must be {needed}, got {kwargs[name]}.")
         _validate_geometry(**{name: kwargs[name] for name in ("size", "patch_size", "view_policy", "fovea_size")})
+        budget = kwargs["selection_budget"]
+        if budget is not None and (self.selection_budget is None or budget < 1):
+            raise ValueError(
+                f"selection_budget={budget} must be at least 1, for a preset that selects tokens; this one "
+                f"{'selects none' if self.selection_budget is None else f'selects {self.selection_budget}'}."
+            )
         if kwargs["mosaic_grid_size"] is not None and kwargs["view_policy"] != "anyres":
             raise ValueError(
                 f"A mosaic needs view_policy='anyres', got {kwargs['view_policy']!r} with "
@@ -253,10 +270,10 @@ def _validate_geometry(size: SizeDict, patch_size: int, view_policy: str, fovea_
         raise ValueError(f"The base view is square: size needs equal height and width, got {dict(size)}.")
     if not 1 <= patch_size <= size.height:
         raise ValueError(f"patch_size={patch_size} must be between 1 and the base view's {size.height} pixels.")
-    if view_policy not in ("foveal", "anyres", "pad", "square"):
-        raise ValueError(f"view_policy must be foveal, anyres, pad or square, got {view_policy!r}.")
-    if view_policy == "foveal" and (fovea_size is None or fovea_size < patch_size):
-        raise ValueError(f"view_policy='foveal' needs fovea_size >= patch_size={patch_size}, got {fovea_size}.")
+    if view_policy not in ("foveal", "whole", "anyres", "pad", "square"):
+        raise ValueError(f"view_policy must be foveal, whole, anyres, pad or square, got {view_policy!r}.")
+    if view_policy in ("foveal", "whole") and (fovea_size is None or fovea_size < patch_size):
+        raise ValueError(f"view_policy={view_policy!r} needs fovea_size >= patch_size={patch_size}, got {fovea_size}.")
 
 
 def _map_nested(function: Callable, images: Any) -> Any:
@@ -350,9 +367,10 @@ def _requested_box(image: Image.Image, index: int, fovea_size: int, request: Seq
 def _resized(image: Image.Image, size: tuple[int, int], resample: PILImageResampling) -> Image.Image:
     """The image at `size` (width, height), the same bits with every Pillow.
 
-    Resampling goes one direction at a time with 8 bits in between, so the order shows: Pillow 13, which made the
-    reference outputs, takes the height first where it loses more than twice the pixels that the width does; older
-    ones always take the width first.
+    Resampling goes one direction at a time with 8 bits in between, so the order shows. Pillow 13, which made the
+    reference outputs, takes the height first where it loses more than twice the pixels that the width does (pull
+    request 9549); 12.2 and 12.3 where it shrinks and the image is more than 100 times as high as wide; older ones
+    never.
     """
     width, height = size
     if image.height > height and image.height - height > 2 * (image.width - width):

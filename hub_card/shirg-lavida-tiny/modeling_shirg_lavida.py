@@ -16,16 +16,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel, SiglipTextModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_shirg_lavida import ShirgLavidaConfig
-from .generation_shirg_lavida import ShirgLavidaGenerationMixin
-from .objective_shirg import complementary_masks, diffusion_loss, prefix_lm_mask
-from .selection_shirg import pool_square, random_indices, shirg_scores, text_relevance, top_k, uniform_indices
+from .foveal_variants_shirg import CoordinateEmbedding, ZeroLinear, mixed_values, patch_edges
+from .generation_shirg_lavida import ShirgLavidaGenerationMixin, visible_attention
+from .objective_shirg import additive_mask, check_draws, complementary_masks, diffusion_loss, prefix_lm_mask
+from .selection_methods_shirg import METHODS, SelectionMethod
+from .selection_shirg import Selection, ViewTokens, pool_square, text_relevance
 from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower, full_precision
 
 logger = logging.get_logger(__name__)
@@ -49,12 +53,18 @@ class ShirgImageOutput(ModelOutput):
         scores (`torch.FloatTensor` of shape `(I, N)`, *optional*): the score of every foveal patch, float32; `None`
             for methods without a score.
         probabilities (`torch.FloatTensor` of shape `(I, N)`, *optional*): `softmax(scores / selection_temperature)`.
+        used_tokens (`torch.BoolTensor` of shape `(I, T)`, *optional*): which of the image tokens stand for something;
+            `None` where all do. Only `adaptive` keeps fewer than the budget.
+        visible_mask (`torch.BoolTensor` of shape `(B, L)`, *optional*): the same in the prompts: `False` at the
+            placeholders that stand for nothing, which attention must not see.
     """
 
     image_tokens: tuple[torch.FloatTensor, ...] | None = None
     kept_indices: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
     probabilities: torch.FloatTensor | None = None
+    used_tokens: torch.BoolTensor | None = None
+    visible_mask: torch.BoolTensor | None = None
 
 
 @dataclass
@@ -110,12 +120,15 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     # A preset without a fovea has no use for the table; one with another grid says so in `from_pretrained`.
-    _keys_to_ignore_on_load_unexpected = [r"foveal_position_embedding"]
+    _keys_to_ignore_on_load_unexpected = [r"foveal_position_embedding", r"coordinate_embedding"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, FovealPositionEmbedding):
             init.copy_(module.weight, module.interpolated_base())
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, ShirgLavidaModel):
             init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)
         else:
@@ -167,6 +180,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         super().__init__(config)
         self.vision_tower = ShirgVisionTower(config)
         self.multi_modal_projector = ShirgLavidaProjector(config)
+        self.coordinate_embedding = None
+        if config.coordinate_embedding:
+            self.coordinate_embedding = CoordinateEmbedding(config.vision_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         # Read by `text_relevance="siglip"` alone, kept by every preset.
         self.relevance_text_model = None
@@ -192,6 +208,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         question_mask: torch.Tensor | None = None,
         mosaic_windows: torch.Tensor | None = None,
         relevance_input_ids: torch.LongTensor | None = None,
+        patch_boxes: torch.Tensor | None = None,
+        selection_budget: torch.LongTensor | None = None,
     ) -> ShirgImageOutput:
         """Image tokens of every image.
 
@@ -205,38 +223,94 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 needed where a mosaic is cut to the image.
             relevance_input_ids: each image's question in SigLIP's own ids, padded to the text tower's length, (I, T);
                 a row of -1 is no question. Read by `text_relevance="siglip"` alone.
+            patch_boxes: boxes of all patches, (I, patches, 4), as the image processor reports; needed by the
+                coordinate embedding.
+            selection_budget: the number of selected tokens, the same for every image, (I,); by default the config's.
         """
         config = self.config
         windows = self._check_views(pixel_values, fovea_pixel_values, mosaic_windows)
-        base_tokens = self.multi_modal_projector(self.vision_tower(pixel_values)[0])
-        if config.pooled_grid_size is not None:
-            base_tokens = pool_square(base_tokens, config.pooled_grid_size)
+        if not config.selects:
+            return ShirgImageOutput(image_tokens=self._all_tokens(pixel_values, windows))
+        budget = self._budget(selection_budget)
+        scaffold_ITC = None
+        if config.view_policy == "foveal":
+            if config.scaffold:
+                scaffold_ITC = self._pooled(self.multi_modal_projector(self.vision_tower(pixel_values)[0]))
+            pixel_values = fovea_pixel_values
+        method = METHODS.get(config.selection_method)
+        needs = method.needs if method is not None else frozenset()
+        features_VND, signals = self.vision_tower(pixel_values, needs)
+        if "edges" in needs:
+            signals["edges"] = patch_edges(pixel_values, config.vision_config.patch_size)
+        projected_VNC = None
+        if method is None or ("relevance" in needs and config.text_relevance == "lm") or config.view_policy == "whole":
+            projected_VNC = self.multi_modal_projector(features_VND)
+        if config.view_policy == "whole" and config.scaffold:
+            scaffold_ITC = self._pooled(projected_VNC)
+        if method is None:
+            side = math.isqrt(budget) if config.selection_method == "pool" else config.selected_grid
+            selected_IKC, selections = pool_square(projected_VNC, side), None
+        else:
+            questions = (question_embeds, question_mask, relevance_input_ids)
+            selections = self._select(features_VND, signals, projected_VNC, method, budget, questions)
+            selected_VKC = self._selected_tokens(features_VND, projected_VNC, selections, patch_boxes)
+            share = budget // config.num_selected_views
+            padded_VKC = torch.stack([F.pad(each, (0, 0, 0, share - len(each))) for each in selected_VKC])
+            selected_IKC = padded_VKC.unflatten(0, (-1, config.num_selected_views)).flatten(1, 2)
+        parts = [selected_IKC] if scaffold_ITC is None else [scaffold_ITC, selected_IKC]
+        return self._image_output(torch.cat(parts, dim=1), selections, selected_IKC.shape[1])
+
+    def _all_tokens(self, pixel_values: torch.Tensor, windows: list[list[int]] | None) -> tuple[torch.Tensor, ...]:
+        """Image tokens where none is dropped: pooled if the config says so, then joined."""
+        config = self.config
+        tokens_VNC = self._pooled(self.multi_modal_projector(self.vision_tower(pixel_values)[0]))
         if config.has_mosaic:
-            return ShirgImageOutput(image_tokens=self._mosaics(base_tokens, windows))
-        tokens_ITC = base_tokens.reshape(-1, config.num_base_views * config.view_grid**2, base_tokens.shape[-1])
+            return self._mosaics(tokens_VNC, windows)
+        tokens_ITC = tokens_VNC.reshape(-1, config.num_base_views * config.view_grid**2, tokens_VNC.shape[-1])
         if config.patch_merge_type == "spatial_unpad":
             newline_I1C = self.image_newline.to(tokens_ITC).expand(len(tokens_ITC), 1, -1)
             tokens_ITC = torch.cat([tokens_ITC, newline_I1C], dim=1)
-        if config.view_policy != "foveal":
+        return tokens_ITC.unbind(0)
+
+    def _pooled(self, tokens_VNC: torch.Tensor) -> torch.Tensor:
+        grid = self.config.pooled_grid_size
+        return tokens_VNC if grid is None else pool_square(tokens_VNC, grid)
+
+    def _budget(self, selection_budget: torch.Tensor | None) -> int:
+        """The number of selected tokens of each image of this call."""
+        if selection_budget is None:
+            return self.config.selection_budget
+        budgets = set(selection_budget.flatten().tolist())
+        if len(budgets) != 1:
+            raise ValueError(f"All images of a batch need the same selection_budget, got {sorted(budgets)}.")
+        (budget,) = budgets
+        self.config.check_budget(budget)
+        return budget
+
+    def _image_output(
+        self, tokens_ITC: torch.Tensor, selections: list[Selection] | None, num_selected: int
+    ) -> ShirgImageOutput:
+        """What was selected, the views of each image side by side; a view with fewer tokens than its share (`adaptive`)
+        leaves the end of its image's tokens unused."""
+        if selections is None:
             return ShirgImageOutput(image_tokens=tokens_ITC.unbind(0))
-        scored = config.selection_method == "shirg"
-        features_IND, attention_IN = self.vision_tower(fovea_pixel_values, config.attention_source if scored else None)
-        projected_INC = self.multi_modal_projector(features_IND)
-        if config.selection_method == "pool":
-            pooled_IKC = pool_square(projected_INC, math.isqrt(config.selection_budget))
-            return ShirgImageOutput(image_tokens=torch.cat([tokens_ITC, pooled_IKC], dim=1).unbind(0))
+        views, num_patches = self.config.num_selected_views, self.config.selected_grid**2
+        share = num_selected // views
+        kept_VK = torch.stack([F.pad(each.indices, (0, share - len(each.indices)), value=-1) for each in selections])
+        offsets_V1 = num_patches * (torch.arange(len(kept_VK), device=kept_VK.device) % views)[:, None]
+        kept_IK = torch.where(kept_VK < 0, kept_VK, kept_VK + offsets_V1).reshape(-1, num_selected)
         scores_IN = None
-        if scored:
-            scores_IN = self._scores(
-                features_IND, attention_IN, projected_INC, question_embeds, question_mask, relevance_input_ids
-            )
-        kept_IK = self._kept_indices(scores_IN, len(projected_INC), projected_INC.device)
-        kept_IKC = projected_INC.gather(1, kept_IK[..., None].expand(-1, -1, projected_INC.shape[-1]))
+        if selections[0].scores is not None:
+            scores_IN = torch.stack([each.scores for each in selections]).reshape(-1, views * num_patches)
+        used_IT = None
+        if (kept_IK < 0).any():
+            used_IT = F.pad(kept_IK >= 0, (tokens_ITC.shape[1] - num_selected, 0), value=True)
         return ShirgImageOutput(
-            image_tokens=torch.cat([tokens_ITC, kept_IKC], dim=1).unbind(0),
+            image_tokens=tokens_ITC.unbind(0),
             kept_indices=kept_IK,
             scores=scores_IN,
-            probabilities=None if scores_IN is None else (scores_IN / config.selection_temperature).softmax(-1),
+            probabilities=None if scores_IN is None else (scores_IN / self.config.selection_temperature).softmax(-1),
+            used_tokens=used_IT,
         )
 
     def _mosaics(self, tokens_VNC: torch.Tensor, windows: list[list[int]]) -> tuple[torch.Tensor, ...]:
@@ -262,7 +336,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     ) -> list[list[int]] | None:
         """The views are those of whole images under this config's view policy; returns the mosaic windows as lists."""
         config = self.config
-        _check_pixels("pixel_values", pixel_values, config.vision_config.image_size)
+        size = config.fovea_size if config.view_policy == "whole" else config.vision_config.image_size
+        _check_pixels("pixel_values", pixel_values, size)
         if fovea_pixel_values is not None and config.fovea_size is not None:
             _check_pixels("fovea_pixel_values", fovea_pixel_values, config.fovea_size)
         if config.has_mosaic:
@@ -292,38 +367,66 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         return None
 
     @torch.no_grad()
-    def _scores(
+    def _select(
         self,
-        features_IND: torch.Tensor,
-        attention_IN: torch.Tensor,
-        projected_INC: torch.Tensor,
-        question_embeds: torch.Tensor | None,
-        question_mask: torch.Tensor | None,
-        relevance_input_ids: torch.LongTensor | None = None,
-    ) -> torch.Tensor:
-        """SHIRG's score of every foveal token, float32 (I, N)."""
+        features_VND: torch.Tensor,
+        signals: dict[str, torch.Tensor],
+        projected_VNC: torch.Tensor | None,
+        method: SelectionMethod,
+        budget: int,
+        questions: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+    ) -> list[Selection]:
+        """What each view keeps. `questions` are the last three arguments of `_relevance`, one row per image."""
+        views = self.config.num_selected_views
+        with full_precision(features_VND):
+            relevance_V = [None] * len(features_VND)
+            if "relevance" in method.needs:
+                repeated = [None if each is None else each.repeat_interleave(views, dim=0) for each in questions]
+                relevance_V = self._relevance(features_VND, projected_VNC, *repeated)
+            # One view at a time: what is kept must not depend on who shares the batch, not even by a rounding error.
+            return [
+                method.select(
+                    ViewTokens(
+                        features=features_ND,
+                        relevance=relevance_N,
+                        **{name: signal[view] for name, signal in signals.items()},
+                    ),
+                    budget // views,
+                    self.config,
+                )
+                for view, (features_ND, relevance_N) in enumerate(zip(features_VND, relevance_V, strict=True))
+            ]
+
+    def _selected_tokens(
+        self,
+        features_VND: torch.Tensor,
+        projected_VNC: torch.Tensor | None,
+        selections: list[Selection],
+        patch_boxes: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """The selected tokens of each view, projected, (K, C) each."""
         config = self.config
-        # One image at a time: what is kept must not depend on who shares the batch, not even by a rounding error.
-        with full_precision(features_IND):
-            relevance_IN = self._relevance(
-                features_IND, projected_INC, question_embeds, question_mask, relevance_input_ids
+        mixed = any(each.mixing is not None for each in selections)
+        if projected_VNC is not None and not mixed and not config.coordinate_embedding:
+            return [projected_NC[each.indices] for projected_NC, each in zip(projected_VNC, selections, strict=True)]
+        kept = [mixed_values(features_ND, each) for features_ND, each in zip(features_VND, selections, strict=True)]
+        if config.coordinate_embedding:
+            boxes_V = self._selected_boxes(patch_boxes, len(kept))
+            kept = [
+                kept_KD + self.coordinate_embedding(mixed_values(boxes_N4, each)).to(kept_KD)
+                for kept_KD, boxes_N4, each in zip(kept, boxes_V, selections, strict=True)
+            ]
+        return [self.multi_modal_projector(kept_KD) for kept_KD in kept]
+
+    def _selected_boxes(self, patch_boxes: torch.Tensor | None, num_views: int) -> torch.Tensor:
+        """Boxes of the patches that tokens are chosen from, (views, N, 4)."""
+        num_patches = self.config.num_selected_views * self.config.selected_grid**2
+        if patch_boxes is None or patch_boxes.shape[1] < num_patches:
+            held = "none" if patch_boxes is None else f"{patch_boxes.shape[1]} per image"
+            raise ValueError(
+                f"coordinate_embedding needs the patch_boxes of {num_patches} patches, got {held}. {_USE_PROCESSOR}"
             )
-            return torch.stack(
-                [
-                    shirg_scores(
-                        features_ND,
-                        attention_N,
-                        relevance_N,
-                        config.selection_budget,
-                        config.attention_weight,
-                        config.text_weight,
-                        config.diversity_weight,
-                    )
-                    for features_ND, attention_N, relevance_N in zip(
-                        features_IND, attention_IN, relevance_IN, strict=True
-                    )
-                ]
-            )
+        return patch_boxes[:, -num_patches:].reshape(num_views, -1, 4)
 
     def _relevance(
         self,
@@ -379,18 +482,6 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             )
         return True
 
-    def _kept_indices(self, scores_IN: torch.Tensor | None, num_images: int, device: torch.device) -> torch.Tensor:
-        """Raster indices of the kept foveal tokens, int64 (I, K)."""
-        config = self.config
-        if config.selection_method == "shirg":
-            return top_k(scores_IN, config.selection_budget)
-        num_tokens = config.fovea_grid**2
-        if config.selection_method == "random":
-            kept_K = random_indices(num_tokens, config.selection_budget, config.selection_seed, device)
-        else:
-            kept_K = uniform_indices(num_tokens, config.selection_budget, device)
-        return kept_K.expand(num_images, -1)
-
     def prepare_inputs_embeds(
         self,
         input_ids: torch.LongTensor,
@@ -399,6 +490,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         question_mask: torch.Tensor | None = None,
         mosaic_windows: torch.Tensor | None = None,
         relevance_input_ids: torch.LongTensor | None = None,
+        patch_boxes: torch.Tensor | None = None,
+        selection_budget: torch.LongTensor | None = None,
     ) -> tuple[torch.Tensor, ShirgImageOutput | None]:
         """Prompt embeddings (B, L, C) with the image tokens in place of the placeholders, and how those were chosen.
 
@@ -407,7 +500,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         """
         embeds_BLC = self.get_input_embeddings()(input_ids)
         placeholder_BL = input_ids == self.config.image_token_id
-        rows_I = self._image_rows(placeholder_BL, pixel_values, mosaic_windows)
+        rows_I = self._image_rows(placeholder_BL, self._image_lengths(pixel_values, mosaic_windows, selection_budget))
         if pixel_values is None:
             if fovea_pixel_values is not None:
                 raise ValueError(f"Got fovea_pixel_values without pixel_values. {_USE_PROCESSOR}")
@@ -424,11 +517,20 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             question_mask,
             mosaic_windows,
             relevance_input_ids,
+            patch_boxes,
+            selection_budget,
         )
+        if images.used_tokens is not None:
+            images.visible_mask = (~placeholder_BL).masked_scatter(placeholder_BL, images.used_tokens)
         tokens = torch.cat(images.image_tokens).to(embeds_BLC.device, embeds_BLC.dtype)
         return embeds_BLC.masked_scatter(placeholder_BL[..., None].to(embeds_BLC.device), tokens), images
 
-    def _image_lengths(self, pixel_values: torch.Tensor | None, mosaic_windows: torch.Tensor | None) -> torch.Tensor:
+    def _image_lengths(
+        self,
+        pixel_values: torch.Tensor | None,
+        mosaic_windows: torch.Tensor | None,
+        selection_budget: torch.LongTensor | None,
+    ) -> torch.Tensor:
         """Number of image tokens of each image, int64 (I,)."""
         config = self.config
         if pixel_values is None:
@@ -439,22 +541,25 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                     f"pixel_values has {len(pixel_values)} views, but preset {config.prune_method!r} needs "
                     f"{config.num_base_views} per image. {_USE_PROCESSOR}"
                 )
-            return torch.full((len(pixel_values) // config.num_base_views,), config.num_image_tokens)
+            length = config.num_image_tokens
+            if selection_budget is not None:
+                length += self._budget(selection_budget) - config.selection_budget
+            return torch.full((len(pixel_values) // config.num_base_views,), length)
         if mosaic_windows is None:
             raise ValueError(f"Preset {config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
         _, _, top_I, bottom_I, left_I, right_I = mosaic_windows.cpu().unbind(-1)
         return config.view_grid**2 + (bottom_I - top_I) * (right_I - left_I + 1)
 
-    def _image_rows(
-        self, placeholder_BL: torch.Tensor, pixel_values: torch.Tensor | None, mosaic_windows: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The prompt that each image stands in, int64 (I,), after checking that every prompt holds whole images."""
-        lengths_I = self._image_lengths(pixel_values, mosaic_windows)
+    def _image_rows(self, placeholder_BL: torch.Tensor, lengths_I: torch.Tensor) -> torch.Tensor:
+        """The prompt that each image stands in, int64 (I,), after checking that every prompt holds whole images.
+
+        `lengths_I` is what `_image_lengths` returned.
+        """
         counts_B = placeholder_BL.sum(-1).cpu()
         ends_I, ends_B = lengths_I.cumsum(0), counts_B.cumsum(0)
         total, available = int(counts_B.sum()), int(lengths_I.sum())
         if total != available or not torch.isin(ends_B[counts_B > 0], ends_I).all():
-            per_image = self.config.num_image_tokens or lengths_I.tolist()
+            per_image = sorted(set(lengths_I.tolist())) or self.config.num_image_tokens
             raise ValueError(
                 f"The prompts hold {total} image tokens ({counts_B.tolist()} per prompt), but {len(lengths_I)} images "
                 f"give {available}: preset {self.config.prune_method!r} needs exactly {per_image} per image. "
@@ -501,6 +606,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         patch_boxes: torch.Tensor | None = None,
+        selection_budget: torch.LongTensor | None = None,
         image_sizes: torch.Tensor | None = None,
         view_boxes: torch.Tensor | None = None,
     ) -> ShirgLavidaOutput:
@@ -510,7 +616,9 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             input_ids: prompt ids with placeholders, (B, L); or give `inputs_embeds` (B, L, C).
             pixel_values: base-size views of all images in reading order, (I * V, 3, P, P).
             fovea_pixel_values: foveal views, (I, 3, P', P').
-            attention_mask: 1 at real tokens, (B, L), padding left or right; or a 4D mask, which is used as it is.
+            attention_mask: 1 at real tokens, (B, L), padding left or right. Or a 4D mask of who sees whom, (B, heads
+                or 1, L, keys): bool, true where seen, or floating-point, what is added to the scores. Flash attention
+                takes no 4D mask, and with one position_ids are yours to give where a row is padded.
             question_mask: 1 at the tokens of each image's question, (I, L); without it selection is text-free.
             mosaic_windows: where each image lies in the mosaic of its tiles, (I, 6); needed by preset `lavida`.
             relevance_input_ids: each image's question in SigLIP's own ids, (I, T); needed, where there is a question,
@@ -526,7 +634,9 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             logits_to_keep: compute logits of the last so many positions, or of these positions; 0 means all.
             output_selection: return the kept indices and the scores.
             output_hidden_states, output_attentions: return the language model's; attentions need eager attention.
-            patch_boxes, image_sizes, view_boxes: what the processor reports about the views; not used by these
+            patch_boxes: boxes of all patches, (I, patches, 4); needed by the coordinate embedding.
+            selection_budget: the number of selected tokens of this call, (I,); by default the config's.
+            image_sizes, view_boxes: what the processor reports about the views; not used by these
                 presets.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -536,8 +646,16 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             raise ValueError("inputs_embeds hold the images already: give pixel_values with input_ids only.")
         if inputs_embeds is None:
             inputs_embeds, images = self.model.prepare_inputs_embeds(
-                input_ids, pixel_values, fovea_pixel_values, question_mask, mosaic_windows, relevance_input_ids
+                input_ids,
+                pixel_values,
+                fovea_pixel_values,
+                question_mask,
+                mosaic_windows,
+                relevance_input_ids,
+                patch_boxes,
+                selection_budget,
             )
+            attention_mask = visible_attention(attention_mask, images)
         if (
             position_ids is None
             and past_key_values is None
@@ -546,14 +664,21 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         ):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         masked_positions = None
+        if labels is None and (diffusion_time is not None or mask_noise is not None):
+            raise ValueError("diffusion_time and mask_noise say how labels are masked: give labels too.")
         if labels is not None:
             if past_key_values is not None or use_cache:
                 raise ValueError("labels are for training on whole sequences: give no past_key_values or use_cache.")
+            if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+                raise ValueError("With labels the logits are those of the masked positions: give no logits_to_keep.")
+            check_draws(labels, diffusion_time, mask_noise)
             if diffusion_time is None:
                 diffusion_time = torch.rand(len(labels), device=labels.device)
             masked_positions, inputs_embeds, attention_mask, position_ids = self._mask_answers(
                 labels, diffusion_time, mask_noise, inputs_embeds, attention_mask, position_ids
             )
+        if attention_mask is not None and attention_mask.ndim == 4:
+            attention_mask = self._prepared_mask(attention_mask, inputs_embeds)
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -593,7 +718,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         """Both uses of every example: masked positions (2B, L), embeddings, attention mask and positions of 2B rows.
 
         Raises:
-            ValueError: shapes do not fit, or there is nothing to predict.
+            ValueError: shapes do not fit, there is nothing to predict, or a 4D mask meets `prefix_lm_loss`.
         """
         if labels.shape != inputs_embeds.shape[:2]:
             raise ValueError(f"labels {tuple(labels.shape)} do not fit prompts of {tuple(inputs_embeds.shape[:2])}.")
@@ -605,10 +730,38 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         mask_C = self.get_input_embeddings().weight[self.config.mask_token_id].to(inputs_embeds.dtype)
         inputs_embeds = torch.where(masked_2BL[..., None], mask_C, inputs_embeds.repeat(2, 1, 1))
         if self.config.prefix_lm_loss:
+            if attention_mask is not None and attention_mask.ndim != 2:
+                raise ValueError(
+                    "prefix_lm_loss=True makes the 4D mask itself, from an attention_mask (B, L) or none; got one of "
+                    f"the shape {tuple(attention_mask.shape)}."
+                )
             attention_mask = prefix_lm_mask(labels, attention_mask)
-        attention_mask = None if attention_mask is None else torch.cat([attention_mask, attention_mask])
+        if attention_mask is not None:
+            attention_mask = attention_mask.expand(len(labels), *attention_mask.shape[1:])
+            attention_mask = torch.cat([attention_mask, attention_mask])
         position_ids = None if position_ids is None else position_ids.repeat(2, 1)
         return masked_2BL, inputs_embeds, attention_mask, position_ids
+
+    def _prepared_mask(self, mask_BHLL: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """A 4D attention mask as every attention kernel that takes one reads it: what is added to the scores.
+
+        Raises:
+            ValueError: the mask is neither bool nor floating-point, or flash attention would ignore it.
+        """
+        language_config = self.model.language_model.config
+        if is_flash_attention_requested(language_config):
+            raise ValueError(
+                f"attn_implementation={language_config._attn_implementation!r} takes no 4D attention mask, which "
+                "prefix_lm_loss=True makes too: load the model with attn_implementation='sdpa' or 'eager'."
+            )
+        if mask_BHLL.dtype == torch.bool:
+            return additive_mask(mask_BHLL, inputs_embeds)
+        if not mask_BHLL.is_floating_point():
+            raise ValueError(
+                f"A 4D attention_mask must be bool (true where seen) or floating-point (added to the scores), got "
+                f"{mask_BHLL.dtype}: is .bool() missing?"
+            )
+        return mask_BHLL
 
 
 def _check_pixels(name: str, pixels: torch.Tensor, size: int) -> None:

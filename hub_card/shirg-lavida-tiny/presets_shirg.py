@@ -16,6 +16,12 @@ GEOMETRIES = {
         "tile_grid": 14,
         "budget": 724,
         "wide_budget": 784,
+        "whole_size": 672,
+        "whole_tokens": 2304,
+        "scaffold_grid": 12,
+        "fixed_budget": 768,
+        "mixed_budget": 768,
+        "tiles_budget": 980,
     },
     "toy": {
         "image_size": 192,
@@ -26,6 +32,12 @@ GEOMETRIES = {
         "tile_grid": 7,
         "budget": 181,
         "wide_budget": 196,
+        "whole_size": 336,
+        "whole_tokens": 576,
+        "scaffold_grid": 6,
+        "fixed_budget": 192,
+        "mixed_budget": 192,
+        "tiles_budget": 245,
     },
 }
 
@@ -33,6 +45,8 @@ GEOMETRIES = {
 _DEFAULTS = {
     "view_policy": "foveal",
     "fovea_size": "@fovea_size",
+    "fovea_placement": "center",
+    "scaffold": True,
     "image_grid_pinpoints": None,
     "patch_merge_type": "flat",
     "pooled_grid_size": "@global_grid",
@@ -41,6 +55,7 @@ _DEFAULTS = {
     "attention_weight": 0.5,
     "text_weight": 0.3,
     "diversity_weight": 0.1,
+    "coordinate_embedding": False,
 }
 _TILES = {
     "view_policy": "anyres",
@@ -50,11 +65,35 @@ _TILES = {
     "selection_budget": None,
 }
 
+# Every token of the five views, to choose from.
+_TILES_SELECTED = {**_TILES, "pooled_grid_size": None, "scaffold": False, "selection_budget": "@tiles_budget"}
+# One view of the whole image, larger than the base view.
+_WHOLE = {"view_policy": "whole", "fovea_size": "@whole_size", "pooled_grid_size": None, "scaffold": False}
+
 # "@name" stands for the geometry's value of that name.
 PRESETS = {
     "shirg": {},
     "shirg-v1": {"attention_weight": 0.7, "text_weight": 0.3, "diversity_weight": 0.0},
     "shirg-784": {"pooled_grid_size": "@tile_grid", "selection_budget": "@wide_budget"},
+    "shirg-salient": {"fovea_placement": "salient"},
+    "shirg-adaptive": {"selection_method": "adaptive"},
+    "shirg-fixed": {
+        **_WHOLE,
+        "scaffold": True,
+        "pooled_grid_size": "@scaffold_grid",
+        "selection_method": "fixed",
+        "selection_budget": "@fixed_budget",
+        "text_weight": 0.7,
+        "coordinate_embedding": True,
+    },
+    "shirg-mixed": {
+        **_WHOLE,
+        "selection_method": "mixed",
+        "selection_budget": "@mixed_budget",
+        "text_weight": 1 / 3,
+    },
+    "shirg-3645": {**_TILES_SELECTED, "selection_method": "shirg"},
+    "siglip-672": {**_WHOLE, "selection_method": "none", "selection_budget": "@whole_tokens"},
     "random": {"selection_method": "random"},
     "uniform": {"selection_method": "uniform"},
     "pool": {"selection_method": "pool", "pooled_grid_size": "@tile_grid", "selection_budget": "@wide_budget"},
@@ -66,6 +105,10 @@ PRESETS = {
     },
     "lavida-980": {**_TILES, "pooled_grid_size": "@tile_grid"},
     "lavida-full": {**_TILES, "pooled_grid_size": None},
+    **{
+        name: {**_TILES_SELECTED, "selection_method": name}
+        for name in ("saint", "topv", "visionzip", "vispruner", "divprune", "cdpruner", "holov")
+    },
 }
 
 

@@ -234,7 +234,7 @@ class ShirgLavidaProcessor(ProcessorMixin):
                 `ShirgLavidaImageProcessor` for what an image may be.
             text: one prompt or a list of prompts with one `image_token` per image.
             **kwargs: arguments of the tokenizer and of the image processor, such as `return_tensors` and
-                `fovea_boxes`.
+                `fovea_boxes` and `selection_budget`.
         """
         if isinstance(images, (list, tuple)) and _count_images(images) == 0:
             images = None
@@ -270,6 +270,9 @@ class ShirgLavidaProcessor(ProcessorMixin):
 
     def _num_tokens_of(self, image_inputs: dict, index: int) -> int:
         """Number of image tokens of image `index`."""
+        if "selection_budget" in image_inputs:
+            budget = int(image_inputs["selection_budget"][index])
+            return self.num_image_tokens - self.image_processor.selection_budget + budget
         if self.num_image_tokens is not None:
             return self.num_image_tokens
         window = [int(value) for value in image_inputs["mosaic_windows"][index]]

@@ -5,6 +5,7 @@ Shape suffixes: V views, N patches of one view, D vision width, P pixels per sid
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -45,6 +46,7 @@ class ShirgVisionTower(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        self.attention_source = config.attention_source
         self.vision_model = SiglipVisionModel._from_config(config.vision_config)
         self.num_kept_layers = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
         self.base_grid = config.base_grid
@@ -55,26 +57,40 @@ class ShirgVisionTower(nn.Module):
             )
 
     def forward(
-        self, pixels_V3PP: torch.Tensor, attention_source: str | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features of the views, shape (V, N, D), and the attention signal of every patch, float32 (V, N), if asked
-        for.
+        self, pixels_V3PP: torch.Tensor, needs: Collection[str] = ()
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Features of the views, shape (V, N, D), and what a selection method asked for of every patch.
 
         Args:
             pixels_V3PP: views of one size.
-            attention_source: `"map"`, `"received"` or `"norm"`, see `ShirgLavidaConfig`; `None` computes no signal.
+            needs: any of `"attention"` (float32 (V, N), see `attention_source` in `ShirgLavidaConfig`), `"inputs"`
+                (V, N, D) and `"keys"` (float32 (V, N, K)); see `ViewTokens`. Other names are ignored.
         """
         hidden_VND = self._embed(pixels_V3PP)
         for layer in self.vision_model.encoder.layers[: self.num_kept_layers]:
             before_VND, hidden_VND = hidden_VND, layer(hidden_VND, None)
-        if attention_source is None:
-            return hidden_VND, None
+        signals = {}
         with torch.no_grad(), full_precision(hidden_VND):
-            if attention_source == "map":
-                return hidden_VND, self.probe_attention(hidden_VND)
-            if attention_source == "received":
-                return hidden_VND, self.received_attention(before_VND)
-            return hidden_VND, hidden_VND.float().norm(dim=-1)
+            if "attention" in needs:
+                signals["attention"] = self._attention(before_VND, hidden_VND)
+            if "inputs" in needs:
+                signals["inputs"] = before_VND.detach()
+            if "keys" in needs:
+                signals["keys"] = self.mean_keys(before_VND)
+        return hidden_VND, signals
+
+    def _attention(self, before_VND: torch.Tensor, features_VND: torch.Tensor) -> torch.Tensor:
+        if self.attention_source == "map":
+            return self.probe_attention(features_VND)
+        if self.attention_source == "received":
+            return self.received_attention(before_VND)
+        return features_VND.float().norm(dim=-1)
+
+    def mean_keys(self, before_VND: torch.Tensor) -> torch.Tensor:
+        """Keys of the last kept layer, given its input, averaged over heads, float32 (V, N, K)."""
+        layer = self.vision_model.encoder.layers[self.num_kept_layers - 1]
+        keys_VND = layer.self_attn.k_proj(layer.layer_norm1(before_VND))
+        return keys_VND.float().unflatten(-1, (layer.self_attn.num_heads, -1)).mean(-2)
 
     def _embed(self, pixels_V3PP: torch.Tensor) -> torch.Tensor:
         embeddings = self.vision_model.embeddings

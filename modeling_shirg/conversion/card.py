@@ -36,7 +36,8 @@ def write_card(folder: Path, facts: "Conversion", config: ShirgLavidaConfig) -> 
         parameters=f"{facts.parameters:,}",
         gigabytes=f"{facts.bytes / 1e9:.3g}",
         image_tokens=config.num_image_tokens,
-        pooled=config.pooled_grid_size,
+        views=config.lavida_views,
+        pooled=config.lavida_views["pooled_grid_size"],
     )
     card.save(folder / "README.md")
 

@@ -4,30 +4,27 @@ Headers first: config, names, shapes and dtypes of everything are checked before
 from file to file a few megabytes at a time, so memory does not grow with the checkpoint.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.geometry_shirg import grid_side
-from configuration_shirg.presets_shirg import GEOMETRIES, geometry_of, preset_fields
+from configuration_shirg.presets_shirg import GEOMETRIES, preset_fields
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
 from modeling_shirg.vision_shirg import FovealPositionEmbedding
 
 from .card import write_card
 from .original_config import attention_heads, check_original, text_fields, view_fields, vision_fields
-from .output_folder import check_replaceable, replaced_folder, write_record
+from .output_folder import check_free, new_folder, write_record
 from .plan import BASE_POSITIONS, FOVEAL, empty_model, expected_shapes, match_tensors
-from .safetensors_stream import StoredTensor, write_file
+from .safetensors_stream import DTYPES, StoredTensor, write_shards
 from .source import Source, load_tokenizer, open_source, read_tensors, with_weights
 from .vision_base import (
     ORIGINAL_BEHAVIOUR,
@@ -37,7 +34,6 @@ from .vision_base import (
     text_tower_tokenizer,
 )
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 IMAGE_TOKEN = "<image>"
 _INFILL_TOKEN, _MASK_TOKEN, _BOS_TOKEN = "<|reserved_token_1|>", "<|mdm_mask|>", "<|startoftext|>"
 # Of LaViDa's predict.py, one block of 64; it also draws with temperature 0.1, where its evaluations take the argmax.
@@ -93,14 +89,14 @@ def convert_checkpoint(
 
     Args:
         source: folder or Hub id of an original checkpoint on LLaDA.
-        out: folder to write. An earlier conversion there is replaced once the new one is complete.
+        out: folder to write: a new one, or an empty one. It appears when it is complete.
         vision_base: folder or Hub id of the SigLIP it was made from; its last layer and pooling head, which LaViDa
             deleted, are added. Presets that score patches by the pooling head need it.
         text_tower: add the base's text tower and its tokenizer too, for `text_relevance="siglip"`.
         prune_method: preset of the written config.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; `None` keeps each tensor's.
-        pooled_grid_size: only for single-view (low-resolution) checkpoints and `prune_method="lavida"`: the grid a
-            view is pooled to, 0 for none. The original decides this by an environment variable, see `view_fields`.
+        pooled_grid_size: only for single-view (low-resolution) checkpoints: the grid a view is pooled to under preset
+            `lavida`, 0 for none. The original decides this by an environment variable, see `view_fields`.
         max_shard_size: size of a weight file, as in `save_pretrained`.
         revision, vision_base_revision: branch, tag or commit of a Hub id.
 
@@ -110,13 +106,13 @@ def convert_checkpoint(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
     out = Path(out).resolve()
-    check_replaceable(out)
+    check_free(out)
     source = open_source(source, revision)
     original = source.read_json("config.json")
     check_original(original)
     tokenizer = _tokenizer(source, original)
     base = None if vision_base is None else open_source(vision_base, vision_base_revision)
-    _check_preset(prune_method, base, pooled_grid_size)
+    _check_preset(prune_method, base)
     relevance, relevance_tokenizer = None, None
     if text_tower:
         if base is None:
@@ -147,8 +143,8 @@ def convert_checkpoint(
         dtypes[FOVEAL] = dtypes[BASE_POSITIONS]
         tensors[FOVEAL] = _foveal_table(config, tensors[BASE_POSITIONS], dtypes[FOVEAL])
 
-    with replaced_folder(out) as folder:
-        shards, size = _write_weights(folder, tensors, dtypes, max_shard_size)
+    with new_folder(out) as folder:
+        shards = write_shards(folder, tensors, dtypes, max_shard_size)
         _write_rest(folder, model, processor, set(dtypes.values()))
         facts = Conversion(
             source=source.label,
@@ -160,10 +156,10 @@ def convert_checkpoint(
             text_tower=text_tower,
             prune_method=prune_method,
             view_policy=config.view_policy,
-            dtype=", ".join(sorted({str(value).removeprefix("torch.") for value in dtypes.values()})),
+            dtype=", ".join(sorted(name for name, value in DTYPES.items() if value in dtypes.values())),
             parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
-            bytes=size,
-            shards=shards,
+            bytes=sum(shards.values()),
+            shards=len(shards),
             kept_layers=kept["num_hidden_layers"],
         )
         write_card(folder, facts, config)
@@ -203,18 +199,13 @@ def _tokenizer(source: Source, original: dict) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_preset(prune_method: str, base: Source | None, pooled_grid_size: int | None) -> None:
+def _check_preset(prune_method: str, base: Source | None) -> None:
     fields = preset_fields(prune_method, next(iter(GEOMETRIES)))
     if fields["selection_method"] == "shirg" and base is None:
         raise ValueError(
             f"prune_method={prune_method!r} scores patches with SigLIP's pooling head, which LaViDa deleted from its "
             "checkpoints: pass --vision_base google/siglip-so400m-patch14-384 (or a folder of it), or choose a preset "
             "without scores, such as lavida."
-        )
-    if pooled_grid_size is not None and fields["patch_merge_type"] != "spatial_unpad":
-        raise ValueError(
-            f"pooled_grid_size={pooled_grid_size} is a choice of preset 'lavida'; prune_method={prune_method!r} has "
-            "its own."
         )
 
 
@@ -238,10 +229,7 @@ def _config(
     tokenizer: PreTrainedTokenizerBase,
 ) -> ShirgLavidaConfig:
     text = text_fields(original)
-    fields = preset_fields(prune_method, geometry_of(vision["image_size"]))
-    views = {}
-    if fields["patch_merge_type"] == "spatial_unpad":
-        views = view_fields(original, grid_side(vision["image_size"], vision["patch_size"]), pooled_grid_size)
+    grid = grid_side(vision["image_size"], vision["patch_size"])
     return ShirgLavidaConfig.from_preset(
         prune_method,
         vision_config=vision,
@@ -255,7 +243,7 @@ def _config(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=text["tie_word_embeddings"],
-        **views,
+        lavida_views=view_fields(original, grid, pooled_grid_size),
     )
 
 
@@ -264,25 +252,6 @@ def _foveal_table(config: ShirgLavidaConfig, positions: StoredTensor, dtype: tor
     table_ND = torch.cat(list(positions.pieces())).to(dtype).reshape(positions.shape)
     foveal = FovealPositionEmbedding(config.fovea_grid, nn.Embedding.from_pretrained(table_ND))
     return foveal.interpolated_base().to(dtype)
-
-
-def _write_weights(
-    folder: Path,
-    tensors: dict[str, StoredTensor | torch.Tensor],
-    dtypes: dict[str, torch.dtype],
-    max_shard_size: str,
-) -> tuple[int, int]:
-    """Write the shards and their index; returns the number of shards and of bytes in all tensors."""
-    empty = {name: torch.empty(tensor.shape, dtype=dtypes[name], device="meta") for name, tensor in tensors.items()}
-    split = split_torch_state_dict_into_shards(empty, max_shard_size=max_shard_size)
-    size = split.metadata["total_size"]
-    with tqdm(total=size, unit="B", unit_scale=True, desc="Converting") as progress:
-        for file, names in split.filename_to_tensors.items():
-            write_file(folder / file, {name: tensors[name] for name in names}, dtypes, progress.update)
-    if split.is_sharded:
-        index = {"metadata": {"total_size": size}, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return len(split.filename_to_tensors), size
 
 
 def _write_rest(

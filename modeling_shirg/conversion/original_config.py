@@ -142,7 +142,7 @@ def attention_heads(hidden_size: int) -> int:
 
 
 def view_fields(config: dict, base_grid: int, pooled_grid_size: int | None) -> dict:
-    """How the original looks at an image, as fields of preset `lavida`.
+    """How the original looks at an image, as `lavida_views` of this package's config.
 
     Args:
         config: the original config.
@@ -158,7 +158,7 @@ def view_fields(config: dict, base_grid: int, pooled_grid_size: int | None) -> d
                 f"pooled_grid_size={pooled_grid_size} is for single-view checkpoints; this one has "
                 f"image_aspect_ratio='anyres', which LaViDa trained with views pooled to {pooled}x{pooled}."
             )
-        return {"image_grid_pinpoints": _pinpoints(config), "pooled_grid_size": pooled}
+        return {"view_policy": "anyres", "image_grid_pinpoints": _pinpoints(config), "pooled_grid_size": pooled}
     grid = pooled if pooled_grid_size is None else pooled_grid_size or None
     return {
         "view_policy": "pad" if aspect == "pad" else "square",

@@ -1,80 +1,89 @@
-"""A folder that appears as a whole or not at all, and that only its own kind may replace.
+"""A folder that appears as a whole or not at all, where nothing was: nothing is ever replaced.
 
-`OUT` is built as `.OUT.partial` beside it. An earlier conversion steps aside as `.OUT.previous` for the moment between
-two renames; whoever finds one of the two after a killed run puts things right. One conversion to an OUT at a time.
+It is built in a new folder beside OUT, whose first file says which process builds it, and renamed at the end. What a
+killed run left there is removed by the next one.
 """
 
 import json
 import os
+import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 RECORD = "conversion.json"
+_OWNER = ".shirg-convert-process"
 
 
-def check_replaceable(out: Path) -> None:
-    """`out` is absent, empty, or an earlier conversion and nothing else.
+def check_free(out: Path) -> None:
+    """`out` is absent or an empty folder.
 
     Raises:
-        ValueError: it holds something that replacing it would destroy.
+        ValueError: it is anything else.
     """
+    if os.path.ismount(out):
+        raise ValueError(f"{out} is a mount point, which no folder can be renamed to: name a new folder in it.")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not out.is_dir():
-        raise ValueError(f"{out} is a file. Choose another OUT.")
-    record = out / RECORD
-    if not record.is_file() or not _is_converted(out):
-        raise ValueError(
-            f"{out} is not empty and no earlier conversion (it has no {RECORD} beside a shirg_lavida config.json). "
-            "Choose another OUT, or remove the folder."
-        )
-    own = {*json.loads(record.read_text())["files"], RECORD}
-    others = sorted(entry.name for entry in out.iterdir() if entry.name not in own)
-    if others:
-        raise ValueError(
-            f"{out} is an earlier conversion with {len(others)} further entries, which would be lost: "
-            f"{', '.join(others[:8])}. Choose another OUT, or move them away."
-        )
+    what = "not an empty folder"
+    if (out / RECORD).is_file():
+        what = f"a conversion already (it has a {RECORD})"
+    raise ValueError(f"{out} is {what}, and nothing is replaced: name another OUT, or delete this one first.")
 
 
 @contextmanager
-def replaced_folder(out: Path) -> Iterator[Path]:
-    """A new folder to fill; when the block ends without an error it is `out`, otherwise it is gone."""
-    partial, previous = _beside(out, "partial"), _beside(out, "previous")
-    recover(out)
+def new_folder(out: Path) -> Iterator[Path]:
+    """A new folder to fill; when the block ends without an error it is `out`, otherwise it is gone.
+
+    Raises:
+        ValueError: `out` was taken in the meantime.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial.mkdir()
+    prefix = f".{out.name}.partial-"
+    for entry in out.parent.iterdir():
+        if entry.name.startswith(prefix) and _is_abandoned(entry):
+            _remove(entry)
+    workshop = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
     try:
-        yield partial
-        if out.exists():
-            os.replace(out, previous)
-        os.replace(partial, out)
+        (workshop / _OWNER).write_text(f"{platform.node()}\n{os.getpid()}\n")
+        folder = workshop / "out"
+        folder.mkdir()
+        yield folder
+        try:
+            os.replace(folder, out)  # fails by itself on a folder that is not empty
+        except OSError:
+            check_free(out)
+            raise
     finally:
-        recover(out)
-
-
-def recover(out: Path) -> None:
-    """Undo what a killed run left beside `out`: a half-built folder, or an earlier conversion that stepped aside."""
-    partial, previous = _beside(out, "partial"), _beside(out, "previous")
-    if previous.exists() and not out.exists():
-        os.replace(previous, out)
-    for leftover in (partial, previous):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+        _remove(workshop)
 
 
 def write_record(folder: Path, facts: dict) -> None:
-    """Note `facts` and which files are the conversion's own."""
-    files = sorted(entry.name for entry in folder.iterdir())
-    (folder / RECORD).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
+    """Note `facts`."""
+    (folder / RECORD).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _beside(out: Path, state: str) -> Path:
-    return out.with_name(f".{out.name}.{state}")
+def _is_abandoned(workshop: Path) -> bool:
+    """Whether a run on this machine made it and was killed since; in doubt not."""
+    try:
+        host, process = (workshop / _OWNER).read_text().splitlines()
+    except (OSError, ValueError):
+        return False
+    # Elsewhere than on POSIX, signal 0 is not a question.
+    if os.name != "posix" or host != platform.node() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
-def _is_converted(out: Path) -> bool:
-    config = out / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("model_type") == "shirg_lavida"
+def _remove(workshop: Path) -> None:
+    """The owner's name last, so that a removal that is killed can be taken up; another run may be at it too."""
+    for entry in (workshop / "out", workshop):
+        shutil.rmtree(entry, ignore_errors=True)

@@ -6,7 +6,8 @@ from configuration_shirg import ShirgLavidaConfig
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 
 from .original_config import TOWER
-from .safetensors_stream import DTYPES, StoredTensor
+from .safetensors_stream import CODES, StoredTensor
+from .source import listed
 from .vision_base import TEXT_PREFIX
 
 FOVEAL = "model.vision_tower.foveal_position_embedding.weight"
@@ -36,7 +37,6 @@ _LAYER_PARTS = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ff_norm",
 }
-_LISTED = 8
 
 
 def empty_model(config: ShirgLavidaConfig) -> ShirgLavidaForConditionalGeneration:
@@ -105,8 +105,8 @@ def match_tensors(
             missing.append(label)
         elif tensor.shape != shape:
             misshapen.append(f"{label} is {list(tensor.shape)}, the config needs {list(shape)}")
-        elif tensor.code not in DTYPES:
-            misshapen.append(f"{label} is stored as {tensor.code}, readable are {', '.join(DTYPES)}")
+        elif tensor.code not in CODES:
+            misshapen.append(f"{label} is stored as {tensor.code}, readable are {', '.join(CODES)}")
         else:
             found[name] = tensor
     if "lm_head.weight" not in expected:  # tied: the original may write the embedding a second time
@@ -118,16 +118,9 @@ def match_tensors(
     if missing or unknown or misshapen:
         raise ValueError(
             "The checkpoint does not fit its config; nothing was written."
-            + _listed("missing", missing)
-            + _listed("unknown", unknown)
-            + _listed("misshapen", misshapen)
+            + listed("missing", missing)
+            + listed("unknown", unknown)
+            + listed("misshapen", misshapen)
             + "\nIs the download complete, and does config.json belong to these weights?"
         )
     return found
-
-
-def _listed(what: str, entries: list[str]) -> str:
-    if not entries:
-        return ""
-    lines = entries[:_LISTED] + ([f"and {len(entries) - _LISTED} more"] if len(entries) > _LISTED else [])
-    return f"\n{len(entries)} {what}:\n  " + "\n  ".join(lines)

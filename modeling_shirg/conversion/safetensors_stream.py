@@ -1,8 +1,8 @@
 """Reading and writing safetensors files a few megabytes at a time.
 
-The library of that name maps a file into memory or wants a whole shard there; a conversion needs neither. A file is
-eight bytes (the header's length, little endian), a JSON header (name -> dtype, shape, data_offsets), and the tensors'
-bytes. What is written here is read with the library.
+The library of that name checks a file; it also maps its tensors into memory, or wants a whole shard there, and a
+conversion needs neither. A file is eight bytes (the header's length, little endian), a JSON header (name -> dtype,
+shape, data_offsets), and the tensors' bytes.
 """
 
 import json
@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
 
 CHUNK_BYTES = 32 << 20
-_HEADER_LIMIT = 100_000_000
+INDEX = "model.safetensors.index.json"
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
+# What is read and written: dtypes by the file's name, and by torch's, which is also what a user says.
+CODES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES.values()}
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class StoredTensor:
     """A tensor in a file: where it lies, and nothing of its values.
 
     Args:
-        code: the file's name of the dtype, such as `"BF16"`; not necessarily one of `DTYPES`.
+        code: the file's name of the dtype, such as `"BF16"`; not necessarily one of `CODES`.
         shape: its shape.
         file: the safetensors file.
         start, stop: its bytes in that file, counted from the file's start.
@@ -39,8 +43,8 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype; a `KeyError` for one that is not in `DTYPES`."""
-        return DTYPES[self.code]
+        """The dtype; a `KeyError` for one that is not in `CODES`."""
+        return CODES[self.code]
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """Its values in order, as 1-D tensors of at most `CHUNK_BYTES`."""
@@ -63,23 +67,20 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file, without reading any.
 
     Raises:
-        ValueError: the file is no safetensors file, or is cut off.
+        ValueError: the file is no safetensors file, or its header does not describe exactly its bytes.
     """
-    size = path.stat().st_size
+    try:
+        # Checks all that is relied on below: dtypes, shapes, and offsets that fit them without gap or overlap.
+        with safe_open(path, "np"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no whole safetensors file ({error}): a Git LFS pointer, or a broken download? Fetch it again."
+        ) from None
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-            raise ValueError(
-                f"{path} is no safetensors file ({size} bytes): a Git LFS pointer, or a broken download? "
-                "Fetch it again."
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-    except ValueError as error:
-        raise ValueError(f"{path} is no safetensors file, its header does not parse: {error}.") from None
-    header.pop("__metadata__", None)
-    tensors = {
+        header = json.loads(file.read(length))
+    return {
         name: StoredTensor(
             code=entry["dtype"],
             shape=tuple(entry["shape"]),
@@ -88,11 +89,33 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             stop=8 + length + entry["data_offsets"][1],
         )
         for name, entry in header.items()
+        if name != "__metadata__"
     }
-    end = max((tensor.stop for tensor in tensors.values()), default=8 + length)
-    if end != size:
-        raise ValueError(f"{path} has {size} bytes, its header describes {end}: a broken download? Fetch it again.")
-    return tensors
+
+
+def write_shards(
+    folder: Path,
+    tensors: Mapping[str, StoredTensor | torch.Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    max_shard_size: str,
+) -> dict[str, int]:
+    """Write safetensors files, named as `save_pretrained` does, and their index if there are several.
+
+    Returns the bytes of the tensors in each file.
+
+    Raises:
+        ValueError: a value is too large for float16.
+    """
+    empty = {name: torch.empty(tensor.shape, dtype=dtypes[name], device="meta") for name, tensor in tensors.items()}
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=max_shard_size)
+    size = split.metadata["total_size"]
+    with tqdm(total=size, unit="B", unit_scale=True, desc="Writing") as progress:
+        for file, names in split.filename_to_tensors.items():
+            write_file(folder / file, {name: tensors[name] for name in names}, dtypes, progress.update)
+    if split.is_sharded:
+        index = {"metadata": {"total_size": size}, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return {file: sum(empty[name].nbytes for name in names) for file, names in split.filename_to_tensors.items()}
 
 
 def write_file(
@@ -108,11 +131,12 @@ def write_file(
     """
     # As the library does: the widest values first, so that each tensor is aligned to its own width.
     names = sorted(tensors, key=lambda name: -dtypes[name].itemsize)
+    codes = {dtype: code for code, dtype in CODES.items()}
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name in names:
         shape = list(tensors[name].shape)
         stop = offset + math.prod(shape) * dtypes[name].itemsize
-        header[name] = {"dtype": _CODES[dtypes[name]], "shape": shape, "data_offsets": [offset, stop]}
+        header[name] = {"dtype": codes[dtypes[name]], "shape": shape, "data_offsets": [offset, stop]}
         offset = stop
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)

@@ -9,13 +9,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .safetensors_stream import StoredTensor, read_header
+from .safetensors_stream import INDEX, StoredTensor, read_header
 
-_INDEX = "model.safetensors.index.json"
 _SMALL = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "README.md", "*.index.json")
 _WEIGHTS = ("*.safetensors",)
 # What loading a tokenizer from a folder leaves in what it saves.
 _TRACES = ("chat_template", "is_local", "local_files_only", "name_or_path", "vocab_file")
+# Most entries of a list in an error.
+_LISTED = 100
 _LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
@@ -42,15 +43,18 @@ class Source:
         """One of its JSON files.
 
         Raises:
-            ValueError: the file is missing or does not parse.
+            ValueError: the file is missing or holds no JSON object.
         """
         path = self.folder / name
         if not path.is_file():
             raise ValueError(f"{self.name} has no {name}: give the folder or the Hub id of a whole checkpoint.")
         try:
-            return json.loads(path.read_text())
+            fields = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} does not parse: {error}.") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path} holds a {type(fields).__name__}, not a JSON object.")
+        return fields
 
     def license(self) -> dict[str, str]:
         """The licence fields of its card's metadata; empty where the card states none."""
@@ -98,7 +102,7 @@ def read_tensors(source: Source) -> dict[str, StoredTensor]:
     Raises:
         ValueError: there are no safetensors, or shards are missing, cut off or at odds with the index.
     """
-    if (source.folder / _INDEX).is_file():
+    if (source.folder / INDEX).is_file():
         return _read_shards(source)
     files = sorted(source.folder.glob("*.safetensors"))
     if len(files) == 1:
@@ -106,7 +110,7 @@ def read_tensors(source: Source) -> dict[str, StoredTensor]:
     if files:
         raise ValueError(
             f"{source.name} has {len(files)} safetensors files ({', '.join(file.name for file in files)}) and no "
-            f"{_INDEX} that says which belong together."
+            f"{INDEX} that says which belong together."
         )
     pickles = sorted({file.name for suffix in ("*.bin", "*.bin.index.json") for file in source.folder.glob(suffix)})
     found = f"only {', '.join(pickles)}" if pickles else "no weights"
@@ -118,26 +122,47 @@ def read_tensors(source: Source) -> dict[str, StoredTensor]:
 
 
 def _read_shards(source: Source) -> dict[str, StoredTensor]:
-    weight_map: dict[str, str] = source.read_json(_INDEX)["weight_map"]
+    weight_map = _weight_map(source)
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (source.folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{source.name} lacks {len(missing)} of {len(names)} shards that {_INDEX} names: {', '.join(missing)}."
+            f"{source.name} lacks {len(missing)} of {len(names)} shards that {INDEX} names: {', '.join(missing)}."
         )
     tensors: dict[str, StoredTensor] = {}
     for shard in names:
         for name, tensor in read_header(source.folder / shard).items():
             if weight_map.get(name) != shard:
                 raise ValueError(
-                    f"{source.name}: {shard} holds {name!r}, {_INDEX} has it in {weight_map.get(name)!r}. "
+                    f"{source.name}: {shard} holds {name!r}, {INDEX} has it in {weight_map.get(name)!r}. "
                     "Files of two checkpoints in one folder?"
                 )
             tensors[name] = tensor
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
-        raise ValueError(f"{source.name}: {_INDEX} names {len(absent)} tensors that no shard holds: {absent[:5]}.")
+        raise ValueError(f"{source.name}: {INDEX} names tensors that no shard holds.{listed('absent', absent)}")
     return tensors
+
+
+def listed(what: str, entries: list[str]) -> str:
+    """The lines of an error that count and name `entries`, the first hundred of them; empty without any."""
+    if not entries:
+        return ""
+    lines = entries[:_LISTED] + ([f"and {len(entries) - _LISTED} more"] if len(entries) > _LISTED else [])
+    return f"\n{len(entries)} {what}:\n  " + "\n  ".join(lines)
+
+
+def _weight_map(source: Source) -> dict[str, str]:
+    """Which file of the folder holds each tensor, by the index."""
+    weight_map = source.read_json(INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{source.folder / INDEX} has no weight_map from tensor names to files, got {weight_map!r}.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(
+                f"{source.folder / INDEX} has {name!r} in {file!r}, which is not the name of a file beside it."
+            )
+    return weight_map
 
 
 def _download(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:

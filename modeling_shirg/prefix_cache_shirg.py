@@ -1,0 +1,274 @@
+"""A smaller prefix cache: PrefixKV's eviction (arXiv:2412.03409), and keys and values stored in fewer bits.
+
+After the pass over the prompt each layer loses, once, the positions that were attended to least. One threshold decides
+for all layers, so a layer whose attention is spread out keeps more than one that looks at a few positions. Keys are
+stored rotated: survivors keep their positions, and layers of different lengths need no re-indexing. Every row of a
+batch is decided alone, as if there were no other; a layer holds as many keys as its longest row and masks the rest.
+
+transformers' `QuantizedCache` (5.23) cannot hold a prefix that is read at every step: its quanto backend has 2 and 4
+bits only, hqq takes 8 but needs CUDA, and all backends, fp8 included, mix the response into what they store and cannot
+`crop` it out again. `PrefixLayer` therefore stores int8 itself, and stores no response at all.
+
+Shape suffixes: B batch, L layers, P prompt length, K keys that a layer holds, N tokens of a pass, H query heads, G key
+heads, C queries of a chunk, E head width, D hidden size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+# What `prefix_dtype` may be.
+PREFIX_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+# Tokens at either end of a prompt that every layer keeps.
+_PROTECTED_FIRST, _PROTECTED_LAST = 4, 1
+# Queries whose attention is held at once, for all heads of one row.
+_QUERY_CHUNK = 128
+
+
+class PrefixLayer(DynamicLayer):
+    """One layer's keys and values of a prompt, which no forward changes: `update` returns them in the dtype of the new
+    ones, with the new ones behind them, and forgets the new ones.
+
+    int8 has a float32 scale per channel for keys and per position for values (as KIVI, arXiv:2402.02750), symmetric:
+    the error is at most half a scale, 1/254 of the largest value that shares it.
+    """
+
+    def __init__(self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys_BGKE.dtype, keys_BGKE.device, True
+        self.keys, self.key_scales = _store(keys_BGKE, dtype, dim=-2)
+        self.values, self.value_scales = _store(values_BGKE, dtype, dim=-1)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prefix and the new keys and values, (B, G, K + N, E)."""
+        keys = _restore(self.keys, self.key_scales, key_states.dtype)
+        values = _restore(self.values, self.value_scales, value_states.dtype)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+class PrefixCache(Cache):
+    """The kept positions of a prompt's cache. Run the response on it with `run_layers` and `attention_masks`.
+
+    Args:
+        cache: keys and values of the whole prompt, padding included; emptied on the way.
+        kept_LBP: bool, what to keep. Survivors stay in the prompt's order.
+        dtype: type to store; `None` leaves it.
+    """
+
+    def __init__(self, cache: Cache, kept_LBP: torch.Tensor, dtype: torch.dtype | None = None):
+        layers, self._masks_BK = [], []
+        for layer, kept_BP in zip(cache.layers, kept_LBP, strict=True):
+            kept_BP = kept_BP.to(layer.keys.device)
+            index_BK, mask_BK = _survivors(kept_BP)
+            index_B1K1 = index_BK[:, None, :, None]
+            keys, values = (torch.take_along_dim(states, index_B1K1, dim=2) for states in (layer.keys, layer.values))
+            layers.append(PrefixLayer(keys, values, dtype))
+            self._masks_BK.append(mask_BK)
+            layer.reset()
+        super().__init__(layers=layers)
+
+    def attention_masks(self, language_model: nn.Module, embeds_BND: torch.Tensor) -> list[torch.Tensor | None]:
+        """Each layer's mask, as its attention takes it, for new tokens that see the prefix and each other."""
+        return [
+            _attention_mask(language_model, embeds_BND, _append_ones(mask_BK, embeds_BND.shape[1]), layer)
+            for layer, mask_BK in zip(self.layers, self._masks_BK, strict=True)
+        ]
+
+
+def encode_compressed(
+    language_model: nn.Module,
+    embeds_BPD: torch.Tensor,
+    mask_BP: torch.Tensor | None,
+    position_ids_BP: torch.LongTensor,
+    ratio: float | None,
+    dtype: torch.dtype | None,
+) -> tuple[PrefixCache, torch.LongTensor]:
+    """The prompt's cache, evicted to `ratio` (`None`: nothing is) and stored as `dtype`, and the number of positions
+    that each row keeps, int64 (L, B). Padding is never kept.
+
+    Raises:
+        ValueError: the ratio is too small for a prompt of this length.
+    """
+    num_layers = len(language_model.layers)
+    real_BP = torch.ones(embeds_BPD.shape[:2], dtype=torch.bool) if mask_BP is None else mask_BP.cpu()
+    if ratio is not None:
+        for length in real_BP.sum(-1).tolist():  # raises before any work
+            prefix_budget(ratio, num_layers, length)
+    cache, scores_L = DynamicCache(config=language_model.config), []
+
+    def score_layer(layer: nn.Module, hidden_BPD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> None:
+        if ratio is not None:
+            scores_L.append(attention_mass(layer, hidden_BPD, rotary, cache.layers[len(scores_L)].keys, real_BP))
+
+    mask = _attention_mask(language_model, embeds_BPD, mask_BP, None)
+    run_layers(language_model, embeds_BPD, position_ids_BP, [mask] * num_layers, cache, score_layer)
+    kept_LBP = real_BP.repeat(num_layers, 1, 1)
+    for row, scores_LP in enumerate(zip(*scores_L, strict=True)):
+        kept_LBP[:, row, real_BP[row]] = kept_positions(torch.stack(scores_LP), ratio)
+    return PrefixCache(cache, kept_LBP, dtype), kept_LBP.sum(-1)
+
+
+def run_layers(
+    language_model: nn.Module,
+    embeds_BND: torch.Tensor,
+    position_ids_BN: torch.LongTensor,
+    masks: list[torch.Tensor | None],
+    cache: Cache,
+    after_layer: Callable[[nn.Module, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], None] | None = None,
+) -> torch.Tensor:
+    """Final hidden states (B, N, D) by the modules of a stock `LlamaModel`, whose own forward has one mask for all
+    layers. `after_layer` is called with each layer, its input and the cosine and sine of the positions."""
+    hidden_BND = embeds_BND
+    rotary = language_model.rotary_emb(embeds_BND, position_ids=position_ids_BN)
+    for layer, mask in zip(language_model.layers, masks, strict=True):
+        input_BND = hidden_BND
+        hidden_BND = layer(
+            input_BND,
+            attention_mask=mask,
+            position_ids=position_ids_BN,
+            past_key_values=cache,
+            use_cache=True,
+            position_embeddings=rotary,
+            is_causal=False,
+        )
+        if after_layer is not None:
+            after_layer(layer, input_BND, rotary)
+    return language_model.norm(hidden_BND)
+
+
+@torch.no_grad()
+def attention_mass(
+    layer: nn.Module,
+    hidden_BPD: torch.Tensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    keys_BGPE: torch.Tensor,
+    real_BP: torch.Tensor,
+) -> list[torch.Tensor]:
+    """For each row the attention that its real tokens receive from its real tokens: mean over heads of the column
+    sums, float32, one value per real token.
+
+    The layer's queries are computed again from its input, whichever attention it runs; padding is cut out before.
+    """
+    attention = layer.self_attn
+    queries_BNHE = attention.q_proj(layer.input_layernorm(hidden_BPD)).unflatten(-1, (-1, attention.head_dim))
+    queries_BHPE = queries_BNHE.transpose(1, 2).to(keys_BGPE.device)
+    cosine, sine = (table.to(keys_BGPE.device) for table in rotary)
+    queries_BHPE, _ = apply_rotary_pos_emb(queries_BHPE, queries_BHPE, cosine, sine)
+    real_BP = real_BP.to(keys_BGPE.device)
+    return [
+        _column_sums(queries_HPE[:, real_P], keys_GPE[:, real_P], attention.scaling).cpu()
+        for queries_HPE, keys_GPE, real_P in zip(queries_BHPE, keys_BGPE, real_BP, strict=True)
+    ]
+
+
+def _column_sums(queries_HPE: torch.Tensor, keys_GPE: torch.Tensor, scaling: float) -> torch.Tensor:
+    keys_HEP = keys_GPE.float().repeat_interleave(len(queries_HPE) // len(keys_GPE), dim=0).transpose(1, 2)
+    sums_P = keys_HEP.new_zeros(keys_HEP.shape[-1])
+    # In bfloat16, which autocast would choose, scores tie at the cut.
+    with torch.autocast(keys_HEP.device.type, enabled=False):
+        for queries_HCE in queries_HPE.split(_QUERY_CHUNK, dim=1):
+            attention_HCP = (queries_HCE.float() @ keys_HEP * scaling).softmax(dim=-1)
+            sums_P += attention_HCP.sum(dim=1).mean(dim=0)
+    return sums_P
+
+
+def kept_positions(scores_LP: torch.Tensor, ratio: float) -> torch.Tensor:
+    """PrefixKV's choice for one row, bool (L, P): True for `prefix_budget(ratio, L, P)` positions in all.
+
+    A layer sorts its positions by score; the mass of a position is the share of the layer's scores that lies before it
+    in this order. The layer keeps the positions whose mass is below the threshold, which is the shortest start of the
+    order that reaches it, and its protected ones. The threshold is the largest that stays within the budget, found by
+    sorting the masses of all layers: what a bisection tends to, without its tolerance. Equal scores are ordered by
+    position; equal masses are taken by rank in the layer, then by layer, so that the count is exact.
+    """
+    num_layers, length = scores_LP.shape
+    budget = prefix_budget(ratio, num_layers, length)
+    # Float64 on the CPU: the masses of a long tail differ by less than float32 resolves next to 1.
+    sorted_LP, order_LP = scores_LP.double().cpu().sort(dim=-1, descending=True, stable=True)
+    before_LP = sorted_LP.cumsum(-1) / sorted_LP.sum(-1, keepdim=True)
+    before_LP = nn.functional.pad(before_LP[:, :-1], (1, 0))
+    protected_LP = (order_LP < _PROTECTED_FIRST) | (order_LP >= length - _PROTECTED_LAST)
+    before_LP = before_LP.masked_fill(protected_LP, -1)
+    chosen = before_LP.T.flatten().sort(stable=True).indices[:budget]
+    ranks, layers = chosen // num_layers, chosen % num_layers
+    kept_LP = torch.zeros(num_layers, length, dtype=torch.bool)
+    kept_LP[layers, order_LP[layers, ranks]] = True
+    return kept_LP
+
+
+def prefix_budget(ratio: float, num_layers: int, length: int) -> int:
+    """How many of the `num_layers * length` keys of a prompt are kept: `ratio` of them, rounded down.
+
+    Raises:
+        ValueError: fewer than the protected ones.
+    """
+    total = num_layers * length
+    budget = int(ratio * total + 1e-6)  # 0.29 * 100 is 28.999999999999996
+    protected = min(length, _PROTECTED_FIRST + _PROTECTED_LAST)
+    if budget < num_layers * protected:
+        raise ValueError(
+            f"prefix_kv={ratio} keeps {budget} of the {total} keys of a prompt of {length} tokens in {num_layers} "
+            f"layers, but the {protected} protected ones of each layer (the first {_PROTECTED_FIRST} and the last "
+            f"{_PROTECTED_LAST}) are {num_layers * protected}: it must be at least {protected}/{length}."
+        )
+    return budget
+
+
+def prefix_bytes(cache: Cache) -> list[int]:
+    """Bytes of each layer's keys and values, with the scales of int8."""
+    return [sum(part.nbytes for part in vars(layer).values() if torch.is_tensor(part)) for layer in cache.layers]
+
+
+def _survivors(kept_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Positions of one layer's keys (B, K), and which of them are seen; `None` is all. A row that keeps fewer than K
+    repeats its last one: it is masked, and leaves the scales of int8 as they are without it."""
+    counts_B1 = kept_BP.sum(-1, keepdim=True)
+    slots_K = torch.arange(int(counts_B1.max()), device=kept_BP.device)
+    slots_BK = slots_K.minimum(counts_B1 - 1)
+    index_BK = torch.stack([kept_P.nonzero()[slots, 0] for kept_P, slots in zip(kept_BP, slots_BK, strict=True)])
+    mask_BK = slots_K < counts_B1
+    return index_BK, None if mask_BK.all() else mask_BK
+
+
+def _attention_mask(
+    language_model: nn.Module, embeds_BND: torch.Tensor, mask_BK: torch.Tensor | None, layer: PrefixLayer | None
+) -> torch.Tensor | None:
+    """The mask over a layer's keys in the form that the model's attention implementation takes."""
+    if mask_BK is None:
+        return None
+    past = None if layer is None else Cache(layers=[layer])
+    return create_bidirectional_mask(language_model.config, embeds_BND, mask_BK, past_key_values=past)
+
+
+def _append_ones(mask_BK: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    return None if mask_BK is None else nn.functional.pad(mask_BK, (0, length), value=True)
+
+
+def _store(states: torch.Tensor, dtype: torch.dtype | None, dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What is stored, and the scales of int8, which are shared along `dim`."""
+    if dtype is None:
+        return states, None
+    if dtype.is_floating_point:
+        largest = states.abs().amax()
+        if largest > torch.finfo(dtype).max:
+            raise ValueError(
+                f"prefix_dtype={str(dtype).removeprefix('torch.')!r} ends at {torch.finfo(dtype).max}, but the "
+                f"prompt's keys and values reach {largest.item():.3g}: use 'bfloat16'."
+            )
+        return states.to(dtype), None
+    scales = states.float().abs().amax(dim, keepdim=True) / 127
+    steps = states.float() / scales.masked_fill(scales == 0, 1)
+    return steps.round().to(dtype), scales
+
+
+def _restore(stored: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    return stored.to(dtype) if scales is None else (stored * scales).to(dtype)
+
+
+__all__ = ["PREFIX_DTYPES", "PrefixCache", "encode_compressed", "prefix_bytes", "run_layers"]
