@@ -41,6 +41,7 @@ MASK, IMAGE = 500, 511
 class ImageOutputs:
     kept_indices: torch.Tensor
     scores: torch.Tensor
+    visible_mask: torch.Tensor | None = None
 
 
 class TinyBody(torch.nn.Module):

@@ -37,8 +37,9 @@ class ShirgLavidaImagesKwargs(ImagesKwargs, total=False):
 
     Attributes:
         patch_size: side of a patch in pixels of a view.
-        view_policy: `foveal` (the whole image and one fovea), `whole` (the whole image at `fovea_size`), `anyres` (the whole image and the tiles of a padded
-            canvas), `pad` (the whole image, padded to a square in grey) or `square` (the whole image, squashed).
+        view_policy: `foveal` (the whole image and one fovea), `whole` (the whole image at `fovea_size`), `anyres` (the
+            whole image and the tiles of a padded canvas), `pad` (the whole image, padded to a square in grey) or
+            `square` (the whole image, squashed).
         fovea_size: side of the fovea in pixels; ignored without a fovea.
         fovea_placement: `center`, `salient` (most edge energy) or `box` (around `fovea_boxes`).
         image_grid_pinpoints: canvases (width, height) that `anyres` may choose from.

@@ -290,8 +290,10 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     def _image_output(
         self, tokens_ITC: torch.Tensor, selections: list[Selection] | None, num_selected: int
     ) -> ShirgImageOutput:
-        """What was selected, the views of each image side by side; a view with fewer tokens than its share (`adaptive`)
-        leaves the end of its image's tokens unused."""
+        """What was selected, the views of each image side by side.
+
+        A view with fewer tokens than its share (`adaptive`) leaves the end of its image's tokens unused.
+        """
         if selections is None:
             return ShirgImageOutput(image_tokens=tokens_ITC.unbind(0))
         views, num_patches = self.config.num_selected_views, self.config.selected_grid**2
