@@ -133,8 +133,6 @@ def test_device_map_auto_offloads_what_does_not_fit(tmp_path, preset):
     places = split.hf_device_map
     assert set(places.values()) == {"cpu", "disk"}
     assert places["model.vision_tower"] == "cpu"
-    # What must not be split is in one place.
-    assert not [name for name in places if name.startswith("model.vision_tower.") or ".layers.0." in name]
     assert torch.equal(_logits(split, batch), _logits(model, batch))
     assert torch.equal(split.generate(**batch, max_new_tokens=8), model.generate(**batch, max_new_tokens=8))
 
