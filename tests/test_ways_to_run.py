@@ -142,7 +142,7 @@ def test_layers_offloaded_to_disk_change_nothing(tmp_path, preset):
     model, batch = _setup(preset)
     model.save_pretrained(tmp_path / "model")
     device_map = {
-        "model.vision_tower": "disk",
+        "model.vision_tower": "cpu" if preset == "shirg" else "disk",
         "model.multi_modal_projector": "cpu",
         "model.image_newline": "cpu",
         "model.language_model.embed_tokens": "cpu",
@@ -158,6 +158,18 @@ def test_layers_offloaded_to_disk_change_nothing(tmp_path, preset):
     assert next(split.model.language_model.layers[0].parameters()).is_meta
     assert torch.equal(_logits(split, batch), _logits(model, batch))
     assert torch.equal(split.generate(**batch, max_new_tokens=8), model.generate(**batch, max_new_tokens=8))
+
+
+def test_an_offloaded_pooling_head_is_named(tmp_path):
+    model, batch = _setup("shirg")
+    model.save_pretrained(tmp_path / "model")
+    split = ShirgLavidaForConditionalGeneration.from_pretrained(
+        tmp_path / "model",
+        device_map={"model.vision_tower": "disk", "": "cpu"},
+        offload_folder=tmp_path / "offload",
+    ).eval()
+    with pytest.raises(ValueError, match="offloaded. Give model.vision_tower a device"):
+        split(**batch)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="untested here: fewer than two CUDA devices")
