@@ -7,9 +7,12 @@ thread, as the original was run, and compares. The exit status is 1 if a case fa
 """
 
 import argparse
+import os
 import platform
+import re
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 HEADER = """\
@@ -26,6 +29,14 @@ value; errors of ids and counts are the number of entries that differ.
 
 | case | entries | largest error | tolerance | |
 |---|---:|---:|---:|---|
+"""
+
+ADDED = """
+## What SHIRG adds to the structure
+
+The full-size model without these has exactly the original's names and shapes (a case above). A checkpoint that was
+converted with `--vision_base` has them too, the text tower only with `--text_tower`:
+
 """
 
 NOTES = """
@@ -66,13 +77,13 @@ def main(args: argparse.Namespace) -> int:
     """Convert, compare, write; returns the exit status."""
     import torch
 
-    from modeling_shirg.evaluation.exactness import all_cases, convert_reference
+    from modeling_shirg.evaluation.exactness import added_parts, all_cases, convert_reference
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         model, processor = convert_reference(args.reference, Path(folder) / "converted")
         cases = list(all_cases(model, processor, args.reference / "golden"))
-    table = _table(cases)
+    table = _table(cases, added_parts())
     if args.out is None:
         print(table)
     else:
@@ -81,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
     return 0 if all(case.passed for case in cases) else 1
 
 
-def _table(cases: list) -> str:
+def _table(cases: list, parts: list) -> str:
     import PIL
     import torch
     import transformers
@@ -96,7 +107,20 @@ def _table(cases: list) -> str:
         for case in cases
     ]
     header = HEADER.format(passed=sum(case.passed for case in cases), total=len(cases), machine=machine)
-    return header + "\n".join(rows) + "\n" + NOTES
+    return "\n".join([header + "\n".join(rows), ADDED + "\n".join(map(_added, parts)), NOTES])
+
+
+def _added(part) -> str:
+    """One item of the list of what is added; layers that look alike are written once."""
+    names = list(part.shapes)
+    prefix = os.path.commonprefix([name.rsplit(".", 1)[0] + "." for name in names]).rsplit(".", 1)[0] + "."
+    layers = {int(number) for name in names for number in re.findall(r"layers\.(\d+)\.", name.removeprefix(prefix))}
+    ends = dict.fromkeys(re.sub(r"layers\.\d+\.", "layers.N.", name.removeprefix(prefix)) for name in names)
+    where = f" (N = {min(layers)}..{max(layers)})" if layers else ""
+    count = f"{len(names)} tensor{'s' if len(names) > 1 else ''}, {part.parameters:,} parameters"
+    listed = f"`{prefix}` + {', '.join(f'`{end}`' for end in ends)}{where}"
+    text = f"{part.part}, {count}, in {' and '.join(part.presets)}: {listed}"
+    return textwrap.fill(text, 118, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
 
 
 if __name__ == "__main__":

@@ -349,6 +349,13 @@ def test_visionzip_has_54_dominant_tokens_to_10_contextual_ones():
         assert ((visionzip(_view(729), budget).mixing > 0).sum(1) > 1).sum() == contextual
 
 
+def test_visionzips_targets_stay_apart_when_their_keys_are_equal():
+    view = dataclasses.replace(_view(64), keys=torch.ones(64, 12))
+    selection = visionzip(view, 32)
+    _check(selection, 64, 32)
+    assert (selection.mixing[torch.arange(32), selection.indices] > 0).all()
+
+
 def test_visionzip_of_all_patches_changes_none():
     assert torch.equal(visionzip(_view(64), 64).mixing, torch.eye(64))
 
@@ -490,6 +497,13 @@ def test_cdpruner_starts_afresh_when_the_features_have_no_further_direction():
     relevance = torch.tensor([9.0, 8, 7, 6, 5, 1, 2, 1, 1, 1, 1, 1, 3, 1, 0])
     assert _indices("cdpruner", ViewTokens(features, relevance=relevance), 3) == [0, 6, 12]
     assert _indices("cdpruner", ViewTokens(features, relevance=relevance), 4) == [0, 1, 6, 12]
+
+
+def test_cdpruner_takes_a_copy_for_no_new_direction_however_relevant_it_is():
+    """What rounding leaves of the copies (1e-7) is more than the last patch's own relevance squared (1e-12)."""
+    copies = torch.linspace(1, 9, 15)[:, None] * _view(1).features
+    view = ViewTokens(torch.cat([copies, _view(1, seed=1).features]), relevance=torch.tensor([1.0] * 15 + [0.0]))
+    assert _indices("cdpruner", view, 2) == [0, 15]
 
 
 def test_cdpruner_keeps_no_rounding_errors():

@@ -114,6 +114,8 @@ def test_equal_scores_still_give_the_exact_count_and_the_first_positions():
     assert kept_LP[:, :9].all() and kept_LP[:, 19].all()
     uneven = kept_positions(torch.ones(3, 20), 32 / 60)
     assert uneven.sum(-1).tolist() == [11, 11, 10]
+    nothing_else_seen = torch.zeros(3, 20).index_fill(1, torch.tensor([0]), 20.0)
+    assert kept_positions(nothing_else_seen, 0.5).sum(-1).tolist() == [10, 10, 10]
 
 
 def test_a_tail_below_the_resolution_of_float32_is_compared_between_layers():

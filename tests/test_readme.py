@@ -1,5 +1,6 @@
 """What the README tells people to paste works."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shirg_scripts.cli import main
+from shirg_scripts.cli import main, with_underscores
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,12 +19,14 @@ COMMANDS = [
     for language, block in BLOCKS
     if language == "bash"
     for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("shirg ask hub_card/")
+    if line.startswith("shirg ")
 ]
+BUNDLED_COMMANDS = [command for command in COMMANDS if command.startswith("shirg ask hub_card/")]
 
 
 def test_the_readme_has_commands_and_python():
-    assert COMMANDS
+    assert {command.split()[1] for command in COMMANDS} == {"ask", "convert"}
+    assert BUNDLED_COMMANDS
     assert [language for language, _ in BLOCKS].count("python") >= 2
 
 
@@ -35,6 +38,29 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_the_arguments_of_the_readme_are_understood(command):
+    name, *arguments = shlex.split(command)[1:]
+    args = importlib.import_module(f"shirg_scripts.{name}").parse_args(with_underscores(arguments))
+    for flag, value in re.findall(r"--(\w+) ([\w./-]+)", command):
+        assert str(getattr(args, flag)) == value
+
+
+def test_the_flags_that_the_readme_explains_exist(capsys):
+    (usage,) = [block for _, block in BLOCKS if block.startswith("shirg ask IMAGE QUESTION")]
+    with pytest.raises(SystemExit, match="0"):
+        main(["ask", "--help"])
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    flags = set(re.findall(r"--\w+", usage))
+    assert len(flags) > 5 and flags <= known
+
+
+def test_the_readme_counts_the_cases_that_the_docs_list():
+    docs = (ROOT / "docs" / "exactness.md").read_text()
+    (passed, total) = re.search(r"^(\d+) of (\d+) cases pass\.", docs, flags=re.MULTILINE).groups()
+    assert f"[{passed} of {total} reference cases](docs/exactness.md)" in README
+
+
+@pytest.mark.parametrize("command", BUNDLED_COMMANDS)
 def test_the_commands_of_the_readme_run(command, monkeypatch, tmp_path, capsys):
     arguments = [str(ROOT / word) if word.startswith("hub_card/") else word for word in shlex.split(command)[1:]]
     monkeypatch.chdir(tmp_path)

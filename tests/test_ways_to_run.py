@@ -32,16 +32,37 @@ def _error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# Presets that keep the same tokens in every precision: where a score decides, the tokens that are near the cut may
+# differ, and then every logit does. What holds for those is in the next test.
+@pytest.mark.parametrize("preset", ["random", "lavida"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_accelerator)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_half_precision_answers_and_stays_near_float32(preset, device, dtype, tolerance):
-    # Random selection: which tokens a score keeps may differ between precisions, and then so does everything.
-    model, batch = _setup("random" if preset == "shirg" else preset)
+    model, batch = _setup(preset)
     half = copy.deepcopy(model).to(device, dtype)
     assert _error(_logits(half, batch), _logits(model, batch)) < tolerance
     answer = half.generate(**batch.to(device), max_new_tokens=8, block_length=4)
     assert answer.shape[1] == batch["input_ids"].shape[1] + 8
+    assert (answer[:, -8:] != half.config.mask_token_id).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_accelerator)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.25), (torch.float16, 0.03)])
+def test_half_precision_scores_in_float32_and_answers(device, dtype, tolerance):
+    model, batch = _setup("shirg")
+    half = copy.deepcopy(model).to(device, dtype)
+    with torch.no_grad():
+        expected = model(**batch, output_selection=True)
+        actual = half(**batch.to(device), output_selection=True)
+    assert actual.logits.shape == expected.logits.shape and actual.logits.dtype == dtype
+    assert actual.scores.shape == expected.scores.shape and actual.scores.dtype == torch.float32
+    assert _error(actual.scores.cpu(), expected.scores) < tolerance
+    kept = [set(row.tolist()) for row in actual.kept_indices]
+    assert actual.kept_indices.shape == expected.kept_indices.shape and actual.kept_indices.dtype == torch.int64
+    for row, wanted in zip(kept, expected.kept_indices, strict=True):
+        assert len(row) == len(wanted) and len(row & set(wanted.tolist())) >= 0.95 * len(row)
+    answer = half.generate(**batch.to(device), max_new_tokens=8, block_length=4)
+    assert answer.shape == (len(batch["input_ids"]), batch["input_ids"].shape[1] + 8)
     assert (answer[:, -8:] != half.config.mask_token_id).all()
 
 
@@ -92,6 +113,9 @@ def test_device_map_auto(tmp_path, preset):
     model, batch = _setup(preset)
     model.save_pretrained(tmp_path)
     placed = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, device_map="auto").eval()
+    # transformers makes no map where there is one place only; the next test gives "auto" something to decide.
+    assert {weight.device.type for weight in placed.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
+    assert hasattr(placed, "hf_device_map") == torch.cuda.is_available()
     assert _error(_logits(placed, batch), _logits(model, batch)) < 5e-5
     assert torch.equal(
         placed.generate(**batch.to(placed.device), max_new_tokens=8).cpu(), model.generate(**batch, max_new_tokens=8)
@@ -99,11 +123,26 @@ def test_device_map_auto(tmp_path, preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_device_map_auto_offloads_what_does_not_fit(tmp_path, preset):
+    model, batch = _setup(preset)
+    model.save_pretrained(tmp_path / "model")
+    memory = {"cpu": int(0.8 * model.get_memory_footprint())}
+    split = ShirgLavidaForConditionalGeneration.from_pretrained(
+        tmp_path / "model", device_map="auto", max_memory=memory, offload_folder=tmp_path / "offload"
+    ).eval()
+    places = split.hf_device_map
+    assert set(places.values()) == {"cpu", "disk"}
+    assert places["model.vision_tower"] == "cpu"
+    assert torch.equal(_logits(split, batch), _logits(model, batch))
+    assert torch.equal(split.generate(**batch, max_new_tokens=8), model.generate(**batch, max_new_tokens=8))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_layers_offloaded_to_disk_change_nothing(tmp_path, preset):
     model, batch = _setup(preset)
     model.save_pretrained(tmp_path / "model")
     device_map = {
-        "model.vision_tower": "disk",
+        "model.vision_tower": "cpu" if preset == "shirg" else "disk",
         "model.multi_modal_projector": "cpu",
         "model.image_newline": "cpu",
         "model.language_model.embed_tokens": "cpu",
@@ -119,6 +158,18 @@ def test_layers_offloaded_to_disk_change_nothing(tmp_path, preset):
     assert next(split.model.language_model.layers[0].parameters()).is_meta
     assert torch.equal(_logits(split, batch), _logits(model, batch))
     assert torch.equal(split.generate(**batch, max_new_tokens=8), model.generate(**batch, max_new_tokens=8))
+
+
+def test_an_offloaded_pooling_head_is_named(tmp_path):
+    model, batch = _setup("shirg")
+    model.save_pretrained(tmp_path / "model")
+    split = ShirgLavidaForConditionalGeneration.from_pretrained(
+        tmp_path / "model",
+        device_map={"model.vision_tower": "disk", "": "cpu"},
+        offload_folder=tmp_path / "offload",
+    ).eval()
+    with pytest.raises(ValueError, match="offloaded. Give model.vision_tower a device"):
+        split(**batch)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="untested here: fewer than two CUDA devices")

@@ -140,7 +140,16 @@ class ShirgVisionTower(nn.Module):
         return attended_VND + _in_float32(head.mlp, _in_float32(head.layernorm, attended_VND))
 
     def _head_inputs(self, features_VND: torch.Tensor) -> torch.Tensor:
-        """What the pooling head reads, float32 (V, N, D): the features through the last layer and post_layernorm."""
+        """What the pooling head reads, float32 (V, N, D): the features through the last layer and post_layernorm.
+
+        Raises:
+            ValueError: the head's weights were offloaded, which leaves nothing to read outside its own forward.
+        """
+        if self.vision_model.head.probe.is_meta:
+            raise ValueError(
+                "The scores read the pooling head's weights, which are offloaded. Give model.vision_tower a device of "
+                "its own in device_map, such as 'cpu', or choose attention_source='received' or 'norm'."
+            )
         hidden_VND = features_VND
         for layer in self.vision_model.encoder.layers[self.num_kept_layers :]:
             hidden_VND = layer(hidden_VND, None)

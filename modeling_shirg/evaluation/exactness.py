@@ -3,14 +3,15 @@
 The reference folder holds what the original code computed with a tiny random model (tests/fixtures/lavida): tensors
 of one question about a photograph, of one training batch, tables of schedules and of image token counts. Errors of
 tensors are relative to the largest absolute value of the reference; of ids and counts, the number of entries that
-differ.
+differ. A tensor of the reference that nothing was compared with is a failure too.
 
 Shape suffixes: P prompt tokens, R response tokens, L tokens of a training row.
 """
 
 import ast
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from transformers.models.llama.modeling_llama import rotate_half
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.conversion import convert_checkpoint
-from modeling_shirg.conversion.plan import empty_model, expected_shapes, original_name
+from modeling_shirg.conversion.plan import empty_model, expected_shapes, grafted_part, original_name
 from modeling_shirg.denoising_shirg import transfer_counts
-from modeling_shirg.objective_shirg import complementary_masks, masked_ratio
+from modeling_shirg.objective_shirg import complementary_masks, first_masked, masked_ratio, token_losses
 from modeling_shirg.selection_shirg import pool_square
 
 # The reference's own tolerances, relative to the largest absolute value of a tensor.
@@ -32,7 +33,28 @@ VISION_TOLERANCE = 1e-4
 LANGUAGE_TOLERANCE = 1e-3
 RESPONSE_LENGTH = 32
 ORIGINAL_IMAGE_ID = -200
-QUESTION = "Describe the image in detail."
+ORIGINAL_IGNORED_ID = -100
+# What the original deletes from its SigLIP.
+_WITHOUT_BASE = {"vision_config": {"num_hidden_layers": 26, "vision_use_head": False}, "vision_feature_layer": -1}
+# The text tower of google/siglip-so400m-patch14-384.
+_TEXT_TOWER = {
+    "vocab_size": 32000,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 64,
+    "projection_size": 1152,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_PARTS = {
+    "model.vision_tower.vision_model.encoder.layers.26.": "SigLIP's last layer",
+    "model.vision_tower.vision_model.head.": "SigLIP's pooling head",
+    "model.vision_tower.foveal_position_embedding.": "the foveal position table",
+    "model.relevance_text_model.": "SigLIP's text tower",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +70,46 @@ class Case:
     def passed(self) -> bool:
         """Whether the error is within the tolerance."""
         return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class AddedPart:
+    """Tensors that a full-size model has and the original has not.
+
+    Args:
+        part: what they are.
+        presets: presets whose models have them.
+        shapes: shape of every tensor by name.
+    """
+
+    part: str
+    presets: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+class Golden:
+    """The tensors of one reference file, and which of them nothing has read yet."""
+
+    def __init__(self, path: Path):
+        self._file, self._tensors = path.name, load_file(path)
+        self._unread = set(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self._unread.discard(name)
+        return self._tensors[name]
+
+    def unread_case(self) -> Case:
+        """Number of tensors that nothing read: to be asked for when everything has been compared."""
+        listed = f": {', '.join(sorted(self._unread))}" if self._unread else ""
+        return Case(f"{self._file}: tensors that no case reads{listed}", len(self._tensors), len(self._unread), 0)
 
 
 def compare(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Case:
@@ -79,6 +141,7 @@ def convert_reference(reference: Path, out: Path) -> tuple[ShirgLavidaForConditi
 def all_cases(model, processor, reference: Path) -> Iterator[Case]:
     """Every case of the reference folder, computed with a converted checkpoint in float32 on the CPU."""
     yield from question_cases(model, processor, reference)
+    yield from prompt_cases(processor, reference)
     yield from training_cases(model, processor, reference)
     yield structure_case(reference)
     yield from table_cases(model.config, reference)
@@ -99,23 +162,66 @@ def table_cases(config, reference: Path) -> Iterator[Case]:
 def structure_case(reference: Path) -> Case:
     """Names and shapes of the full-size model, built without storage, after renaming; counts those that differ.
 
-    The original deletes SigLIP's last layer and pooling head, so they are left out here too.
+    The original deletes SigLIP's last layer and pooling head, so they are left out here too; see `added_parts`.
     """
     shapes = json.loads((reference / "fullsize_state_dict.json").read_text())["shapes"]
-    config = ShirgLavidaConfig.from_preset(
-        "lavida", vision_config={"num_hidden_layers": 26, "vision_use_head": False}, vision_feature_layer=-1
-    )
-    ours = {original_name(name): list(shape) for name, shape in expected_shapes(empty_model(config)).items()}
+    ours = {original_name(name): list(shape) for name, shape in _full_size("lavida", **_WITHOUT_BASE).items()}
     differ = sum(ours.get(name) != shapes.get(name) for name in ours.keys() | shapes.keys())
     return Case("full-size names and shapes", len(shapes), differ, 0)
+
+
+def added_parts(presets: tuple[str, ...] = ("lavida", "shirg")) -> list[AddedPart]:
+    """What full-size models of `presets`, converted with a vision base and its text tower, have beyond the original.
+
+    Raises:
+        ValueError: a preset lacks a tensor of the original, or has it in another shape.
+    """
+    original = _full_size("lavida", **_WITHOUT_BASE)
+    found: dict[str, AddedPart] = {}
+    for preset in presets:
+        ours = _full_size(preset, relevance_text_config=_TEXT_TOWER)
+        differ = [name for name, shape in original.items() if ours.get(name) != shape]
+        if differ:
+            raise ValueError(f"Preset {preset!r} lacks tensors of the original or has them in other shapes: {differ}.")
+        for part, names in _by_part(name for name in ours if name not in original).items():
+            known = found.get(part, AddedPart(part, (), {}))
+            shapes = {**known.shapes, **{name: ours[name] for name in names}}
+            found[part] = AddedPart(part, (*known.presets, preset), shapes)
+    return list(found.values())
+
+
+def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        part = next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), "other")
+        parts.setdefault(part, []).append(name)
+    return parts
+
+
+def _full_size(preset: str, **fields) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the full-size model of a preset, built without storage."""
+    return expected_shapes(empty_model(ShirgLavidaConfig.from_preset(preset, **fields)))
+
+
+def prompt_cases(processor, reference: Path) -> Iterator[Case]:
+    """Sizes of every prompt of the reference: views, image tokens, length, place of the image."""
+    for name, facts in json.loads((reference / "meta.json").read_text()).items():
+        if "prompt_len" not in facts:
+            continue
+        inputs = _question(processor, reference / f"{name}.png", facts["prompt"])
+        image_L = inputs["input_ids"][0] == processor.image_token_id
+        sizes = [len(inputs["pixel_values"]), int(image_L.sum()), len(image_L), int(image_L.int().argmax())]
+        expected = [facts[key] for key in ("n_views", "n_image_tokens", "prompt_len", "image_pos")]
+        label = f"{name}: views, image tokens, prompt length, place of the image"
+        yield compare_exactly(label, torch.tensor(sizes), torch.tensor(expected))
 
 
 @torch.no_grad()
 def question_cases(model, processor, reference: Path) -> Iterator[Case]:
     """One question about a photograph: from pixels to every generated token."""
-    golden = load_file(reference / "landscape.safetensors")
-    cases = json.loads((reference / "meta.json").read_text())["landscape"]["generate"]
-    inputs = _question(processor, reference / "landscape.png")
+    golden = Golden(reference / "landscape.safetensors")
+    facts = json.loads((reference / "meta.json").read_text())["landscape"]
+    inputs = _question(processor, reference / "landscape.png", facts["prompt"])
     pixels = inputs["pixel_values"]
     yield compare("pixels", pixels[:, :, ::16, ::16], golden["pixel_values_strided"], VISION_TOLERANCE)
     yield compare("pixel means", pixels.mean((1, 2, 3)), golden["pixel_values_mean"], VISION_TOLERANCE)
@@ -128,15 +234,23 @@ def question_cases(model, processor, reference: Path) -> Iterator[Case]:
     )
     yield compare("image tokens", images.image_tokens[0], golden["image_tokens"], VISION_TOLERANCE)
     ids = inputs["input_ids"].where(inputs["input_ids"] != model.config.image_token_id, ORIGINAL_IMAGE_ID)
+    yield compare_exactly("prompt ids, one for the image", _one_per_image(ids), golden["input_ids"])
     yield compare_exactly("prompt ids", ids, golden["expanded_input_ids"])
     yield compare("prompt embeddings", embeds_1PC, golden["inputs_embeds"], VISION_TOLERANCE)
     yield from _forward_cases(model, embeds_1PC, golden)
-    for name, case in cases.items():
+    for name, case in facts["generate"].items():
         yield from _generation_cases(model, inputs, name, case["kwargs"], golden)
+    yield golden.unread_case()
+
+
+def _one_per_image(ids_1P: torch.Tensor) -> torch.Tensor:
+    """The ids with one placeholder instead of one per image token."""
+    repeated_1P = (ids_1P == ORIGINAL_IMAGE_ID) & (ids_1P.roll(1) == ORIGINAL_IMAGE_ID)
+    return ids_1P[~repeated_1P][None]
 
 
 @torch.no_grad()
-def _forward_cases(model, embeds_1PC: torch.Tensor, golden: dict[str, torch.Tensor]) -> Iterator[Case]:
+def _forward_cases(model, embeds_1PC: torch.Tensor, golden: Golden) -> Iterator[Case]:
     """One forward over prompt and masks, and the prefix cache."""
     masks_1R = torch.full((1, RESPONSE_LENGTH), model.config.mask_token_id)
     masks_1RC = model.get_input_embeddings()(masks_1R)
@@ -159,7 +273,7 @@ def _forward_cases(model, embeds_1PC: torch.Tensor, golden: dict[str, torch.Tens
     yield compare("first logits on the prefix", first.logits, golden["prefix_step0_logits"], LANGUAGE_TOLERANCE)
 
 
-def _generation_cases(model, inputs, name: str, arguments: dict, golden: dict[str, torch.Tensor]) -> Iterator[Case]:
+def _generation_cases(model, inputs, name: str, arguments: dict, golden: Golden) -> Iterator[Case]:
     """Tokens and step history of one generation; `arguments` in the original's names."""
     options = dict(arguments)
     if "schedule_kwargs" in options:
@@ -190,13 +304,18 @@ def training_cases(model, processor, reference: Path) -> Iterator[Case]:
     The original pads the spliced rows with zero embeddings, which are attended; here the batch is made that way by
     hand, because padding is masked in this package.
     """
-    golden = load_file(reference / "train.safetensors")
-    embeds_BLC, labels_BL = _training_batch(model, processor, reference, golden)
+    golden = Golden(reference / "train.safetensors")
+    without_grad = json.loads((reference / "meta.json").read_text())["train_params_without_grad"]
+    yield from _padding_cases(processor, golden)
+    ids_BL, embeds_BLC, labels_BL = _training_batch(model, processor, reference, golden)
+    yield compare_exactly("training: ids with every image token", ids_BL, golden["expanded_input_ids"])
     t_B, noise_BL = golden["t"], golden["rand_bl"]
     yield compare("training: ratios", masked_ratio(t_B)[:, None], golden["p_mask"], VISION_TOLERANCE)
+    first_BL = first_masked(t_B, noise_BL)
+    yield compare_exactly("training: positions drawn for the first half", first_BL, golden["masked_indices"])
     masked_2BL = complementary_masks(labels_BL, t_B, noise_BL, model.config.infill_token_id)
     yield compare_exactly("training: masked positions", masked_2BL, golden["final_masked_indices"])
-    final = labels_BL.repeat(2, 1).where(masked_2BL, -100)
+    final = labels_BL.repeat(2, 1).where(masked_2BL, ORIGINAL_IGNORED_ID)
     yield compare_exactly("training: labels", final, golden["final_labels"])
     mask_C = model.get_input_embeddings().weight[model.config.mask_token_id]
     noised = torch.where(masked_2BL[..., None], mask_C, embeds_BLC.repeat(2, 1, 1))
@@ -205,21 +324,53 @@ def training_cases(model, processor, reference: Path) -> Iterator[Case]:
         model.config.prefix_lm_loss = prefix_lm
         output = model(inputs_embeds=embeds_BLC, labels=labels_BL, diffusion_time=t_B, mask_noise=noise_BL)
         logits = golden[f"{name}.logits_at_labels"]
+        places = output.masked_positions.nonzero()
+        yield compare_exactly(f"training {name}: predicted positions", places, golden[f"{name}.label_index"])
         yield compare(f"training {name}: logits", output.logits, logits, LANGUAGE_TOLERANCE)
+        losses = token_losses(output.logits, labels_BL, output.masked_positions)
+        expected = golden[f"{name}.per_token_loss"]
+        yield compare(f"training {name}: loss of every token", losses, expected, LANGUAGE_TOLERANCE)
         yield compare(f"training {name}: loss", output.loss, golden[f"{name}.loss"], LANGUAGE_TOLERANCE)
     model.zero_grad()
     output.loss.backward()
-    for name, weight in model.named_parameters():
-        expected = golden.get(f"grad.{original_name(name)}")
-        if expected is not None:
-            yield compare(f"training full: gradient of {name}", weight.grad, expected, LANGUAGE_TOLERANCE)
+    yield from _gradient_cases(model, golden, without_grad)
     model.zero_grad()
+    yield golden.unread_case()
+
+
+def _padding_cases(processor, golden: Golden) -> Iterator[Case]:
+    """The batch that the tokenizer makes of the two examples; the reference is padded beyond the longer one."""
+    tokenizer = processor.tokenizer
+    padded = (golden["input_ids"] != tokenizer.pad_token_id).flip(-1).int().argmax(-1)
+    rows = [ids[: len(ids) - int(count)].tolist() for ids, count in zip(golden["input_ids"], padded, strict=True)]
+    options = {"padding": "max_length", "max_length": golden["input_ids"].shape[1], "padding_side": "right"}
+    batch = tokenizer.pad({"input_ids": rows}, **options, return_tensors="pt")
+    yield compare_exactly("training: padded ids", batch["input_ids"], golden["input_ids"])
+    yield compare_exactly("training: attention mask", batch["attention_mask"].bool(), golden["attention_mask_in"])
+
+
+def _gradient_cases(model, golden: Golden, without_grad: list[str]) -> Iterator[Case]:
+    """Gradients after `backward`, and which parameters of the original's have none."""
+    kept_layers = model.config.vision_config.num_hidden_layers - 1
+    none = set()
+    for name, weight in model.named_parameters():
+        if grafted_part(name, kept_layers) is not None:
+            continue
+        if weight.grad is None:
+            none.add(original_name(name))
+        if f"grad.{original_name(name)}" in golden:
+            expected = golden[f"grad.{original_name(name)}"]
+            yield compare(f"training full: gradient of {name}", weight.grad, expected, LANGUAGE_TOLERANCE)
+    differ = none.symmetric_difference(without_grad)
+    yield Case("training full: parameters without a gradient", len(without_grad), len(differ), 0)
 
 
 def _training_batch(
-    model, processor, reference: Path, golden: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (B, L, C) with zero rows at the end of shorter examples, and labels (B, L), padding a target."""
+    model, processor, reference: Path, golden: Golden
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids (B, L) as the original's, embeddings (B, L, C) with zero rows at the end of shorter examples, and labels
+    (B, L), padding a target.
+    """
     images = [Image.open(reference / name) for name in ("landscape.png", "doc.png")]
     views = processor.image_processor(images, return_tensors="pt")
     config = model.config
@@ -228,18 +379,22 @@ def _training_batch(
         label = torch.where(ids == config.eos_token_id, config.eos_token_id, label)
         repeats = torch.where(ids == ORIGINAL_IMAGE_ID, config.count_image_tokens(*image.size), 1)
         rows.append(ids.where(ids != ORIGINAL_IMAGE_ID, config.image_token_id).repeat_interleave(repeats))
-        labels.append(label.where(ids != ORIGINAL_IMAGE_ID, -100).repeat_interleave(repeats))
+        labels.append(label.where(ids != ORIGINAL_IMAGE_ID, ORIGINAL_IGNORED_ID).repeat_interleave(repeats))
     ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=config.eos_token_id)
-    labels_BL = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+    labels_BL = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=ORIGINAL_IGNORED_ID)
     real_BL = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
     embeds_BLC, _ = model.model.prepare_inputs_embeds(
         ids_BL, views["pixel_values"], mosaic_windows=views["mosaic_windows"]
     )
-    return embeds_BLC * real_BL[..., None], labels_BL
+    expanded_BL = ids_BL.where(ids_BL != config.image_token_id, ORIGINAL_IMAGE_ID)
+    expanded_BL = expanded_BL.where(real_BL.bool(), ORIGINAL_IGNORED_ID)
+    return expanded_BL, embeds_BLC * real_BL[..., None], labels_BL
 
 
-def _question(processor, image: Path):
-    content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": QUESTION}]
+def _question(processor, image: Path, prompt: str):
+    """Model inputs of the question that the original's `prompt` asks about an image."""
+    question = prompt.split("<image>\n")[1].split("<|eot_id|>")[0]
+    content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": question}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
