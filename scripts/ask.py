@@ -33,6 +33,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="how patches are compared with the question; by default as the checkpoint says",
     )
     parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any other field of the config, such as selection_budget=410 or diversity_weight=0; repeatable",
+    )
+    parser.add_argument(
         "--fovea_box", type=float, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="look here"
     )
     parser.add_argument("--max_new_tokens", type=int, help="length of the answer in tokens")
@@ -51,121 +58,53 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Load, ask, answer."""
-    import torch
     from transformers.utils import logging
 
-    from .loading import load
+    from .answering import answer_question, check_writable, read_image
+    from .loading import load, parse_options
     from .stage_clock import StageClock
 
     logging.disable_progress_bar()
     if args.overlay:
-        _check_writable(args.overlay)
+        check_writable(args.overlay, "--overlay")
+    options = parse_options(args.option)
     clock = StageClock()
     with clock.stage("load"):
-        loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance)
+        loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options)
     print(f"Model: {loaded.name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
-    image_processor = loaded.processor.image_processor
-    with clock.stage("preprocess"):
-        source = sys.stdin.buffer.read() if args.image == "-" else args.image
-        image = image_processor.process_image(image_processor.fetch_images(source))
-        inputs = _inputs(loaded.processor, image, args.question, args.fovea_box).to(loaded.model.device)
-    with torch.no_grad(), clock.watch(loaded.model):
-        outputs, images = _answer(loaded, inputs, args, clock)
-    answer = loaded.processor.post_process_image_text_to_text(outputs.sequences)[0]
+    image = read_image(loaded, sys.stdin.buffer.read() if args.image == "-" else args.image)
+    answer = answer_question(
+        loaded,
+        image,
+        args.question,
+        clock,
+        {"fovea_boxes": [args.fovea_box]} if args.fovea_box else None,
+        args.stream,
+        max_new_tokens=args.max_new_tokens,
+        steps=args.steps,
+        prefix_kv=args.prefix_kv,
+        prefix_dtype=args.prefix_dtype,
+    )
     if args.overlay:
-        _save_overlay(args.overlay, image, inputs, images, loaded.model.config)
-    if not args.json:
-        if not args.stream:  # the streamer has printed it already
-            print(answer)
-        return
-    seconds = {name: round(value, 4) for name, value in clock.seconds.items()}
-    print(
-        json.dumps(
-            {
-                "answer": answer,
-                "image_tokens": len(images.image_tokens[0]),
-                "kept": _kept_per_view(images, len(inputs["pixel_values"]), loaded.model.config),
-                "forwards": outputs.forwards,
-                "tokens_per_forward": round(outputs.tokens_per_forward.item(), 4),
-                "prefix_bytes": outputs.prefix_bytes
-                and {"total": sum(outputs.prefix_bytes), "per_layer": outputs.prefix_bytes},
-                "seconds": seconds,
-            }
-        )
-    )
+        answer.overlay().save(args.overlay)
+    if args.json:
+        print(json.dumps(_report(answer, clock.seconds)))
+    elif not args.stream:  # the streamer has printed it already
+        print(answer.text)
 
 
-def _check_writable(path: Path) -> None:
-    """Before any work: the picture can be written there."""
-    from PIL import Image
-
-    known = Image.registered_extensions()
-    if path.suffix.lower() not in known:
-        raise ValueError(f"--overlay {path}: write it to a picture file such as {path.stem or 'kept'}.png.")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise ValueError(f"--overlay {path}: no file can be written there; is {path.resolve().parent} a folder?")
-
-
-def _inputs(processor, image, question: str, fovea_box: list[float] | None):
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"fovea_boxes": [fovea_box]} if fovea_box else {},
-    )
-
-
-def _answer(loaded, inputs, args: argparse.Namespace, clock):
-    """The generated answer and the image tokens it was read from."""
-    from transformers import TextDiffusionStreamer
-
-    names = ("max_new_tokens", "steps", "prefix_kv", "prefix_dtype")
-    options = {name: getattr(args, name) for name in names}
-    with clock.stage("image"):
-        embeds, images = loaded.model.model.prepare_inputs_embeds(
-            inputs["input_ids"],
-            inputs["pixel_values"],
-            inputs.get("fovea_pixel_values"),
-            inputs["question_mask"],
-            inputs.get("mosaic_windows"),
-            inputs.get("relevance_input_ids"),
-        )
-    clock.seconds["select"] = clock.seconds.pop("image") - clock.seconds["encode"] - clock.seconds["project"]
-    tokenizer = loaded.processor.tokenizer
-    streamer = TextDiffusionStreamer(tokenizer, skip_special_tokens=True) if args.stream else None
-    with clock.stage("generate"):
-        outputs = loaded.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=inputs["attention_mask"],
-            streamer=streamer,
-            return_dict_in_generate=True,
-            **{name: value for name, value in options.items() if value is not None},
-        )
-    clock.seconds["rest"] = clock.seconds.pop("generate") - clock.seconds["prefix"] - clock.seconds["denoise"]
-    return outputs, images
-
-
-def _kept_per_view(images, num_base_views: int, config) -> list[list[int]]:
-    """For each view, base views first, the raster indices of the patches that reach the language model."""
-    kept = [list(range(config.base_grid**2))] * num_base_views
-    if config.fovea_grid is not None:
-        all_patches = list(range(config.fovea_grid**2))
-        kept.append(all_patches if images.kept_indices is None else images.kept_indices[0].tolist())
-    return kept
-
-
-def _save_overlay(path: Path, image, inputs, images, config) -> None:
-    from modeling_shirg.evaluation.overlay import draw_overlay
-
-    fovea_boxes = kept = None
-    if config.fovea_grid is not None:
-        fovea_boxes = inputs["patch_boxes"][0, -(config.fovea_grid**2) :].cpu().numpy()
-    if images.kept_indices is not None:
-        kept = images.kept_indices[0].tolist()
-    draw_overlay(image, inputs["view_boxes"][0].cpu().numpy(), fovea_boxes, kept).save(path)
+def _report(answer, seconds: dict[str, float]) -> dict:
+    outputs = answer.outputs
+    return {
+        "answer": answer.text,
+        "image_tokens": answer.num_image_tokens,
+        "kept": answer.kept_per_view(),
+        "forwards": outputs.forwards,
+        "tokens_per_forward": round(outputs.tokens_per_forward.item(), 4),
+        "prefix_bytes": outputs.prefix_bytes
+        and {"total": sum(outputs.prefix_bytes), "per_layer": outputs.prefix_bytes},
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }
 
 
 if __name__ == "__main__":

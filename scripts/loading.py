@@ -1,8 +1,11 @@
 """Loading a checkpoint for a command: the bundled one by default, any folder or Hub id, under any preset."""
 
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.resources import as_file, files
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +15,7 @@ from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.conversion import DTYPES
+from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.unconverted import UnconvertedLavidaConfig
 
 BUNDLED = "shirg-lavida-tiny"
@@ -32,11 +36,12 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     text_relevance: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Loaded:
     """Load `model` under preset `prune_method`.
 
     `model` is a folder or a Hub id; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None`
-    keep the checkpoint's own.
+    keep the checkpoint's own. `options` are other fields of the config, such as an ablation's.
 
     Raises:
         ValueError: the checkpoint is not a SHIRG-LaViDa one, the device or dtype is unknown, or the text relevance
@@ -47,11 +52,12 @@ def load(
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
         config = _config(source)
-        fields = {"prune_method": prune_method, "text_relevance": text_relevance}
+        fields = {"prune_method": prune_method, "text_relevance": text_relevance, **(options or {})}
         fields = {name: value for name, value in fields.items() if value is not None}
         if fields:
             config = ShirgLavidaConfig.from_dict(config.to_dict(), **fields)
-        if text_relevance is not None and config.selection_method != "shirg":
+        method = METHODS.get(config.selection_method)
+        if text_relevance is not None and (method is None or "relevance" not in method.needs):
             raise ValueError(
                 f"text_relevance={text_relevance!r} is a choice of presets that score patches; "
                 f"prune_method={config.prune_method!r} scores none."
@@ -65,6 +71,29 @@ def load(
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
     return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
+
+
+def parse_options(entries: list[str]) -> dict[str, Any]:
+    """Config fields given as `FIELD=VALUE` on a command line; values are JSON, or else plain text.
+
+    Raises:
+        ValueError: an entry has no `=`, or names no field.
+    """
+    options = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise ValueError(f"--option {entry!r}: write it as FIELD=VALUE, for example selection_budget=410.")
+        if name not in ShirgLavidaConfig.__annotations__:
+            nearest = get_close_matches(name, ShirgLavidaConfig.__annotations__, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"--option {entry!r}: ShirgLavidaConfig has no field {name!r}.{hint}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
 
 
 def resolve_device(device: str) -> torch.device:

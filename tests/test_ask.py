@@ -18,13 +18,19 @@ BUNDLED = Path(str(files("shirg_hub_card"))) / "shirg-lavida-tiny"
 EXAMPLES = Path(str(files("shirg_hub_card"))) / "examples"
 GRID = str(EXAMPLES / "grid.png")
 QUESTION = "What is in cell 5?"
-TOKENS = {"lavida-full": 845, "lavida": 49 + 14 * 15}
+TOKENS = {"lavida-full": 845, "lavida": 49 + 14 * 15, "shirg-fixed": 228, "shirg-mixed": 192, "siglip-672": 576}
 KEPT = {
     "shirg-784": [169, 196],
     "pool": [169, 256],
     "lavida": [169] * 5,
     "lavida-980": [169] * 5,
     "lavida-full": [169] * 5,
+    "shirg-fixed": [192],
+    "shirg-mixed": [192],
+    "siglip-672": [576],
+    **dict.fromkeys(
+        ("shirg-3645", "saint", "topv", "visionzip", "vispruner", "divprune", "cdpruner", "holov"), [49] * 5
+    ),
 }
 
 
@@ -82,8 +88,12 @@ def test_the_answer_is_the_same_again_from_standard_input_and_with_hyphens(capsy
 def test_every_system_answers(capsys, tmp_path, preset):
     overlay = tmp_path / "overlay.png"
     report = _report(capsys, GRID, QUESTION, "--prune_method", preset, "--overlay", str(overlay))
-    assert report["image_tokens"] == TOKENS.get(preset, 245)
-    assert [len(view) for view in report["kept"]] == KEPT.get(preset, [169, 181])
+    kept = [len(view) for view in report["kept"]]
+    if preset == "shirg-adaptive":
+        assert report["image_tokens"] == 64 + kept[1] and 91 <= kept[1] <= 181
+    else:
+        assert report["image_tokens"] == TOKENS.get(preset, 245)
+        assert kept == KEPT.get(preset, [169, 181])
     assert isinstance(report["answer"], str)
     assert Image.open(overlay).width >= 896
 
@@ -210,3 +220,17 @@ def test_cut_weights_are_named(capsys, tmp_path):
     weights.write_bytes(weights.read_bytes()[:100_000])
     status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path / "cut"))
     assert status == 2 and "download complete" in err
+
+
+def test_any_field_of_the_config_is_an_option(capsys):
+    report = _report(capsys, GRID, QUESTION, "--option", "selection_budget=100", "--option", "diversity-weight=0")
+    assert report["image_tokens"] == 164 and len(report["kept"][1]) == 100
+    assert _report(capsys, GRID, QUESTION, "--option", "scaffold=false")["image_tokens"] == 181
+    for option, reason in (
+        ("selection_budget", "FIELD=VALUE"),
+        ("selection_buget=3", "Did you mean 'selection_budget'"),
+        ("selection_budget=0", "must be between 1 and the 256 tokens"),
+        ("text_relevance=clip", "text_relevance"),
+    ):
+        status, _, err = _ask(capsys, GRID, QUESTION, "--option", option)
+        assert status == 2 and reason in err, err

@@ -355,3 +355,95 @@ def test_a_preset_without_a_fovea_says_what_a_save_would_lose(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, prune_method="lavida")
     assert "foveal_position_embedding" in caplog.text and "'lavida'" in caplog.text
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("lavida", "lavida-980", "lavida-full")])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_every_system_keeps_the_same_alone_and_in_a_batch(preset, padding_side):
+    config = tiny_config(preset)
+    model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    chats = [chat(question, noise_image(number)) for number, question in enumerate(QUESTIONS)]
+    chats.append(chat("Two images?", noise_image(8), noise_image(9, 100, 50)))
+    with torch.no_grad():
+        batch = encode(processor, *chats)
+        together = model(**batch, output_selection=True)
+        alone = [model(**encode(processor, one), output_selection=True) for one in chats]
+    if together.kept_indices is not None:
+        assert together.kept_indices.tolist() == [row for each in alone for row in each.kept_indices.tolist()]
+    for row, each in enumerate(alone):
+        assert _close(together.logits[row, batch["attention_mask"][row].bool()], each.logits[0])
+
+
+@pytest.mark.parametrize("preset", ["shirg", "shirg-mixed", "shirg-fixed", "visionzip"])
+def test_another_budget_at_call_time(preset):
+    config = tiny_config(preset)
+    model, processor = tiny_model(config), tiny_processor(config)
+    budget = 100
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)), processor_kwargs={"selection_budget": budget})
+    count = config.num_image_tokens - config.selection_budget + budget
+    assert (inputs["input_ids"] == config.image_token_id).sum() == count
+    with torch.no_grad():
+        called = model(**inputs, output_selection=True)
+        fixed = tiny_model(tiny_config(preset, selection_budget=budget))
+        fixed.load_state_dict(model.state_dict())
+        del inputs["selection_budget"]
+        own = fixed(**inputs, output_selection=True)
+    assert called.kept_indices.shape == (1, budget)
+    assert torch.equal(called.kept_indices, own.kept_indices) and torch.equal(called.logits, own.logits)
+    with pytest.raises(ValueError, match=f"{count} image tokens.*give {config.num_image_tokens}"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("budget", [0, -5, 10_000])
+def test_impossible_budgets_at_call_time_are_named(budget):
+    config = tiny_config("shirg-mixed")
+    model, processor = tiny_model(config), tiny_processor(config)
+    with pytest.raises(ValueError, match=f"selection_budget={budget}"):
+        model(**encode(processor, chat("?", noise_image(0)), processor_kwargs={"selection_budget": budget}))
+    with pytest.raises(ValueError, match="selects none"):
+        encode(
+            tiny_processor(tiny_config("lavida")), chat("?", noise_image(0)), processor_kwargs={"selection_budget": 5}
+        )
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_adaptive_hides_what_it_does_not_use(padding_side):
+    config = tiny_config("shirg-adaptive", selection_mass=0.6)
+    model, processor = tiny_model(config), tiny_processor(config, padding_side)
+    chats = [chat(question, noise_image(number)) for number, question in enumerate(QUESTIONS)]
+    batch = encode(processor, *chats)
+    answers = model.generate(**batch, max_new_tokens=6, return_dict_in_generate=True, output_selection=True)
+    used = (answers.kept_indices >= 0).sum(-1)
+    assert (used < config.selection_budget).all()
+    for row, one in enumerate(chats):
+        alone = encode(processor, one)
+        embeds, images = model.model.prepare_inputs_embeds(
+            alone["input_ids"], alone["pixel_values"], alone["fovea_pixel_values"], alone["question_mask"]
+        )
+        assert images.used_tokens.sum() == 64 + used[row]
+        # The same prompt without the unused placeholders.
+        shown = embeds[:, images.visible_mask[0]]
+        expected = model.generate(inputs_embeds=shown, max_new_tokens=6)[0]
+        assert answers.sequences[row, -6:].tolist() == expected.tolist()
+
+
+def test_the_coordinate_embedding_starts_as_a_no_op_and_moves_tokens_when_trained(tmp_path):
+    config = tiny_config("shirg-fixed")
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
+    plain = tiny_model(tiny_config("shirg-fixed", coordinate_embedding=False))
+    plain.load_state_dict(model.state_dict(), strict=False)
+    fresh = ShirgLavidaForConditionalGeneration(config)
+    assert not fresh.model.coordinate_embedding.linear_out.weight.any()
+    with torch.no_grad():
+        model.model.coordinate_embedding.linear_out.weight.zero_()
+        assert _close(model(**inputs).logits, plain(**inputs).logits)
+        model.model.coordinate_embedding.linear_out.weight.normal_()
+        assert not _close(model(**inputs).logits, plain(**inputs).logits)
+    model.save_pretrained(tmp_path)
+    loaded = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert torch.equal(
+        loaded.model.coordinate_embedding.linear_out.weight, model.model.coordinate_embedding.linear_out.weight
+    )
+    with pytest.raises(ValueError, match="patch_boxes of 576 patches, got none"):
+        model(**{name: value for name, value in inputs.items() if name != "patch_boxes"})

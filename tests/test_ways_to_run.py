@@ -137,12 +137,9 @@ def test_device_map_auto_offloads_what_does_not_fit(tmp_path, preset):
     assert torch.equal(split.generate(**batch, max_new_tokens=8), model.generate(**batch, max_new_tokens=8))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_layers_offloaded_to_disk_change_nothing(tmp_path, preset):
-    model, batch = _setup(preset)
-    model.save_pretrained(tmp_path / "model")
-    device_map = {
-        "model.vision_tower": "cpu" if preset == "shirg" else "disk",
+def _device_map(vision_tower: str) -> dict[str, str]:
+    return {
+        "model.vision_tower": vision_tower,
         "model.multi_modal_projector": "cpu",
         "model.image_newline": "cpu",
         "model.language_model.embed_tokens": "cpu",
@@ -152,8 +149,16 @@ def test_layers_offloaded_to_disk_change_nothing(tmp_path, preset):
         "model.language_model.rotary_emb": "cpu",
         "lm_head": "disk",
     }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_layers_offloaded_to_disk_change_nothing(tmp_path, preset):
+    model, batch = _setup(preset)
+    model.save_pretrained(tmp_path / "model")
     split = ShirgLavidaForConditionalGeneration.from_pretrained(
-        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+        tmp_path / "model",
+        device_map=_device_map("cpu" if preset == "shirg" else "disk"),
+        offload_folder=tmp_path / "offload",
     ).eval()
     assert next(split.model.language_model.layers[0].parameters()).is_meta
     assert torch.equal(_logits(split, batch), _logits(model, batch))
@@ -165,7 +170,7 @@ def test_an_offloaded_pooling_head_is_named(tmp_path):
     model.save_pretrained(tmp_path / "model")
     split = ShirgLavidaForConditionalGeneration.from_pretrained(
         tmp_path / "model",
-        device_map={"model.vision_tower": "disk", "": "cpu"},
+        device_map=_device_map("disk"),
         offload_folder=tmp_path / "offload",
     ).eval()
     with pytest.raises(ValueError, match="offloaded. Give model.vision_tower a device"):

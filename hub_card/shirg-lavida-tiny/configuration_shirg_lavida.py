@@ -313,7 +313,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
     @property
     def selected_grid(self) -> int:
         """Side of the patch grid of a view that tokens are chosen from."""
-        return self.base_grid if self.view_policy == "anyres" else self.fovea_grid
+        return self.fovea_grid if self.view_policy in ("foveal", "whole") else self.base_grid
 
     @property
     def num_base_views(self) -> int | None:
