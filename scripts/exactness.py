@@ -44,7 +44,8 @@ NOTES = """
 
 All of this is reproduced for converted checkpoints, because their weights were trained with it.
 
-- The token after `<image>` is dropped: "\\n" in LaViDa's own prompt. The chat template never writes it.
+- The token after `<image>` is dropped: "\\n" in LaViDa's own prompt. The chat template never writes it. A newline that
+  you write after the image yourself is kept, so leave it out of prompts that you bring from the original.
 - No id is suppressed: the mask token itself and ids beyond the vocabulary may be generated. The converted
   `generation_config.json` says so (`suppress_tokens: []`).
 - Answers have a fixed length; the end-of-text token ends nothing.

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, SiglipConfig, SiglipTextModel
+from transformers import AutoTokenizer, SiglipConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import run_fresh
@@ -559,7 +560,7 @@ def test_unsupported_views(source, tmp_path, aspect):
     ("fields", "message"),
     [
         ({"hidden_size": 32}, "hidden_size 32, needed 64"),
-        ({"num_hidden_layers": 3}, "num_hidden_layers 3, needed 4. LaViDa keeps 3 layers"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers 3, needed 4. LaViDa keeps all layers but the last"),
         ({"patch_size": 16, "image_size": 224}, "image_size 224, needed 384; patch_size 16, needed 14"),
         ({"model_type": "clip"}, "model_type 'clip', it must be 'siglip'"),
     ],
@@ -576,11 +577,6 @@ def test_base_without_a_head(tmp_path):
     edit_tensors(base, lambda tensors: tensors.pop("vision_model.head.probe"))
     with pytest.raises(ValueError, match="head.probe .of the vision base."):
         convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=base)
-
-
-def test_unknown_width_needs_a_base(tmp_path):
-    with pytest.raises(ValueError, match="width 64 .* Pass --vision_base"):
-        convert_checkpoint(ORIGINAL, tmp_path / "out")
 
 
 def test_pickles_only(source, tmp_path):
@@ -845,3 +841,88 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     assert json.loads(out.read_text()) == measured
     assert measured["checkpoint_bytes"] > 3e9
     assert measured["above_baseline_bytes"] < 0.4e9 < measured["largest_tensor_bytes"]
+
+
+def _wide_source(folder: Path, layers: int) -> Path:
+    """The reference with so400m's width in its vision tower, whose kept layers are known."""
+    shutil.copytree(ORIGINAL, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tower = "model.vision_tower.vision_tower.vision_model."
+    tensors = {name: each for name, each in tensors.items() if not name.startswith(tower)}
+    with torch.device("meta"):
+        vision = SiglipVisionModel(
+            SiglipVisionConfig(
+                hidden_size=1152,
+                intermediate_size=16,
+                num_hidden_layers=layers,
+                num_attention_heads=16,
+                image_size=384,
+                patch_size=14,
+                vision_use_head=False,
+            )
+        )
+    for name, each in vision.state_dict().items():
+        tensors[tower + name] = torch.zeros(each.shape, dtype=torch.float16)
+    tensors["model.mm_projector.0.weight"] = torch.zeros(64, 1152)
+    save_file(tensors, folder / "model.safetensors")
+    edit_config(folder, mm_hidden_size=1152)
+    return folder
+
+
+def test_missing_last_layers_of_the_known_tower_are_listed(tmp_path):
+    convert_checkpoint(_wide_source(tmp_path / "whole", 26), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"16 missing(.|\n)*encoder.layers.25.mlp.fc1.weight"):
+        convert_checkpoint(_wide_source(tmp_path / "cut", 25), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_first_layer_is_listed_with_everything_else(source, tmp_path, known_width):
+    tensors = load_file(source / "model.safetensors")
+    gone = (
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+        "model.transformer.blocks.1.q_proj.weight",
+    )
+    kept = {name: each for name, each in tensors.items() if name not in gone} | {"foo": torch.zeros(1)}
+    save_file(kept, source / "model.safetensors")
+    with pytest.raises(ValueError) as raised:
+        convert_checkpoint(source, tmp_path / "out")
+    assert all(name in str(raised.value) for name in (*gone, "foo", "2 missing", "1 unknown"))
+
+
+def test_heads_come_from_the_tower_that_the_config_names_if_it_lies_beside(tmp_path):
+    facts = convert_checkpoint(ORIGINAL, tmp_path / "out")  # the reference's base lies beside it
+    assert facts.vision_base is None
+    assert ShirgLavidaConfig.from_pretrained(tmp_path / "out").vision_config.num_attention_heads == 4
+
+
+def test_without_a_known_width_or_a_folder_the_remedies_are_named(source, tmp_path):
+    with pytest.raises(ValueError, match="width 64.*--vision_base.*'tiny-siglip-so400m-patch14-384'"):
+        convert_checkpoint(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("token", ["<|eot_id|>", "<|start_header_id|>"])
+def test_a_tokenizer_without_the_chat_tokens_is_refused(source, tmp_path, token):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = source / name
+        path.write_text(path.read_text().replace(token, "<|zzz|>"))
+    with pytest.raises(ValueError, match=re.escape(token)):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
+def test_bad_numbers_are_listed_and_null_is_the_default(source, tmp_path):
+    edit_config(source, n_heads=0, rope_theta="x", n_layers="3")
+    with pytest.raises(ValueError) as raised:
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+    assert all(text in str(raised.value) for text in ("n_heads=0", "rope_theta='x'", "n_layers='3'"))
+
+
+def test_a_broken_card_of_the_source_stops_nothing(source, tmp_path):
+    (source / "README.md").write_text("---\nlicense: [other\n---\n")
+    assert convert_checkpoint(source, tmp_path / "out", vision_base=BASE).license == {}
+
+
+def test_the_processor_of_an_unconverted_checkpoint_names_the_command():
+    with pytest.raises(ValueError, match="shirg convert SRC OUT"):
+        ShirgLavidaProcessor.from_pretrained(ORIGINAL)
+    with pytest.raises(OSError):
+        ShirgLavidaProcessor.from_pretrained(ORIGINAL / "nowhere")

@@ -184,7 +184,13 @@ class ShirgLavidaProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, prune_method: str | None = None, **kwargs):
         """Load a processor, for another preset than the checkpoint's own if `prune_method` names one."""
-        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError:
+            # Says so if this is an original LaViDa checkpoint, which has no processor.
+            hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            ShirgLavidaConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+            raise
         if prune_method is None:
             return processor
         config = ShirgLavidaConfig.from_pretrained(

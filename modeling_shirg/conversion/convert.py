@@ -35,6 +35,7 @@ from .vision_base import (
 )
 
 IMAGE_TOKEN = "<image>"
+_CHAT_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _INFILL_TOKEN, _MASK_TOKEN, _BOS_TOKEN = "<|reserved_token_1|>", "<|mdm_mask|>", "<|startoftext|>"
 # Of LaViDa's predict.py, one block of 64; it also draws with temperature 0.1, where its evaluations take the argmax.
 _GENERATION = {"max_new_tokens": 64, "step_ratio": 0.5, "schedule": "shift", "shift": 3.0}
@@ -127,7 +128,7 @@ def convert_checkpoint(
     kept = vision_fields(stored)
     base_stored: dict[str, StoredTensor] = {}
     if base is None:
-        heads = attention_heads(kept["hidden_size"])
+        heads = attention_heads(kept["hidden_size"], source, original)
     else:
         base = with_weights(base)
         heads = fitting_base(base, kept).num_attention_heads
@@ -177,7 +178,7 @@ def _tokenizer(source: Source, original: dict) -> PreTrainedTokenizerBase:
         raise ValueError(f"{source.name} has no tokenizer.json: put LLaDA's beside its config.json.")
     tokenizer = load_tokenizer(source)
     ids = tokenizer.get_vocab()
-    missing = [token for token in (_MASK_TOKEN, _INFILL_TOKEN, _BOS_TOKEN) if token not in ids]
+    missing = [token for token in (_MASK_TOKEN, _INFILL_TOKEN, _BOS_TOKEN, *_CHAT_TOKENS) if token not in ids]
     if missing:
         raise ValueError(f"The tokenizer of {source.name} has no {', '.join(missing)}: it is not LLaDA's.")
     own = {"mask": ids[_MASK_TOKEN], "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}

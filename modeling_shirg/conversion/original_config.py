@@ -5,6 +5,7 @@ missing here is read with that default too.
 """
 
 import ast
+import json
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from configuration_shirg.geometry_shirg import grid_side
 from configuration_shirg.presets_shirg import GEOMETRIES
 
 from .safetensors_stream import StoredTensor
+from .source import Source
 
 MODEL_TYPE = "llava_llada"
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -46,6 +48,8 @@ _NEEDED = ("d_model", "n_layers", "n_heads", "eos_token_id")
 _POOL_STRIDE = 2
 # The heads of the one SigLIP that LaViDa is made of (so400m), by its width.
 _KNOWN_HEADS = {1152: 16}
+# The layers that LaViDa kept of it, by its width.
+_KNOWN_LAYERS = {1152: 26}
 
 
 def check_original(config: dict) -> None:
@@ -68,6 +72,13 @@ def check_original(config: dict) -> None:
             problems.append(f"{name}={value!r}{missing}, supported: {' or '.join(map(repr, supported))}")
     if _vocabulary(config) is None:
         problems.append("embedding_size and vocab_size are missing")
+    for name in ("d_model", "n_layers", "n_heads"):
+        value = config.get(name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            problems.append(f"{name}={value!r}, it must be a whole number of at least 1")
+    theta = config.get("rope_theta")
+    if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0):
+        problems.append(f"rope_theta={theta!r}, it must be a number above 0")
     problems += _pinpoint_problems(config)
     if problems:
         raise ValueError(
@@ -91,7 +102,7 @@ def text_fields(config: dict) -> dict:
         "vocab_size": _vocabulary(config),
         "max_position_embeddings": config.get("max_sequence_length", 1024),
         "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)},
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.get("rope_theta") or 10000.0},
         "tie_word_embeddings": config.get("weight_tying", True),
     }
 
@@ -105,12 +116,21 @@ def vision_fields(tensors: dict[str, StoredTensor]) -> dict:
         ValueError: the tensors that tell the sizes are missing, or the position table is no square.
     """
     names = ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight")
-    names += ("encoder.layers.0.mlp.fc1.weight",)
+    of_layers = [name[len(TOWER) :] for name in tensors if name.startswith(TOWER + "encoder.layers.")]
+    names += (
+        next((name for name in of_layers if name.endswith(".mlp.fc1.weight")), "encoder.layers.0.mlp.fc1.weight"),
+    )
     missing = [TOWER + name for name in names if TOWER + name not in tensors]
     if missing:
         raise ValueError(f"The source holds no vision tower: {', '.join(missing)} missing. Convert a full checkpoint.")
     patches, positions, mlp = (tensors[TOWER + name].shape for name in names)
-    layers = {name[len(TOWER) :].split(".")[2] for name in tensors if name.startswith(TOWER + "encoder.layers.")}
+    if len(patches) != 4 or 0 in patches or len(mlp) != 2:
+        raise ValueError(
+            f"The vision tower's tensors are misshapen: {TOWER}{names[0]} is {list(patches)}, {TOWER}{names[2]} is "
+            f"{list(mlp)}."
+        )
+    # The deepest layer there is: a layer that is missing below it is listed as missing.
+    layers = max(int(name.split(".")[2]) for name in of_layers) + 1
     grid, patch = math.isqrt(positions[0]), patches[-1]
     if grid * grid != positions[0]:
         raise ValueError(f"{TOWER}{names[1]} has {positions[0]} positions, which is no square grid.")
@@ -119,26 +139,35 @@ def vision_fields(tensors: dict[str, StoredTensor]) -> dict:
     return {
         "hidden_size": patches[0],
         "intermediate_size": mlp[0],
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": max(layers, _KNOWN_LAYERS.get(patches[0], 0)),
         "image_size": image_size,
         "patch_size": patch,
         "num_channels": patches[1],
     }
 
 
-def attention_heads(hidden_size: int) -> int:
-    """Heads of the vision tower, which no tensor tells.
+def attention_heads(hidden_size: int, source: Source, config: dict) -> int:
+    """Heads of the vision tower, which no tensor tells: the known SigLIP's, or those in the config of the folder that
+    `mm_vision_tower` names, in the source or beside it.
 
     Raises:
-        ValueError: the width is not a known SigLIP's.
+        ValueError: the width is not a known SigLIP's, and no such folder is there.
     """
-    if hidden_size not in _KNOWN_HEADS:
-        raise ValueError(
-            f"The number of attention heads of a vision tower of width {hidden_size} is not in the checkpoint "
-            f"(known: {', '.join(f'width {width}: {heads}' for width, heads in _KNOWN_HEADS.items())}). Pass "
-            "--vision_base with the SigLIP it was trained from."
-        )
-    return _KNOWN_HEADS[hidden_size]
+    if hidden_size in _KNOWN_HEADS:
+        return _KNOWN_HEADS[hidden_size]
+    named = str(config.get("mm_vision_tower") or "")
+    for folder in (source.folder / named, source.folder.resolve().parent / named):
+        if named and (folder / "config.json").is_file():
+            tower = json.loads((folder / "config.json").read_text())
+            heads = tower.get("vision_config", tower).get("num_attention_heads")
+            if isinstance(heads, int) and heads > 0 and hidden_size % heads == 0:
+                return heads
+    raise ValueError(
+        f"The number of attention heads of a vision tower of width {hidden_size} is not in the checkpoint "
+        f"(known: {', '.join(f'width {width}: {heads}' for width, heads in _KNOWN_HEADS.items())}). Pass "
+        f"--vision_base with the SigLIP it was trained from, or put the folder {named!r} that mm_vision_tower names "
+        "beside the source."
+    )
 
 
 def view_fields(config: dict, base_grid: int, pooled_grid_size: int | None) -> dict:

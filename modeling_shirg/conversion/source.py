@@ -8,8 +8,12 @@ from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging
+from yaml import YAMLError
 
 from .safetensors_stream import INDEX, StoredTensor, read_header
+
+logger = logging.get_logger(__name__)
 
 _SMALL = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "README.md", "*.index.json")
 _WEIGHTS = ("*.safetensors",)
@@ -61,7 +65,11 @@ class Source:
         card = self.folder / "README.md"
         if not card.is_file():
             return {}
-        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        try:
+            data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        except YAMLError:
+            logger.warning(f"{card} has metadata that cannot be read: no licence is taken from it.")
+            return {}
         return {name: data[name] for name in _LICENSE_FIELDS if data.get(name)}
 
 

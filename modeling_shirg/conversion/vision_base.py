@@ -57,7 +57,8 @@ def fitting_base(source: Source, kept: dict) -> SiglipVisionConfig:
     if differing:
         raise ValueError(
             f"--vision_base {source.name} is not the SigLIP this checkpoint was made from: {'; '.join(differing)}. "
-            f"LaViDa keeps {kept['num_hidden_layers']} layers, all but the last of its base."
+            f"LaViDa keeps all layers but the last of its base; the source's deepest is layer "
+            f"{kept['num_hidden_layers'] - 1}. If it should have more, its download is incomplete."
         )
     return base
 
