@@ -921,8 +921,8 @@ def test_a_broken_card_of_the_source_stops_nothing(source, tmp_path):
     assert convert_checkpoint(source, tmp_path / "out", vision_base=BASE).license == {}
 
 
-def test_the_processor_of_an_unconverted_checkpoint_names_the_command():
+def test_the_processor_of_an_unconverted_checkpoint_names_the_command(tmp_path):
     with pytest.raises(ValueError, match="shirg convert SRC OUT"):
         ShirgLavidaProcessor.from_pretrained(ORIGINAL)
     with pytest.raises(OSError):
-        ShirgLavidaProcessor.from_pretrained(ORIGINAL / "nowhere")
+        ShirgLavidaProcessor.from_pretrained(tmp_path)
