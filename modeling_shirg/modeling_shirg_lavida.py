@@ -242,10 +242,11 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         features_VND, signals = self.vision_tower(pixel_values, needs)
         if "edges" in needs:
             signals["edges"] = patch_edges(pixel_values, config.vision_config.patch_size)
+        own_scaffold = config.view_policy == "whole" and config.scaffold
         projected_VNC = None
-        if method is None or ("relevance" in needs and config.text_relevance == "lm") or config.view_policy == "whole":
+        if method is None or own_scaffold or ("relevance" in needs and config.text_relevance == "lm"):
             projected_VNC = self.multi_modal_projector(features_VND)
-        if config.view_policy == "whole" and config.scaffold:
+        if own_scaffold:
             scaffold_ITC = self._pooled(projected_VNC)
         if method is None:
             side = math.isqrt(budget) if config.selection_method == "pool" else config.selected_grid
@@ -305,7 +306,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if selections[0].scores is not None:
             scores_IN = torch.stack([each.scores for each in selections]).reshape(-1, views * num_patches)
         used_IT = None
-        if (kept_IK < 0).any():
+        if any(len(each.indices) < share for each in selections):
             used_IT = F.pad(kept_IK >= 0, (tokens_ITC.shape[1] - num_selected, 0), value=True)
         return ShirgImageOutput(
             image_tokens=tokens_ITC.unbind(0),
@@ -343,9 +344,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if fovea_pixel_values is not None and config.fovea_size is not None:
             _check_pixels("fovea_pixel_values", fovea_pixel_values, config.fovea_size)
         if config.has_mosaic:
-            if mosaic_windows is None:
-                raise ValueError(f"Preset {config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
-            windows = mosaic_windows.tolist()
+            windows = self._mosaic_windows(mosaic_windows).tolist()
             needed = sum(1 + rows * columns for rows, columns, *_ in windows)
             if len(pixel_values) != needed:
                 raise ValueError(
@@ -547,10 +546,13 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             if selection_budget is not None:
                 length += self._budget(selection_budget) - config.selection_budget
             return torch.full((len(pixel_values) // config.num_base_views,), length)
-        if mosaic_windows is None:
-            raise ValueError(f"Preset {config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
-        _, _, top_I, bottom_I, left_I, right_I = mosaic_windows.cpu().unbind(-1)
+        _, _, top_I, bottom_I, left_I, right_I = self._mosaic_windows(mosaic_windows).cpu().unbind(-1)
         return config.view_grid**2 + (bottom_I - top_I) * (right_I - left_I + 1)
+
+    def _mosaic_windows(self, mosaic_windows: torch.Tensor | None) -> torch.Tensor:
+        if mosaic_windows is None:
+            raise ValueError(f"Preset {self.config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
+        return mosaic_windows
 
     def _image_rows(self, placeholder_BL: torch.Tensor, lengths_I: torch.Tensor) -> torch.Tensor:
         """The prompt that each image stands in, int64 (I,), after checking that every prompt holds whole images.

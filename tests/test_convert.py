@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, SiglipConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
 
-from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
+from configuration_shirg import PRESETS, ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import run_fresh
 from loopback_hub import Blob, Repo
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
@@ -926,3 +926,16 @@ def test_the_processor_of_an_unconverted_checkpoint_names_the_command(tmp_path):
         ShirgLavidaProcessor.from_pretrained(ORIGINAL)
     with pytest.raises(OSError):
         ShirgLavidaProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("prune_method", sorted(PRESETS))
+def test_every_preset_converts_and_loads_whole(tmp_path, prune_method):
+    convert_checkpoint(ORIGINAL, tmp_path / "out", vision_base=BASE, prune_method=prune_method)
+    _, info = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_every_preset_that_scores_by_the_pooling_head_names_the_base(tmp_path):
+    for prune_method in ("shirg-fixed", "shirg-mixed", "shirg-adaptive", "visionzip", "vispruner", "holov"):
+        with pytest.raises(ValueError, match=f"'{prune_method}' scores patches .* pass --vision_base"):
+            convert_checkpoint(ORIGINAL, tmp_path / "out", prune_method=prune_method)

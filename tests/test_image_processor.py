@@ -25,7 +25,7 @@ from configuration_shirg.image_processing_shirg_lavida import ShirgLavidaImagePr
 from fresh_process import run_fresh
 
 FIXTURES = Path(__file__).parent / "fixtures"
-LANDSCAPE = FIXTURES / "landscape.png"
+LANDSCAPE = FIXTURES / "lavida" / "golden" / "landscape.png"
 TOY = {"size": {"height": 56, "width": 56}, "fovea_size": 70}
 
 

@@ -15,15 +15,17 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
+from configuration_shirg.configuration_shirg_lavida import NEED_ATTENTION
 from configuration_shirg.geometry_shirg import grid_side
 from configuration_shirg.presets_shirg import GEOMETRIES, preset_fields
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
+from modeling_shirg.foveal_variants_shirg import CoordinateEmbedding
 from modeling_shirg.vision_shirg import FovealPositionEmbedding
 
 from .card import write_card
 from .original_config import attention_heads, check_original, text_fields, view_fields, vision_fields
 from .output_folder import check_free, new_folder, write_record
-from .plan import BASE_POSITIONS, FOVEAL, empty_model, expected_shapes, match_tensors
+from .plan import BASE_POSITIONS, COORDINATES, FOVEAL, empty_model, expected_shapes, match_tensors
 from .safetensors_stream import DTYPES, StoredTensor, write_shards
 from .source import Source, load_tokenizer, open_source, read_tensors, with_weights
 from .vision_base import (
@@ -143,6 +145,9 @@ def convert_checkpoint(
     if FOVEAL in expected:
         dtypes[FOVEAL] = dtypes[BASE_POSITIONS]
         tensors[FOVEAL] = _foveal_table(config, tensors[BASE_POSITIONS], dtypes[FOVEAL])
+    if config.coordinate_embedding:
+        for name, weight in _coordinate_weights(config).items():
+            dtypes[name], tensors[name] = dtypes[BASE_POSITIONS], weight
 
     with new_folder(out) as folder:
         shards = write_shards(folder, tensors, dtypes, max_shard_size)
@@ -202,7 +207,7 @@ def _tokenizer(source: Source, original: dict) -> PreTrainedTokenizerBase:
 
 def _check_preset(prune_method: str, base: Source | None) -> None:
     fields = preset_fields(prune_method, next(iter(GEOMETRIES)))
-    if fields["selection_method"] == "shirg" and base is None:
+    if fields["selection_method"] in NEED_ATTENTION and base is None:
         raise ValueError(
             f"prune_method={prune_method!r} scores patches with SigLIP's pooling head, which LaViDa deleted from its "
             "checkpoints: pass --vision_base google/siglip-so400m-patch14-384 (or a folder of it), or choose a preset "
@@ -253,6 +258,14 @@ def _foveal_table(config: ShirgLavidaConfig, positions: StoredTensor, dtype: tor
     table_ND = torch.cat(list(positions.pieces())).to(dtype).reshape(positions.shape)
     foveal = FovealPositionEmbedding(config.fovea_grid, nn.Embedding.from_pretrained(table_ND))
     return foveal.interpolated_base().to(dtype)
+
+
+def _coordinate_weights(config: ShirgLavidaConfig) -> dict[str, torch.Tensor]:
+    """A coordinate embedding as a new model has it, the same in every conversion; it is a no-op until trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = CoordinateEmbedding(config.vision_config.hidden_size)
+    return {COORDINATES + name: weight.detach() for name, weight in fresh.state_dict().items()}
 
 
 def _write_rest(

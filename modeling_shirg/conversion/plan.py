@@ -11,6 +11,7 @@ from .source import listed
 from .vision_base import TEXT_PREFIX
 
 FOVEAL = "model.vision_tower.foveal_position_embedding.weight"
+COORDINATES = "model.coordinate_embedding."
 BASE_POSITIONS = "model.vision_tower.vision_model.embeddings.position_embedding.weight"
 
 _VISION = "model.vision_tower.vision_model."
@@ -78,7 +79,7 @@ def match_tensors(
     base: dict[str, StoredTensor],
     kept_layers: int,
 ) -> dict[str, StoredTensor]:
-    """The stored tensor of every expected name but `FOVEAL`, which is derived.
+    """The stored tensor of every expected name but `FOVEAL` and those of `COORDINATES`, which no source holds.
 
     Args:
         expected: names and shapes of the model.
@@ -94,7 +95,7 @@ def match_tensors(
     missing, misshapen = [], []
     used, grafted = set(), set()
     for name, shape in expected.items():
-        if name == FOVEAL:
+        if name == FOVEAL or name.startswith(COORDINATES):
             continue
         part = grafted_part(name, kept_layers)
         where, stored_name = (base, part) if part is not None else (original, original_name(name))
