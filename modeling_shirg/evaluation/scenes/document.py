@@ -52,7 +52,8 @@ def draw_document(
     sizes[0] = scale * (cell.glyph_px if cell else float(pick(rng, GLYPH_SIZES)))
     gap = scale * rng.uniform(14, 44)
     row_width = max(gap + text_width(k + c, s, font) for k, c, s in zip(keys, codes, sizes, strict=True))
-    left, middle = _place(rng, page, keys[0], codes[0], sizes[0], gap, font, cell, scale)
+    first_row = (gap + text_width(keys[0] + codes[0], sizes[0], font), sizes[0])
+    left, middle = _place(rng, width, height, first_row, row_width, cell, FOVEA * scale)
     spots = _stack(rng, left, middle, sizes, row_width, width, height)
     for key, code, size, spot in zip(keys, codes, sizes, spots, strict=False):
         _draw_row(page, rng, key, code, size, spot, gap, font, is_receipt)
@@ -63,16 +64,22 @@ def _code(rng: np.random.Generator, length: tuple[int, int]) -> list[str]:
     return [pick(rng, CHARACTERS) for _ in range(int(rng.integers(length[0], length[1] + 1)))]
 
 
-def _place(rng, page: Scene, key: str, code: str, size: float, gap: float, font: str, cell, scale) -> tuple:
-    """Left edge and middle line of the first row; its box is in the cell."""
-    width, height = page.image.size
-    row_width = gap + text_width(key + code, size, font)
+def _place(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    row: tuple[float, float],
+    column_width: float,
+    cell: Cell | None,
+    fovea: float,
+) -> tuple[float, float]:
+    """Left edge and middle line of the first row, of the size `row`: in the cell, its column on the page."""
     margin = 0.02 * width
     while True:
-        left = rng.uniform(margin, max(margin + 1, width - margin - row_width))
-        middle = rng.uniform(margin + size, height - margin - size)
-        box = (left, middle - size / 2, left + row_width, middle + size / 2)
-        if cell is None or in_cell(box, width, height, cell.place, FOVEA * scale):
+        left = rng.uniform(margin, max(margin + 1, width - margin - column_width))
+        middle = rng.uniform(margin + row[1], height - margin - row[1])
+        box = (left, middle - row[1] / 2, left + row[0], middle + row[1] / 2)
+        if cell is None or in_cell(box, width, height, cell.place, fovea):
             return left, middle
 
 
