@@ -64,7 +64,9 @@ def test_capitals_are_as_high_as_the_glyph_size_says():
             question = drawn.questions[0]
             assert question.glyph_px == size
             marks = [drawn.marks[mark] for (mark,) in question.answer_marks]
-            heights = [mark.box[3] - mark.box[1] for mark in marks if mark.label not in "JQ"]  # these go below the line
+            heights = [
+                mark.box[3] - mark.box[1] for mark in marks if mark.label not in "JQ"
+            ]  # these go below the line
             assert heights == pytest.approx([size] * len(heights), abs=1.5)
 
 
