@@ -3,14 +3,24 @@
 import hashlib
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from modeling_shirg.evaluation.scenes import FAMILIES, Cell, scene
-from modeling_shirg.evaluation.scenes.benchmark import build_benchmark, majority_share, with_control
+from configuration_shirg import ShirgLavidaConfig, ShirgLavidaImageProcessor
+from modeling_shirg.evaluation.metrics.vqa_scores import normalize
+from modeling_shirg.evaluation.scenes import FAMILIES, SPLITS, Cell, benchmark, chart, document, scene, scene_seed
+from modeling_shirg.evaluation.scenes.benchmark import (
+    PER_CELL,
+    build_benchmark,
+    majority_share,
+    no_image_share,
+    with_control,
+)
 from modeling_shirg.evaluation.scenes.drawing import SHAPES
-from modeling_shirg.evaluation.scenes.placement import EDGES, FOVEA, GLYPH_SIZES, SIDE, eccentricity
+from modeling_shirg.evaluation.scenes.entity_grid import ENTITY_SIZES, PLACES
+from modeling_shirg.evaluation.scenes.placement import EDGES, FOVEA, GLYPH_SIZES, SIDE, eccentricity, inside_fovea
 
 _DIGEST = """
 import hashlib
@@ -137,8 +147,15 @@ def test_a_cell_is_met(family, place):
         drawn = scene(family, "test", index, cell=Cell(GLYPH_SIZES[index % 5], place))
         question = drawn.questions[0]
         assert question.glyph_px == GLYPH_SIZES[index % 5]
-        # Placed by the line's box; the ink's centre differs from it by a few pixels.
-        assert EDGES[place] - 0.03 <= eccentricity(question.box, *drawn.image.size) <= EDGES[place + 1] + 0.03
+        assert EDGES[place] <= eccentricity(question.box, *drawn.image.size) < EDGES[place + 1]
+        assert inside_fovea(question.box, *drawn.image.size, FOVEA) == (place < 2)
+
+
+@pytest.mark.parametrize(("module", "family"), [(chart, "chart"), (document, "document")])
+def test_a_cell_that_nothing_fits_is_named(module, family, monkeypatch):
+    monkeypatch.setattr(module, "MOST_TRIES", 20)
+    with pytest.raises(ValueError, match="glyph_px=300"):
+        scene(family, "test", 0, cell=Cell(300, 0))
 
 
 def test_grid_places_cross_the_slices_that_they_say():
@@ -149,9 +166,43 @@ def test_grid_places_cross_the_slices_that_they_say():
             assert (box[0] < SIDE / 2 < box[2]) + (box[1] < SIDE / 2 < box[3]) == borders
 
 
-def test_no_answer_is_an_article():
-    answers = {question.answer.lower() for _, drawn in drawn_scenes() for question in drawn.questions}
-    assert not answers & {"a", "an", "the", "none"}
+def test_vqa_metrics_leave_every_answer_alone():
+    answers = {question.answer for _, drawn in drawn_scenes(50) for question in drawn.questions}
+    assert len(answers) > 500
+    assert {answer for answer in answers if normalize(answer) != answer.lower()} == set()
+
+
+def test_codes_that_vqa_metrics_rewrite_are_drawn_again(monkeypatch):
+    spelled = iter("THETENK3X")
+    monkeypatch.setattr(document, "pick", lambda rng, options: next(spelled))
+    assert document._code(np.random.default_rng(0), (3, 3)) == "K3X"
+
+
+def test_no_two_scenes_share_a_seed():
+    families = (*FAMILIES, "page")
+    seeds = [scene_seed(family, split, index) for family in families for split in SPLITS for index in range(5)]
+    assert len({tuple(seed) for seed in seeds}) == len(seeds) == 5 * 3 * 5
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_counted_shapes_are_at_their_place(place):
+    answers = set()
+    for index in range(30):
+        drawn = scene("entity_grid", "test", index, cell=Cell(21, place), counting=True)
+        (question,) = [question for question in drawn.questions if question.kind == "count"]
+        label = question.text.split()[-1][:-1]
+        cells = [_cell(mark.box) - 1 for mark in drawn.marks if mark.label == label]
+        assert question.answer == str(len(cells)) and len(question.answer_marks[0]) == len(cells)
+        cuts = [next(name for name, spots in PLACES.items() if cell in spots) for cell in cells]
+        assert max(cuts, key=list(PLACES).index) == place
+        assert question.glyph_px == 21
+        answers.add(question.answer)
+    assert answers == {"1", "2", "3", "4"}
+
+
+def test_counting_needs_a_cell():
+    with pytest.raises(ValueError, match="counting=True"):
+        scene("entity_grid", "test", 0, counting=True)
 
 
 @pytest.mark.parametrize(("family", "cells"), [("document", 20), ("chart", 22), ("entity_grid", 12), ("guard", 20)])
@@ -172,10 +223,75 @@ def test_benchmark_is_balanced_and_described(family, cells):
             edge = (SIDE - FOVEA) / 2
             inside = left >= edge and top >= edge and right <= SIDE - edge and bottom <= SIDE - edge
             assert inside == row["in_fovea"]
-    if family != "guard":
+            bin_number = int(row["cell_place"])
+            assert EDGES[bin_number] <= row["eccentricity"] < EDGES[bin_number + 1]
+    if family == "guard":
+        assert set(rows["answer_type"]) == {"number", "other"} and rows["multiple_choice_answer"] == rows["answer"]
+        assert set(rows["question_type"]) == {"what color", "what shape", "how many"}
+    else:
         placed = {cell: count for cell, count in counts.items() if cell[1]}
         assert set(placed.values()) == {3}
     assert len({*rows["question_id"]}) == len(rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_public_benchmark_is_large_enough(family):
+    rows = benchmark._specs(family, "test", PER_CELL, 1.0)
+    if family == "guard":
+        assert len(rows) >= 4000
+        return
+    cells = Counter((row["cell_glyph_px"], row["cell_place"]) for row in rows if row["cell_place"])
+    places = len(PLACES) if family == "entity_grid" else len(EDGES) - 1
+    assert len(cells) == places * (len(ENTITY_SIZES) if family == "entity_grid" else len(GLYPH_SIZES))
+    assert set(cells.values()) == {200}
+
+
+def test_the_middle_of_a_grid_is_not_asked_for():
+    kinds = Counter((row["cell_place"], row["kind"]) for row in benchmark._specs("entity_grid", "test", 6, 1.0))
+    assert ("corner", "locate") not in kinds
+    assert kinds[("border", "locate")] == kinds[("border", "count")] == kinds[("inside", "identify")] == 8
+
+
+@pytest.mark.parametrize("geometry", ["toy", "full"])
+def test_what_a_row_says_of_the_views_is_what_the_processor_cuts(geometry):
+    scale, families = {"toy": (1.0, FAMILIES), "full": (2.0, ["document"])}[geometry]
+    seen = set()
+    for family in families:
+        rows = build_benchmark(family, "validation", per_cell=1, scale=scale)
+        foveal, tiled = (
+            ShirgLavidaImageProcessor.from_config(ShirgLavidaConfig.from_preset(preset, geometry=geometry))
+            for preset in ("shirg", "lavida-980")
+        )
+        for row in rows:
+            fovea = foveal([row["image"]], return_tensors="np")
+            left, top, right, bottom = fovea["view_boxes"][0, 1].tolist()
+            assert row["in_fovea"] == _is_inside(row["box"], (left, top, right, bottom))
+            assert row["glyph_px_global"] == pytest.approx(
+                row["glyph_px"] * fovea["pixel_values"].shape[-1] / row["image"].height
+            )
+            if row["in_fovea"]:
+                zoom = fovea["fovea_pixel_values"].shape[-1] / (bottom - top)
+                assert row["glyph_px_fovea"] == pytest.approx(row["glyph_px"] * zoom)
+            if row["kind"] != "count":
+                tiles = tiled([row["image"]], return_tensors="np")["view_boxes"][0, 1:].tolist()
+                assert row["crosses_slice"] == (not any(_is_inside(row["box"], tile) for tile in tiles))
+            seen.add((row["in_fovea"], row["crosses_slice"]))
+    assert len(seen) >= 3
+
+
+def test_counted_shapes_cross_slices_one_by_one():
+    rows = build_benchmark("entity_grid", "validation", per_cell=3).filter(lambda row: row["kind"] == "count")
+    assert {(row["cell_place"], row["crosses_slice"]) for row in rows} == {
+        ("inside", False),
+        ("border", True),
+        ("corner", True),
+    }
+
+
+def test_several_processes_draw_the_same_rows():
+    one, two = (build_benchmark("chart", "validation", per_cell=1, num_proc=count) for count in (None, 2))
+    assert [row["image"].tobytes() for row in one] == [row["image"].tobytes() for row in two]
+    assert one.remove_columns("image").to_list() == two.remove_columns("image").to_list()
 
 
 def test_controls_take_away_what_they_say():
@@ -185,7 +301,22 @@ def test_controls_take_away_what_they_say():
     assert all(image.getextrema() == ((128, 128),) * 3 for image in blank["image"])
     shuffled = with_control(rows, "shuffled_question")
     assert list(shuffled["answer"]) == list(rows["answer"])
-    assert sum(a != b for a, b in zip(shuffled["question"], rows["question"], strict=True)) > len(rows) / 2
+    assert with_control(rows, "none") is rows
+    with pytest.raises(ValueError, match="'noise'.*blank"):
+        with_control(rows, "noise")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_gets_a_question_that_is_not_its_own(family):
+    rows = build_benchmark(family, split="validation", per_cell=2)
+    shuffled = with_control(rows, "shuffled_question")
+    assert set(shuffled["question"]) <= set(rows["question"])
+    assert all(a != b for a, b in zip(shuffled["question"], rows["question"], strict=True))
+
+
+def test_questions_are_not_shuffled_where_there_is_one():
+    with pytest.raises(ValueError, match="No row has another question"):
+        with_control(build_benchmark("guard", per_cell=1).select([2]), "shuffled_question")
 
 
 def test_majority_is_per_kind():
@@ -193,11 +324,28 @@ def test_majority_is_per_kind():
     assert shares == {"count": 1.0, "color": 0.5}
 
 
+def test_no_image_share_learns_from_other_rows():
+    def rows(*texts):
+        return [dict(zip(("kind", "question", "answer"), text.split(), strict=True)) for text in texts]
+
+    known = rows("count q1 1", "count q1 2", "count q1 2", "count q2 3", "color q3 red")
+    asked = rows("count q1 2", "count q1 1", "count q2 3", "count new 2", "color new red", "color q3 blue")
+    assert no_image_share(known, asked) == {"count": 0.75, "color": 0.5}
+    with pytest.raises(ValueError, match="'shape'"):
+        no_image_share(known, rows("shape q4 star"))
+
+
 def test_unknown_names_are_named():
     with pytest.raises(ValueError, match="'charts'.*chart"):
         scene("charts", "test", 0)
     with pytest.raises(ValueError, match="'validation' and 'test'"):
         build_benchmark("chart", split="train")
+    with pytest.raises(ValueError, match="scene -1"):
+        scene("chart", "test", -1)
+
+
+def _is_inside(box, view) -> bool:
+    return box[0] >= view[0] and box[1] >= view[1] and box[2] <= view[2] and box[3] <= view[3]
 
 
 def _cell(box) -> int:

@@ -18,7 +18,21 @@ FAMILIES = {"chart": draw_chart, "document": draw_document, "entity_grid": draw_
 _PAINTERS = {**FAMILIES, "page": draw_page}
 SPLITS = ("train", "validation", "test")
 
-__all__ = ["FAMILIES", "SPLITS", "Cell", "Mark", "Question", "Scene", "scene"]
+__all__ = ["FAMILIES", "SPLITS", "Cell", "Mark", "Question", "Scene", "scene", "scene_seed"]
+
+
+def scene_seed(family: str, split: str, index: int) -> list[int]:
+    """What seeds the generator of one scene; no two scenes share it.
+
+    Raises:
+        ValueError: an unknown family or split, a negative index.
+    """
+    if family not in _PAINTERS or split not in SPLITS or index < 0:
+        raise ValueError(
+            f"No scene {index} of family {family!r} in split {split!r}: families are {list(_PAINTERS)}, splits "
+            f"{SPLITS}, indices count from 0."
+        )
+    return [SPLITS.index(split), list(_PAINTERS).index(family), index]
 
 
 def scene(family: str, split: str, index: int, scale: float = 1.0, **fixed) -> Scene:
@@ -32,10 +46,8 @@ def scene(family: str, split: str, index: int, scale: float = 1.0, **fixed) -> S
         fixed: what the family's function takes beyond that, `cell` for example.
 
     Raises:
-        ValueError: an unknown family or split.
+        ValueError: an unknown family or split, a negative index, or something fixed that no drawing can be.
     """
-    if family not in _PAINTERS or split not in SPLITS:
-        raise ValueError(f"No scenes of family {family!r}, split {split!r}: there are {list(_PAINTERS)} and {SPLITS}.")
-    rng = np.random.default_rng([SPLITS.index(split), list(_PAINTERS).index(family), index])
+    rng = np.random.default_rng(scene_seed(family, split, index))
     width, height = rng.integers(384, 513, size=2) if split == "train" else (SIDE, SIDE)
     return _PAINTERS[family](rng, round(int(width) * scale), round(int(height) * scale), scale, **fixed)

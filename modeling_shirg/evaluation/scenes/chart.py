@@ -16,9 +16,10 @@ from modeling_shirg.evaluation.scenes.drawing import (
     Scene,
     canvas,
     pick,
+    text_ink,
     text_width,
 )
-from modeling_shirg.evaluation.scenes.placement import FOVEA, GLYPH_SIZES, Cell, in_cell
+from modeling_shirg.evaluation.scenes.placement import FOVEA, GLYPH_SIZES, MOST_TRIES, Cell, in_cell
 
 _FONT = "DejaVuSans-Bold.ttf"
 _NAME_PX = 18
@@ -50,6 +51,10 @@ class _Plan:
         bottom = self.peak(column) - 4 * self.scale
         return (self.center(column) - half, bottom - self.sizes[column], self.center(column) + half, bottom)
 
+    def label_ink(self, column: int) -> Box:
+        left, top, _, bottom = self.label_box(column)
+        return text_ink(str(self.values[column]), left, (top + bottom) / 2, self.sizes[column], _FONT)
+
 
 def draw_chart(
     rng: np.random.Generator,
@@ -80,7 +85,7 @@ def draw_chart(
 
 def _plan(rng, width: int, height: int, scale: float, cell: Cell | None, columns: tuple[int, int]) -> _Plan:
     """Draw plans until the target's label is in the cell, all labels fit between their neighbours and on the page."""
-    while True:
+    for _ in range(MOST_TRIES):
         count = int(rng.integers(columns[0], columns[1] + 1))
         plot_width, plot_height = width * rng.uniform(0.45, 0.95), height * rng.uniform(0.35, 0.75)
         values = rng.choice(np.arange(5, 100), size=count, replace=False)
@@ -100,8 +105,9 @@ def _plan(rng, width: int, height: int, scale: float, cell: Cell | None, columns
         )
         boxes = [plan.label_box(column) for column in range(count)]
         fits = all(box[2] - box[0] < plan.pitch - 2 * scale and box[1] > 2 for box in boxes)
-        if fits and (cell is None or in_cell(boxes[target], width, height, cell.place, FOVEA * scale)):
+        if fits and (cell is None or in_cell(plan.label_ink(target), width, height, cell.place, FOVEA * scale)):
             return plan
+    raise ValueError(f"No chart of {columns} columns on {width}x{height} pixels has its label in {cell}.")
 
 
 def _draw_plot(chart: Scene, rng: np.random.Generator, plan: _Plan, is_line: bool) -> None:

@@ -4,6 +4,8 @@ Keys are single letters and no two rows share one; codes have no language prior.
 asked about lies where the cell says.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import ImageDraw
 
@@ -11,15 +13,19 @@ from modeling_shirg.evaluation.scenes.drawing import (
     CHARACTERS,
     FONTS,
     LETTERS,
+    Box,
     Question,
     Scene,
     canvas,
     pick,
+    text_ink,
     text_width,
+    union,
 )
-from modeling_shirg.evaluation.scenes.placement import FOVEA, GLYPH_SIZES, Cell, in_cell
+from modeling_shirg.evaluation.scenes.placement import FOVEA, GLYPH_SIZES, MOST_TRIES, Cell, in_cell
 
 _LINE = 1.5  # distance of two rows over their cap height
+_REWRITTEN = ("THE", "TEN")  # what VQA metrics drop or turn into a number
 _INKS = ("black", "black", "blue", "brown", "purple", "green", "red")
 
 
@@ -47,40 +53,50 @@ def draw_document(
     is_receipt = rng.random() < 0.4
     count = int(rng.integers(rows[0], rows[1] + 1))
     keys = [str(key) for key in rng.permutation(list(LETTERS))[:count]]
-    codes = ["".join(_code(rng, code_length)) for _ in keys]
+    codes = [_code(rng, code_length) for _ in keys]
     sizes = [scale * float(pick(rng, GLYPH_SIZES[:4])) for _ in keys]
     sizes[0] = scale * (cell.glyph_px if cell else float(pick(rng, GLYPH_SIZES)))
     gap = scale * rng.uniform(14, 44)
     row_width = max(gap + text_width(k + c, s, font) for k, c, s in zip(keys, codes, sizes, strict=True))
-    first_row = (gap + text_width(keys[0] + codes[0], sizes[0], font), sizes[0])
-    left, middle = _place(rng, width, height, first_row, row_width, cell, FOVEA * scale)
+
+    def first_row_ink(left: float, middle: float) -> Box:
+        code_left = left + text_width(keys[0], sizes[0], font) + gap
+        texts = ((keys[0], left), (codes[0], code_left))
+        return union([text_ink(text, at, middle, sizes[0], font) for text, at in texts])
+
+    left, middle = _place(rng, width, height, sizes[0], first_row_ink, row_width, cell, FOVEA * scale)
     spots = _stack(rng, left, middle, sizes, row_width, width, height)
     for key, code, size, spot in zip(keys, codes, sizes, spots, strict=False):
         _draw_row(page, rng, key, code, size, spot, gap, font, is_receipt)
     return page
 
 
-def _code(rng: np.random.Generator, length: tuple[int, int]) -> list[str]:
-    return [pick(rng, CHARACTERS) for _ in range(int(rng.integers(length[0], length[1] + 1)))]
+def _code(rng: np.random.Generator, length: tuple[int, int]) -> str:
+    while True:
+        code = "".join(pick(rng, CHARACTERS) for _ in range(int(rng.integers(length[0], length[1] + 1))))
+        if code not in _REWRITTEN:
+            return code
 
 
 def _place(
     rng: np.random.Generator,
     width: int,
     height: int,
-    row: tuple[float, float],
+    row_height: float,
+    ink: Callable[[float, float], Box],
     column_width: float,
     cell: Cell | None,
     fovea: float,
 ) -> tuple[float, float]:
-    """Left edge and middle line of the first row, of the size `row`: in the cell, its column on the page."""
+    """Left edge and middle line of the first row: its ink, a function of them, in the cell, its column on the page."""
     margin = 0.02 * width
-    while True:
+    highest, lowest = margin + row_height, height - margin - row_height
+    for _ in range(MOST_TRIES if highest <= lowest else 0):
         left = rng.uniform(margin, max(margin + 1, width - margin - column_width))
-        middle = rng.uniform(margin + row[1], height - margin - row[1])
-        box = (left, middle - row[1] / 2, left + row[0], middle + row[1] / 2)
-        if cell is None or in_cell(box, width, height, cell.place, fovea):
+        middle = rng.uniform(highest, lowest)
+        if cell is None or in_cell(ink(left, middle), width, height, cell.place, fovea):
             return left, middle
+    raise ValueError(f"No row {row_height} pixels high on {width}x{height} pixels lies in {cell}.")
 
 
 def _stack(rng, left: float, middle: float, sizes, row_width: float, width: int, height: int) -> list[tuple]:

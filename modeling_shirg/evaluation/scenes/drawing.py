@@ -4,7 +4,7 @@ Glyph sizes are cap heights in pixels. All lengths are pixels of the drawn image
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -75,16 +75,10 @@ class Scene:
 
     def write(self, text: str, left: float, middle: float, glyph_px: float, font: str, color: str) -> list[int]:
         """Write `text` from `left` on, capitals centred on `middle`; the indices of its marks, one per character."""
-        face = load_font(font, font_size(glyph_px))
-        baseline = round(middle + glyph_px / 2)
         first = len(self.marks)
-        x = float(left)
-        for character in text:
-            ink, dx, dy = _glyph(font, font_size(glyph_px), character)
-            place = (round(x) + dx, baseline + dy)
-            self.image.paste(COLORS[color], place, ink)
-            self.marks.append(Mark(character, color, (*place, place[0] + ink.width, place[1] + ink.height)))
-            x += face.getlength(character)
+        for character, ink, box in _lay_out(text, left, middle, glyph_px, font):
+            self.image.paste(COLORS[color], box[:2], ink)
+            self.marks.append(Mark(character, color, box))
         return list(range(first, len(self.marks)))
 
     def draw_shape(self, shape: str, center: tuple[float, float], size: float, color: str) -> int:
@@ -96,8 +90,13 @@ class Scene:
 
     def ink_box(self, marks: Sequence[int]) -> Box:
         """The box around these marks."""
-        left, top, right, bottom = np.array([self.marks[i].box for i in marks]).T
-        return (float(left.min()), float(top.min()), float(right.max()), float(bottom.max()))
+        return union([self.marks[i].box for i in marks])
+
+
+def union(boxes: Sequence[Box]) -> Box:
+    """The smallest box around `boxes`."""
+    left, top, right, bottom = np.array(boxes).T
+    return (float(left.min()), float(top.min()), float(right.max()), float(bottom.max()))
 
 
 def canvas(rng: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -113,6 +112,11 @@ def pick(rng: np.random.Generator, options: Sequence):
 def text_width(text: str, glyph_px: float, font: str) -> float:
     """Advance width of `text`."""
     return load_font(font, font_size(glyph_px)).getlength(text)
+
+
+def text_ink(text: str, left: float, middle: float, glyph_px: float, font: str) -> Box:
+    """The box of the ink that `Scene.write` would leave."""
+    return union([box for _, _, box in _lay_out(text, left, middle, glyph_px, font)])
 
 
 def font_size(glyph_px: float) -> int:
@@ -132,6 +136,20 @@ def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _lay_out(
+    text: str, left: float, middle: float, glyph_px: float, font: str
+) -> Iterator[tuple[str, Image.Image, tuple[int, int, int, int]]]:
+    """Each character of a line of text, its ink and the box that the ink fills."""
+    size = font_size(glyph_px)
+    baseline = round(middle + glyph_px / 2)
+    x = float(left)
+    for character in text:
+        ink, dx, dy = _glyph(font, size, character)
+        place = (round(x) + dx, baseline + dy)
+        yield character, ink, (*place, place[0] + ink.width, place[1] + ink.height)
+        x += load_font(font, size).getlength(character)
 
 
 @cache

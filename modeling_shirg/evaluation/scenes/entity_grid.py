@@ -24,6 +24,9 @@ from modeling_shirg.evaluation.scenes.placement import Cell
 
 PLACES = {"inside": (0, 2, 6, 8), "border": (1, 3, 5, 7), "corner": (4,)}
 ENTITY_SIZES = (15, 21, 29, 40)
+MOST_COUNTED = 4
+# Where entities may be that are counted together with one of a place: where slices cut them no more than that one.
+_COUNTED_WITH = {"inside": PLACES["inside"], "border": (*PLACES["inside"], *PLACES["border"]), "corner": range(9)}
 
 
 def draw_entity_grid(
@@ -33,13 +36,28 @@ def draw_entity_grid(
     scale: float,
     cell: Cell | None = None,
     entities: tuple[int, int] = (4, 9),
+    counting: bool = False,
 ) -> Scene:
     """Characters and shapes on a 3x3 grid; the first questions are about the entity that `cell` describes.
 
-    Args: as `draw_document`; the place of `cell` is a key of `PLACES`, `entities` the least and the most of them.
+    Args: as `draw_document`; the place of `cell` is a key of `PLACES`, `entities` the least and the most of them. With
+    `counting`, `cell` describes the counted shapes instead: one is at its place, and slices cut none more than that.
     """
     grid = Scene(canvas(rng, width, height))
     _draw_lines(grid, width, height)
+    if counting:
+        if cell is None:
+            raise ValueError("counting=True needs a cell, which says where the counted shapes are.")
+        counted, labels = _labels_to_count(rng, cell, entities)
+        sizes = [
+            scale * (cell.glyph_px if label == counted else float(pick(rng, ENTITY_SIZES))) for _, label in labels
+        ]
+        placed = [
+            (spot, _draw_entity(grid, rng, label, spot, size), size)
+            for (spot, label), size in zip(labels, sizes, strict=True)
+        ]
+        _ask(grid, placed, counted)
+        return grid
     target = int(pick(rng, PLACES[cell.place])) if cell else int(rng.integers(9))
     others = [int(spot) for spot in rng.permutation(9) if spot != target]
     spots = [target, *others[: int(rng.integers(entities[0], entities[1] + 1)) - 1]]
@@ -53,6 +71,22 @@ def draw_entity_grid(
         placed.append((spot, _draw_entity(grid, rng, label, spot, size), size))
     _ask(grid, placed, kind_of_shape)
     return grid
+
+
+def _labels_to_count(
+    rng: np.random.Generator, cell: Cell, entities: tuple[int, int]
+) -> tuple[str, list[tuple[int, str]]]:
+    """A shape that is in 1..`MOST_COUNTED` cells around `cell`'s place, and (cell, label) of it and of others."""
+    counted = str(pick(rng, SHAPES))
+    first = int(pick(rng, PLACES[cell.place]))
+    others = [int(spot) for spot in rng.permutation(_COUNTED_WITH[cell.place]) if spot != first]
+    copies = [first, *others[: int(rng.integers(0, MOST_COUNTED))]]
+    free = [int(spot) for spot in rng.permutation(9) if spot not in copies]
+    free = free[: max(0, int(rng.integers(entities[0], entities[1] + 1)) - len(copies))]
+    characters = [str(label) for label in rng.permutation(list(CHARACTERS))]
+    shapes = [shape for shape in SHAPES if shape != counted]
+    distractors = [pick(rng, shapes) if rng.random() < 0.4 else characters[spot] for spot in free]
+    return counted, [*((spot, counted) for spot in copies), *zip(free, distractors, strict=True)]
 
 
 def _draw_lines(grid: Scene, width: int, height: int) -> None:

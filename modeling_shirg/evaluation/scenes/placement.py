@@ -6,10 +6,13 @@ The foveal crop takes the middle half of each side of a benchmark image, so `EDG
 
 from dataclasses import dataclass
 
+from configuration_shirg.geometry_shirg import fovea_box
+from configuration_shirg.presets_shirg import GEOMETRIES
 from modeling_shirg.evaluation.scenes.drawing import Box
 
-SIDE = 448  # of a benchmark image at scale 1: twice the toy geometry's fovea; scale 2 is the full geometry's
-FOVEA = 224
+FOVEA = GEOMETRIES["toy"]["fovea_size"]
+SIDE = 2 * FOVEA  # of a benchmark image at scale 1, for the toy geometry; scale 2 is the full geometry's
+MOST_TRIES = 20_000  # to draw a plan that fits; a cell that is possible takes hundreds at most
 GLYPH_SIZES = (8, 11, 15, 21, 29)
 EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_BINS = len(EDGES) - 1
@@ -34,14 +37,14 @@ def eccentricity(box: Box, width: int, height: int) -> float:
 
 def inside_fovea(box: Box, width: int, height: int, fovea: float) -> bool:
     """Whether the box lies wholly inside the centre crop of `fovea` pixels."""
-    left, top = (width - fovea) / 2, (height - fovea) / 2
-    return box[0] >= left and box[1] >= top and box[2] <= left + fovea and box[3] <= top + fovea
+    left, top, right, bottom = fovea_box(width, height, round(fovea))
+    return box[0] >= left and box[1] >= top and box[2] <= right and box[3] <= bottom
 
 
 def touches_fovea(box: Box, width: int, height: int, fovea: float) -> bool:
     """Whether any of the box lies inside the centre crop."""
-    left, top = (width - fovea) / 2, (height - fovea) / 2
-    return box[0] < left + fovea and box[1] < top + fovea and box[2] > left and box[3] > top
+    left, top, right, bottom = fovea_box(width, height, round(fovea))
+    return box[0] < right and box[1] < bottom and box[2] > left and box[3] > top
 
 
 def in_cell(box: Box, width: int, height: int, bin_number: int, fovea: float) -> bool:
