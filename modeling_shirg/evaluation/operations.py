@@ -136,9 +136,10 @@ def counts_without_weights(
                     model.model.multi_modal_projector(_fake(dropped, config.vision_config))
             cache = DynamicCache(config=config.text_config)
             with clock.stage("prefix"):
-                _language_pass(model, prompt_tokens, cache)
+                _language_pass(model, _fake(prompt_tokens, config.text_config), cache)
             with clock.stage("step"):
-                model.lm_head(_language_pass(model, response_tokens, cache))
+                embeds = model.get_input_embeddings()(torch.zeros(response_tokens, dtype=torch.int64))
+                model.lm_head(_language_pass(model, embeds, cache))
     return dict(counter.stages)
 
 
@@ -163,10 +164,10 @@ def _fake_views(config: ShirgLavidaConfig) -> dict[str, torch.Tensor]:
     return views
 
 
-def _language_pass(model: nn.Module, tokens: int, cache: DynamicCache) -> torch.Tensor:
-    embeds = model.get_input_embeddings()(torch.zeros(1, tokens, dtype=torch.int64))
+def _language_pass(model: nn.Module, embeds_LC: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """Hidden states of one row, whose keys and values `cache` gets."""
     return model.model.language_model(
-        inputs_embeds=embeds, past_key_values=cache, use_cache=True, is_causal=False
+        inputs_embeds=embeds_LC[None], past_key_values=cache, use_cache=True, is_causal=False
     ).last_hidden_state
 
 
