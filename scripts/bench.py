@@ -45,6 +45,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--prefix_dtype", choices=("bfloat16", "float16", "int8"), help="a row more, stored so")
     parser.add_argument("--no_prefix_cache", action="store_true", help="a row more, without the cache")
+    parser.add_argument(
+        "--clock", choices=("wall", "processor"), default="wall", help="processor: on a CPU that others use too"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, help="of torch on the CPU; by default torch's own choice")
@@ -71,6 +74,8 @@ def main(args: argparse.Namespace) -> None:
     with torch_threads(args.threads):
         bench = Bench(args.profile, args.model, args.device, args.dtype, args.vocab_size, generation, args.batch)
         weight = bench.loaded.model.lm_head.weight
+        if args.clock == "processor" and weight.device.type != "cpu":
+            raise ValueError(f"--clock processor times the CPU; {weight.device} needs --clock wall.")
         result = {"machine": machine(weight.device, weight.dtype), "settings": _settings(args, bench)}
         measured = _selection if args.stage == "selection" else _curve if args.curve else _answers
         result = {**measured(args, bench), **result}
@@ -101,6 +106,7 @@ def _settings(args: argparse.Namespace, bench) -> dict:
         **bench.settings(),
         "repeats": args.repeats,
         "warmup": args.warmup,
+        "clock": args.clock,
         "order": "in turn, one repeat of every system after the other",
     }
 
@@ -117,16 +123,17 @@ def _answers(args: argparse.Namespace, bench) -> dict:
     systems = bench.systems(rows)
     result = _compare(args, systems)
     result["prefix"] = prefix_savings(result["systems"], result["facts"], smaller_caches(rows))
-    result["limits"] = _limits(systems, result["systems"]) if args.limits else None
+    result["limits"] = _limits(args, systems, result["systems"]) if args.limits else None
     return {"measured": "answers", **result}
 
 
-def _limits(systems: dict, spreads: dict) -> dict:
+def _limits(args: argparse.Namespace, systems: dict, spreads: dict) -> dict:
     """What this machine can do, every stage beside its floor, and where the time goes."""
     from modeling_shirg.evaluation.limits import limits, measure_rates, operators
+    from modeling_shirg.evaluation.timing import CLOCKS
 
     weight = next(iter(systems.values())).model.lm_head.weight
-    rates = measure_rates(weight.device, weight.dtype)
+    rates = measure_rates(weight.device, weight.dtype, now=CLOCKS[args.clock])
     return {
         "rates": vars(rates),
         "systems": {name: limits(each, spreads[name], rates) for name, each in systems.items()},
@@ -137,10 +144,11 @@ def _limits(systems: dict, spreads: dict) -> dict:
 def _compare(args: argparse.Namespace, systems: dict, **how) -> dict:
     """`systems`, `ratios`, `facts` and the baseline's name, of systems that are timed in turn."""
     from modeling_shirg.evaluation.side_by_side import check_baseline, measure, ratios
+    from modeling_shirg.evaluation.timing import CLOCKS
 
     baseline = args.baseline or next(iter(systems))
     check_baseline(baseline, systems)
-    measured = measure(systems, args.repeats, args.warmup, **how)
+    measured = measure(systems, args.repeats, args.warmup, now=CLOCKS[args.clock], **how)
     spreads = {name: each.spreads() for name, each in measured.items()}
     facts = {name: each.facts for name, each in measured.items()}
     return {"systems": spreads, "ratios": ratios(spreads, facts, baseline), "facts": facts, "baseline": baseline}
@@ -149,6 +157,7 @@ def _compare(args: argparse.Namespace, systems: dict, **how) -> dict:
 def _selection(args: argparse.Namespace, bench) -> dict:
     """Every selection method in its own system and alone, and SHIRG's counted at full size."""
     from modeling_shirg.evaluation.selection_cost import full_size_share, growth, own_system, see
+    from modeling_shirg.evaluation.timing import CLOCKS
     from modeling_shirg.selection_methods_shirg import METHODS
 
     from .bench_rows import parse_row
@@ -157,7 +166,7 @@ def _selection(args: argparse.Namespace, bench) -> dict:
         raise ValueError(f"--stage selection times every method; leave out --systems {' '.join(args.systems)}.")
     own = {method: own_system(method) for method in METHODS}
     result = _compare(args, bench.systems(parse_row(name) for name in own.values()), ask=see)
-    grown = {method: growth(bench.loaded.model, method, args.repeats) for method in METHODS}
+    grown = {method: growth(bench.loaded.model, method, args.repeats, now=CLOCKS[args.clock]) for method in METHODS}
     alone = {method: {**vars(each), "order": each.order, "system": own[method]} for method, each in grown.items()}
     return {"measured": "selection", **result, "methods": alone, "full_size": full_size_share("shirg")}
 

@@ -6,6 +6,7 @@ from typing import Any
 from modeling_shirg.evaluation.timing import STAGES
 
 _MEGABYTE = 1e6
+_CLOCK_NAMES = {"wall": "time on the wall", "processor": "time on the processor"}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -36,17 +37,25 @@ def render(result: dict[str, Any]) -> str:
 
 
 def machine_line(result: dict[str, Any]) -> str:
-    """What ran, on what, when."""
+    """What ran, how, on what, when."""
     machine, settings = result["machine"], result["settings"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
-    return (
-        f"Profile {settings['profile']}: {settings['weights']}, {settings['parameters']:,} parameters, vocabulary "
-        f"{settings['text']['vocab_size']:,}, {machine['dtype']}; a picture of "
-        f"{' x '.join(map(str, settings['image_size']))}, {settings['max_new_tokens']} tokens in {settings['steps']} "
-        f"steps, batch {settings['batch']}. {settings['repeats']} repeats in turn after {settings['warmup']} warm-up "
-        f"rounds that do not count. {where}; torch {machine['torch']}, transformers {machine['transformers']}; load "
-        f"average {machine['load_average']} before, {machine['load_average_end']} after; {machine['date']}."
-    )
+    parts = [
+        f"Profile {settings['profile']}: {settings['weights']}, {settings['parameters']:,} parameters",
+        f"vocabulary {settings['text']['vocab_size']:,}",
+        machine["dtype"],
+        f"a picture of {' x '.join(map(str, settings['image_size']))}",
+        f"{settings['max_new_tokens']} tokens in {settings['steps']} steps",
+        f"batch {settings['batch']}",
+        f"{settings['repeats']} repeats in turn after {settings['warmup']} warm-up rounds that do not count",
+        _CLOCK_NAMES[settings["clock"]],
+        where,
+        f"torch {machine['torch']}",
+        f"transformers {machine['transformers']}",
+        f"load average {machine['load_average']} before and {machine['load_average_end']} after",
+        machine["date"],
+    ]
+    return f"{', '.join(parts)}."
 
 
 def stage_table(result: dict[str, Any]) -> str:

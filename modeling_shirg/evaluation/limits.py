@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from modeling_shirg.evaluation.operations import OperationCount, Operations
 from modeling_shirg.evaluation.side_by_side import System, answer
-from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.evaluation.timing import StageClock, repeated_seconds, wall_seconds
 
 # Large enough that no cache holds it, and for products to run at their full rate.
 _COPY_BYTES = {"cpu": 1 << 30, "accelerator": 1 << 31}
@@ -62,16 +62,21 @@ def measure_rates(
     repeats: int = 5,
     copy_bytes: int | None = None,
     product_sides: tuple[int, ...] | None = None,
+    now: Callable[[], float] = wall_seconds,
 ) -> Rates:
-    """The best of `repeats` of each measurement. Sizes are by default as large as the device's caches need."""
+    """The best of `repeats` of each measurement, by the clock that timed the stages.
+
+    Sizes are by default as large as the device's caches need.
+    """
     kind = "cpu" if device.type == "cpu" else "accelerator"
     source = torch.ones((copy_bytes or _COPY_BYTES[kind]) // dtype.itemsize, dtype=dtype, device=device)
     target = torch.empty_like(source)
-    seconds = min(_best(source.sum, repeats), _best(lambda: target.copy_(source), repeats) / 2)
+    copied = min(repeated_seconds(lambda: target.copy_(source), repeats, now)) / 2
+    seconds = min(copied, *repeated_seconds(source.sum, repeats, now))
     rates = []
     for side in product_sides or _PRODUCT_SIDES[kind]:
         factor = torch.ones(side, side, dtype=dtype, device=device)
-        rates.append(2 * side**3 / _best(lambda factor=factor: factor @ factor, repeats))
+        rates.append(2 * side**3 / min(repeated_seconds(lambda factor=factor: factor @ factor, repeats, now)))
     return Rates(source.nbytes / seconds, max(rates))
 
 
@@ -128,13 +133,3 @@ def _limit(reached: float, flops: int, read: int, rates: Rates) -> Limit:
 def _one_step(denoise: Limit, reached: float, forwards: int) -> Limit:
     floor = denoise.floor / forwards
     return Limit(reached, floor, denoise.bound, reached / floor, denoise.flops // forwards, denoise.bytes // forwards)
-
-
-def _best(run: Callable[[], Any], repeats: int) -> float:
-    clock, best = StageClock(), float("inf")
-    run()
-    for _ in range(repeats):
-        start = clock.now()
-        run()
-        best = min(best, clock.now() - start)
-    return best

@@ -10,6 +10,7 @@ Shape suffixes: N patches of one view, D vision width, C language model width, Q
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from configuration_shirg import PRESETS, ShirgLavidaConfig
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.operations import OperationCount, Operations, counts_without_weights
 from modeling_shirg.evaluation.side_by_side import Answered, System
-from modeling_shirg.evaluation.timing import StageClock, spread
+from modeling_shirg.evaluation.timing import StageClock, repeated_seconds, wall_seconds
 from modeling_shirg.foveal_variants_shirg import mixed_values, patch_edges
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import ViewTokens, text_relevance
@@ -75,7 +76,11 @@ def own_system(method: str) -> str:
 
 
 def growth(
-    model: ShirgLavidaForConditionalGeneration, method: str, repeats: int, grids: tuple[int, ...] = GRIDS
+    model: ShirgLavidaForConditionalGeneration,
+    method: str,
+    repeats: int,
+    grids: tuple[int, ...] = GRIDS,
+    now: Callable[[], float] = wall_seconds,
 ) -> Growth:
     """Time and count `method` alone on random patches of the model's widths, from the smallest grid to the largest.
 
@@ -84,16 +89,18 @@ def growth(
         method: a key of `METHODS`. It keeps the share of the patches that its own system keeps.
         repeats: the median of so many counts.
         grids: sides of the views, ascending.
+        now: one of `CLOCKS`.
     """
     config = model.config.with_preset(own_system(method))
     share = config.selection_budget / (config.num_selected_views * config.selected_grid**2)
     alone = [_Alone(model, config, method, side, max(1, round(share * side * side))) for side in grids]
     patches = [each.side**2 for each in alone]
-    seconds = [_median_seconds(each.select, repeats) for each in alone]
+    seconds = [median(repeated_seconds(each.select, repeats, now)) for each in alone]
+    signal_seconds = [median(repeated_seconds(each.signals, repeats, now)) if each.needs else 0.0 for each in alone]
     return Growth(
         patches=patches,
         seconds=seconds,
-        signal_seconds=[_median_seconds(each.signals, repeats) if each.needs else 0.0 for each in alone],
+        signal_seconds=signal_seconds,
         exponent=fitted_exponent(patches, seconds),
         counted_exponent=_counted_exponent(patches[-2:], alone[-2:]),
     )
@@ -174,16 +181,6 @@ class _Alone:
     def select(self) -> torch.Tensor:
         """Scores, choice and gather."""
         return mixed_values(self.features_ND, self.method(self.view, self.budget, self.config))
-
-
-def _median_seconds(run: Callable[[], object], repeats: int) -> float:
-    clock, seconds = StageClock(), []
-    run()
-    for _ in range(repeats):
-        start = clock.now()
-        run()
-        seconds.append(clock.now() - start)
-    return spread(seconds)["median"]
 
 
 def _count(run: Callable[[], object]) -> Operations:

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.evaluation.timing import STAGES, StageClock, spread
+from modeling_shirg.evaluation.timing import STAGES, StageClock, spread, wall_seconds
 
 QUESTION = "What is written in the middle of the picture?"
 
@@ -109,6 +109,7 @@ def measure(
     repeats: int,
     warmup: int = 1,
     ask: Callable[[System, list[list[dict]], StageClock], Answered] = answer,
+    now: Callable[[], float] = wall_seconds,
 ) -> dict[str, Measured]:
     """Time every system `repeats` times in turn, after `warmup` rounds that do not count; then its memory, once.
 
@@ -117,12 +118,13 @@ def measure(
         repeats: at least 1.
         warmup: 0 or more.
         ask: what is timed; it runs `clock` and returns it.
+        now: one of `CLOCKS`.
     """
     chats = {name: system.chats() for name, system in systems.items()}
     runs: dict[str, list[Answered]] = {name: [] for name in systems}
     for round_number in range(warmup + repeats):
         for name, system in systems.items():
-            run = ask(system, chats[name], StageClock())
+            run = ask(system, chats[name], StageClock(now))
             if round_number >= warmup:
                 runs[name].append(run)
     return {

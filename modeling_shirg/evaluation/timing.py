@@ -23,19 +23,31 @@ from modeling_shirg.selection_methods_shirg import METHODS
 STAGES = ("preprocess", "encode", "select", "project", "prefix", "evict", "denoise", "rest")
 
 
+def wall_seconds() -> float:
+    """Seconds on the wall, once the accelerator has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+# What may be read: the wall, or the seconds that this process was on a processor, all threads together, which others
+# on a busy machine hardly change. The second knows nothing of an accelerator.
+CLOCKS = {"wall": wall_seconds, "processor": time.process_time}
+
+
 class StageClock:
-    """Adds up wall-clock seconds per stage; work on an accelerator is waited for at every change of stage.
+    """Adds up seconds per stage.
 
     Attributes:
         seconds: by stage, without the stages inside it.
         steps: seconds of each denoising step, in order; their sum is the stage `denoise`.
-        now: what is read at every change of stage; by default seconds, once the accelerator is idle.
+        now: what is read at every change of stage, one of `CLOCKS`.
     """
 
-    def __init__(self, now: Callable[[], float] | None = None):
+    def __init__(self, now: Callable[[], float] = wall_seconds):
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps: list[float] = []
-        self.now = _now if now is None else now
+        self.now = now
         self._open: list[str] = []
         self._since = 0.0
         self._step_start: float | None = None
@@ -149,6 +161,17 @@ class StageClock:
         self._since = moment
 
 
+def repeated_seconds(run: Callable[[], object], repeats: int, now: Callable[[], float] = wall_seconds) -> list[float]:
+    """Seconds of each of `repeats` runs, after one that does not count."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        start = now()
+        run()
+        seconds.append(now() - start)
+    return seconds
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, minimum, maximum and quartiles (inclusive) of at least one value."""
     first, median, third = (
@@ -169,9 +192,3 @@ def _wrapped(owner: nn.Module, method: str, around: Callable[[Callable], Callabl
         delattr(owner, method)
         if before is not None:
             setattr(owner, method, before)
-
-
-def _now() -> float:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter()
