@@ -60,9 +60,10 @@ def main(args: argparse.Namespace) -> None:
     """Load, ask, answer."""
     from transformers.utils import logging
 
+    from modeling_shirg.evaluation.timing import StageClock
+
     from .answering import answer_question, check_writable, read_image
     from .loading import load, parse_options
-    from .stage_clock import StageClock
 
     logging.disable_progress_bar()
     if args.overlay:

@@ -42,9 +42,10 @@ def main(args: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
     from transformers.utils import logging
 
+    from modeling_shirg.evaluation.timing import StageClock
+
     from .answering import answer_question, check_writable, read_image
     from .loading import load
-    from .stage_clock import StageClock
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # presets that have no use for a table of the checkpoint are no news here
