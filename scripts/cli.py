@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 COMMANDS = {
     "ask": "Answer a question about an image.",
+    "calibrate": "Measure the scores on labelled boxes, and correct them.",
     "compare": "Put every system side by side on one image.",
     "convert": "Convert an original LaViDa checkpoint.",
 }
