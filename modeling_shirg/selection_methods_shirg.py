@@ -20,10 +20,13 @@ class SelectionMethod:
     Args:
         select: `(view, budget, config) -> Selection`; `config` is the `ShirgLavidaConfig` with weights and switches.
         needs: fields of `ViewTokens` besides `features`.
+        corrects_attention: whether a calibrated mean is subtracted from the attention first. What is left has either
+            sign: it can be ranked, but it is no mass.
     """
 
     select: Callable[[ViewTokens, int, Any], Selection]
     needs: frozenset[str] = frozenset()
+    corrects_attention: bool = True
 
 
 def _shirg(view: ViewTokens, budget: int, config: Any) -> Selection:
@@ -75,6 +78,9 @@ def _peer(select: Callable[..., Selection]) -> Callable[[ViewTokens, int, Any], 
     return lambda view, budget, config: select(view, budget)
 
 
+# HoloV's quotas are shares of the attention.
+_MASS = ("holov",)
+
 METHODS: dict[str, SelectionMethod] = {
     "shirg": SelectionMethod(_shirg, frozenset({"attention", "relevance"})),
     "random": SelectionMethod(_random),
@@ -82,5 +88,8 @@ METHODS: dict[str, SelectionMethod] = {
     "fixed": SelectionMethod(_fixed, frozenset({"attention", "relevance"})),
     "mixed": SelectionMethod(_mixed, frozenset({"attention", "relevance", "edges"})),
     "adaptive": SelectionMethod(_adaptive, frozenset({"attention", "relevance"})),
-    **{name: SelectionMethod(_peer(select), needs - {"features"}) for name, (select, needs) in PEERS.items()},
+    **{
+        name: SelectionMethod(_peer(select), needs - {"features"}, corrects_attention=name not in _MASS)
+        for name, (select, needs) in PEERS.items()
+    },
 }

@@ -30,6 +30,7 @@ def main(args: argparse.Namespace) -> None:
     """Measure, then write figures.json and README.md into the folder."""
     from huggingface_hub import ModelCard, ModelCardData
 
+    from modeling_shirg.evaluation.calibrated_folder import with_calibration_section
     from modeling_shirg.evaluation.exact_match import measure
     from modeling_shirg.evaluation.synthetic import FAMILIES
 
@@ -57,7 +58,8 @@ def main(args: argparse.Namespace) -> None:
         image_tokens=loaded.model.config.num_image_tokens,
         images=args.images,
     )
-    card.save(args.model / "README.md")
+    text = with_calibration_section(str(card), loaded.model.config.calibration)
+    (args.model / "README.md").write_text(text)
     print(_table(figures))
 
 

@@ -5,9 +5,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
@@ -52,8 +54,8 @@ def load(
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
         config = _config(source)
-        fields = {"prune_method": prune_method, "text_relevance": text_relevance, **(options or {})}
-        fields = {name: value for name, value in fields.items() if value is not None}
+        fields = {"prune_method": prune_method, "text_relevance": text_relevance}
+        fields = {name: value for name, value in fields.items() if value is not None} | (options or {})
         if fields:
             config = ShirgLavidaConfig.from_dict(config.to_dict(), **fields)
         method = METHODS.get(config.selection_method)
@@ -71,6 +73,13 @@ def load(
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
     return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
+
+
+def checkpoint_folder(model: str | None) -> Path:
+    """The folder with the files of `model`, which `load` took: its own, or the one that the Hub's files are in."""
+    if model is None:
+        return Path(str(files("shirg_hub_card") / BUNDLED))
+    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model))
 
 
 def parse_options(entries: list[str]) -> dict[str, Any]:
