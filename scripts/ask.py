@@ -23,7 +23,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("image", help="a file, a URL, or - for standard input")
     parser.add_argument("question", help="the question, in plain words")
-    parser.add_argument("--model", help="folder or Hub id; by default the bundled toy checkpoint")
+    parser.add_argument(
+        "--model", help="folder or Hub id of a checkpoint or an adapter; by default the bundled toy checkpoint"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of --model on the Hub")
     parser.add_argument(
         "--prune_method", choices=sorted(PRESETS), help="system to use; by default the checkpoint's own"
     )
@@ -70,7 +73,9 @@ def main(args: argparse.Namespace) -> None:
     options = parse_options(args.option)
     clock = StageClock()
     with clock.stage("load"):
-        loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options)
+        loaded = load(
+            args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options, args.revision
+        )
     print(f"Model: {loaded.name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
     image = read_image(loaded, sys.stdin.buffer.read() if args.image == "-" else args.image)
     answer = answer_question(

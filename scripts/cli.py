@@ -9,6 +9,7 @@ COMMANDS = {
     "ask": "Answer a question about an image.",
     "compare": "Put every system side by side on one image.",
     "convert": "Convert an original LaViDa checkpoint.",
+    "push": "Publish an adapter, a model or its position embeddings on the Hub.",
 }
 
 

@@ -261,7 +261,7 @@ def resolve(config_class: type, path, config: PreTrainedConfig | str | None, kwa
     if adapter is not None and "prune_method" not in chosen:
         config = _replaced(config, adapter.system(saved), except_for=chosen)
         if config.prune_method != saved.prune_method:
-            logger.warning(
+            logger.warning_once(
                 f"{adapter.name} was trained under prune_method={config.prune_method!r}: that is what is loaded, not "
                 f"{saved.prune_method!r}, the base's own."
             )
