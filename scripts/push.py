@@ -49,26 +49,39 @@ def main(args: argparse.Namespace) -> None:
     """Put it together, then publish it or write it down."""
     from tempfile import TemporaryDirectory
 
+    from huggingface_hub.utils import httpx
+
+    try:
+        with TemporaryDirectory(prefix="shirg-push-") as workshop:
+            print(_push(args, Path(workshop)))
+    except httpx.TransportError as error:
+        raise ConnectionError(
+            f"The connection to the Hub failed ({error}). A push is one commit: {args.repo_id} is as it was, or "
+            "complete."
+        ) from error
+
+
+def _push(args: argparse.Namespace, workshop: Path) -> str:
+    """What was done, in a sentence."""
     from modeling_shirg.publishing.publish import prepare
 
-    with TemporaryDirectory(prefix="shirg-push-") as workshop:
-        publication = prepare(
-            args.source,
-            args.repo_id,
-            Path(workshop),
-            merge=args.merge,
-            position_embeddings=args.position_embeddings,
-            base=args.base,
-            licence=args.licence,
-            token=args.token,
-            allow_unfinished=args.allow_unfinished,
-        )
-        if args.dry_run:
-            publication.write(args.dry_run, args.repo_id, args.revision or "main")
-            print(f"{args.dry_run}: {len(publication.files) + 1} files for {args.repo_id}; nothing was published.")
-            return
-        commit = publication.push(args.repo_id, args.private, args.revision, args.token)
-    print(f"{args.repo_id}: {len(publication.files) + 1} files in commit {commit}")
+    publication = prepare(
+        args.source,
+        args.repo_id,
+        workshop,
+        merge=args.merge,
+        position_embeddings=args.position_embeddings,
+        base=args.base,
+        licence=args.licence,
+        token=args.token,
+        allow_unfinished=args.allow_unfinished,
+    )
+    files = f"{len(publication.files) + 1} files"
+    if args.dry_run:
+        publication.write(args.dry_run, args.repo_id, args.revision or "main")
+        return f"{args.dry_run}: {files} for {args.repo_id}; nothing was published."
+    commit = publication.push(args.repo_id, args.private, args.revision, args.token)
+    return f"{args.repo_id}: {files} in commit {commit}"
 
 
 if __name__ == "__main__":

@@ -161,8 +161,8 @@ def route(method: str, pattern: str) -> Callable[[Route], Route]:
 class LoopbackHub:
     """The server and what it stores.
 
-    `requests` lists every `METHOD path` it got, in order of arrival. Those that match `broken`, a regular expression,
-    get an error and change nothing.
+    `requests` lists every `METHOD path` it got, in order of arrival. Those that match the expression of `broken` get
+    an error and change nothing, from the match of its number on; the first is 1.
     """
 
     def __init__(self, *, lfs_bytes: int = 1_000_000) -> None:
@@ -172,7 +172,7 @@ class LoopbackHub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.broken: str | None = None
+        self.broken: tuple[str, int] | None = None
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -218,6 +218,13 @@ class LoopbackHub:
         if request.headers.get("authorization") != f"Bearer {self.token}":
             raise HubError(401, "Invalid credentials in Authorization header")
 
+    def check_whole(self) -> None:
+        """The request that came last does not meet what is broken."""
+        if self.broken and re.search(self.broken[0], self.requests[-1]):
+            self.broken = (self.broken[0], self.broken[1] - 1)
+            if self.broken[1] <= 0:
+                raise HubError(403, "this part of the Hub is broken")
+
     def check_readable(self, request: Request) -> None:
         """A private repository is not there for who has no token."""
         if "repo" in request.args and self.repo(request.args).private:
@@ -231,8 +238,7 @@ class LoopbackHub:
         url = urlsplit(target)
         with self.lock:
             self.requests.append(f"{method} {target}")
-            if self.broken and re.search(self.broken, self.requests[-1]):
-                raise HubError(403, "this part of the Hub is broken")
+            self.check_whole()
             for wanted, pattern, handler in ROUTES:
                 found = pattern.fullmatch(url.path) if wanted == method else None
                 if found:

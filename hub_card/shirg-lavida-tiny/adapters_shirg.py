@@ -260,10 +260,11 @@ def resolve(config_class: type, path, config: PreTrainedConfig | str | None, kwa
         config = config_class.from_pretrained(config or path, **hub, **{name: kwargs.pop(name) for name in chosen})
     if adapter is not None and "prune_method" not in chosen:
         config = _replaced(config, adapter.system(saved), except_for=chosen)
-        if config.prune_method != saved.prune_method:
+        if other := _differing(config, saved):
             logger.warning_once(
-                f"{adapter.name} was trained under prune_method={config.prune_method!r}: that is what is loaded, not "
-                f"{saved.prune_method!r}, the base's own."
+                f"{adapter.name} was trained under prune_method={config.prune_method!r}, which is another system than "
+                f"its base's own, {saved.prune_method!r} (in {', '.join(other)}): the adapter's is loaded. Take its "
+                "processor too: a pipeline that is given none takes the base's."
             )
     return Resolved(adapter, path, saved, config, bool(chosen), kwargs)
 

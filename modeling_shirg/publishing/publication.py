@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 
 from modeling_shirg.conversion.output_folder import new_folder
 
@@ -68,6 +69,7 @@ class Publication:
         Raises:
             ValueError: the Hub finds fault with the card's metadata, or the repository is public and should not be, or
                 holds a model and should not.
+            OSError: the Hub refuses, or cannot be reached.
         """
         api = HfApi(token=token)
         revision = branch or "main"
@@ -88,16 +90,24 @@ class Publication:
                 f"{repo_id} holds a model ({held[0]}), whose card this would replace: name another REPO_ID."
             )
         stale = [path for path in held if path not in files]
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(path, content) for path, content in files.items()]
-            + [CommitOperationDelete(path) for path in stale],
-            commit_message="Published with shirg push",
-            revision=revision,
-            parent_commit=head.sha,
-        ).oid
+        operations = [
+            *(CommitOperationAdd(path, content) for path, content in files.items()),
+            *(CommitOperationDelete(path) for path in stale),
+        ]
+        try:
+            commit = api.create_commit(
+                repo_id,
+                operations,
+                commit_message="Published with shirg push",
+                revision=revision,
+                parent_commit=head.sha,
+            ).oid
+        except RuntimeError as error:  # what huggingface_hub makes of a large file that did not get through
+            raise ConnectionError(f"{error} {error.__cause__} {repo_id} is as it was: push again.") from error
         pinned = self._card(repo_id, commit)
-        if pinned != files[CARD]:
+        if pinned == files[CARD]:
+            return commit
+        try:
             api.create_commit(
                 repo_id,
                 [CommitOperationAdd(CARD, pinned)],
@@ -105,6 +115,11 @@ class Publication:
                 revision=revision,
                 parent_commit=commit,
             )
+        except HfHubHTTPError as error:
+            raise OSError(
+                f"{repo_id} is published as commit {commit}, but the examples of its card could not be given that "
+                f"commit: {error}"
+            ) from error
         return commit
 
     def _card(self, repo_id: str, revision: str) -> bytes:

@@ -1,13 +1,14 @@
 """The report of a training run, as a stranger may read it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modeling_shirg.adapters_shirg import RUN_FILE, Adapter
 
-# What a card is written from.
-REPORTED = (
+# What a card is written from; the second are known when a run ends.
+_REPORTED = (
     "base_model",
     "prune_method",
     "config_overrides",
@@ -17,16 +18,14 @@ REPORTED = (
     "data",
     "metrics",
     "evaluation",
-    "steps",
-    "epochs",
     "effective_batch",
-    "seconds",
     "seed",
     "versions",
     "machine",
     "command",
     "status",
 )
+_REPORTED_AT_THE_END = ("steps", "epochs", "seconds")
 _FINISHED = "finished"
 # What follows a flag such as --hub_token, and what a token of the Hub looks like.
 _TOKEN = re.compile(r"(--?\w*token[= ]+|\bhf_)[^\s'\",]+", flags=re.IGNORECASE)
@@ -48,16 +47,17 @@ def open_run(folder: Path, allow_unfinished: bool = False) -> Adapter:
             f"{folder} has no {RUN_FILE}, so nobody could say what it was trained on: give the folder of the whole "
             "run, not one of its checkpoints."
         )
-    missing = [key for key in REPORTED if key not in adapter.run]
+    unfinished = adapter.run.get("status") != _FINISHED
+    missing = [key for key in _REPORTED + (() if unfinished else _REPORTED_AT_THE_END) if key not in adapter.run]
     if missing:
         raise ValueError(f"{folder / RUN_FILE} lacks {', '.join(missing)}: was it written by `shirg train`?")
-    if adapter.run["status"] != _FINISHED and not allow_unfinished:
+    if unfinished and not allow_unfinished:
         raise ValueError(
             f"The run of {folder} has status {adapter.run['status']!r}: let it finish, or give --allow_unfinished to "
             "publish what it has, with a card that says so."
         )
     adapter.check_complete()
-    return adapter
+    return replace(adapter, run={**dict.fromkeys(_REPORTED_AT_THE_END), **adapter.run})
 
 
 def publishable(value: Any) -> Any:
