@@ -16,8 +16,11 @@ def preset_name(name: str) -> str:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --device and --dtype, the arguments of `loading.load`."""
-    parser.add_argument("--model", help="folder or Hub id; by default the bundled toy checkpoint")
+    """--model, --revision, --device and --dtype, the arguments of `loading.load`."""
+    parser.add_argument(
+        "--model", help="folder or Hub id of a checkpoint or an adapter; by default the bundled toy checkpoint"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of --model on the Hub")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
 

@@ -58,7 +58,9 @@ def main(args: argparse.Namespace) -> None:
     options = parse_options(args.option)
     clock = StageClock()
     with clock.stage("load"):
-        loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options)
+        loaded = load(
+            args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options, args.revision
+        )
     print(f"Model: {loaded.name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
     image = read_image(loaded, sys.stdin.buffer.read() if args.image == "-" else args.image)
     answer = answer_question(

@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     if args.data:
         boxes = read_boxes(args.data, args.images)
         number, data = len(boxes), args.data.name
-    loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance)
+    loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance, revision=args.revision)
     config = loaded.model.config
     print(f"Model: {loaded.name}, system: {config.prune_method}", file=sys.stderr)
     readable_signals(config)
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{unseen} of {number} boxes are left out: no view shows both patches inside and outside of them.")
     written = args.out
     if args.out:
-        write_calibrated_copy(checkpoint_folder(args.model), args.out, calibration)
+        write_calibrated_copy(checkpoint_folder(args.model, args.revision), args.out, calibration)
     elif args.in_place:
         written = Path(args.model)
         write_calibration(written, calibration)

@@ -11,6 +11,7 @@ COMMANDS = {
     "calibrate": "Measure the scores on labelled boxes, and correct them.",
     "compare": "Put every system side by side on one image.",
     "convert": "Convert an original LaViDa checkpoint.",
+    "push": "Publish an adapter, a model or its position embeddings on the Hub.",
 }
 
 

@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     print(_line("system", "tokens", "seconds", _HEADINGS.values() if args.quality else (), "answer"))
     cells, rows = [], {}
     for name in tqdm(args.systems, desc="Systems", file=sys.stderr):
-        loaded = load(args.model, name, args.device, args.dtype)
+        loaded = load(args.model, name, args.device, args.dtype, revision=args.revision)
         clock = StageClock()
         answer = answer_question(
             loaded, read_image(loaded, args.image), args.question, clock, **answer_arguments(args)
