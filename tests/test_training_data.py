@@ -1,19 +1,10 @@
 """The data side of training: real files of every layout become rows, bad rows are counted, draws belong to rows."""
 
-import itertools
 import json
-import zipfile
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch.utils.data import DataLoader
 
-from modeling_shirg.objective_shirg import first_masked
-from modeling_shirg.training.collator import RowCollator
-from modeling_shirg.training.draws import RowDraws, RowKey, StepKey
 from modeling_shirg.training.mixture import DataArguments, load_rows
 from tiny_model import noise_image, tiny_config, tiny_model, tiny_processor
 

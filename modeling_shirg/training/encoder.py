@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from configuration_shirg.geometry_shirg import mosaic_length, mosaic_window, select_best_resolution
 from modeling_shirg.objective_shirg import IGNORED
-from modeling_shirg.training.bad_rows import BadRow
+from modeling_shirg.training.data.bad_rows import BadRow
 
 
 class Lengths(NamedTuple):

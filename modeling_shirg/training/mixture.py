@@ -1,8 +1,7 @@
 """What a training run reads: `DataArguments`, and `load_rows`, which opens, checks and mixes the sources.
 
-The way of a row: specs.py (what was asked for) -> tables.py (an open table) -> adapters.py and reading.py (turns and
-decoded images, or why not) -> checking.py (all rows once, before training) -> mixing.py (the order of an epoch) ->
-rows.py (the data set) -> collator.py, encoder.py, draws.py and augment.py (a batch).
+The way of a row: data/ (what was asked for, open tables, decoded images, checked rows, the order of an epoch), then
+collator.py with encoder.py, draws.py and augment.py (a batch).
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,16 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from modeling_shirg.training.adapters import ADAPTERS
-from modeling_shirg.training.checking import CheckedSource, check_source
+from modeling_shirg.training.data.adapters import ADAPTERS
+from modeling_shirg.training.data.checking import CheckedSource, check_source
+from modeling_shirg.training.data.mixing import EpochPlan, mixture_shares, rows_per_source
+from modeling_shirg.training.data.reading import RowReader
+from modeling_shirg.training.data.rows import TrainingRows, TrainingStream
+from modeling_shirg.training.data.scenes import SceneTable
+from modeling_shirg.training.data.specs import GRAMMAR, SourceSpec, read_specs
+from modeling_shirg.training.data.tables import open_table
 from modeling_shirg.training.draws import named_generator
 from modeling_shirg.training.encoder import RowEncoder
-from modeling_shirg.training.mixing import EpochPlan, mixture_shares, rows_per_source
-from modeling_shirg.training.reading import RowReader
-from modeling_shirg.training.rows import TrainingRows, TrainingStream
-from modeling_shirg.training.scenes import SceneTable
-from modeling_shirg.training.specs import GRAMMAR, SourceSpec, read_specs
-from modeling_shirg.training.tables import open_table
 
 
 @dataclass
@@ -33,8 +32,8 @@ class DataArguments:
         metadata={
             "nargs": "+",
             "help": f"Sources: {GRAMMAR}. NAME is one of {', '.join(ADAPTERS)}; FIELDs are weight, rows, split, "
-            "config, revision, images, text_dense, suffix, name. Examples: synthetic:grid,rows=5000  chartqa,weight=2  "
-            "lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
+            "config, revision, images, text_dense, suffix, name. Examples: synthetic:grid,rows=5000  "
+            "chartqa,weight=2  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
         },
     )
     data_config: str | None = field(

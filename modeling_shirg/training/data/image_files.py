@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_shirg.training.bad_rows import BadRow
+from modeling_shirg.training.data.bad_rows import BadRow
 
 _FIELDS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type")
 # A local file header has 30 bytes; at byte 26 stand the lengths of the name and of the extra field that follow it.

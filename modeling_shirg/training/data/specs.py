@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from modeling_shirg.training.adapters import ADAPTERS
-from modeling_shirg.training.scenes import TEXTLESS_FAMILY
+from modeling_shirg.training.data.adapters import ADAPTERS
+from modeling_shirg.training.data.scenes import TEXTLESS_FAMILY
 
 _FILES = (".json", ".jsonl", ".parquet", ".csv")
 GRAMMAR = "NAME[:PLACE][,FIELD=VALUE...] or a file or folder"

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from modeling_shirg.training.bad_rows import BadRow
-from modeling_shirg.training.reading import Example, conversation, question_answer
+from modeling_shirg.training.data.bad_rows import BadRow
+from modeling_shirg.training.data.reading import Example, conversation, question_answer
 
 # The prompts that the public harnesses ask these data sets with.
 _SINGLE_WORD = "\nAnswer the question with a single word."

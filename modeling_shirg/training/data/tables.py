@@ -7,10 +7,10 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetsError
 
-from modeling_shirg.training.adapters import ADAPTERS
-from modeling_shirg.training.image_files import ImageFiles
-from modeling_shirg.training.scenes import DEFAULT_ROWS, SceneTable
-from modeling_shirg.training.specs import SourceSpec
+from modeling_shirg.training.data.adapters import ADAPTERS
+from modeling_shirg.training.data.image_files import ImageFiles
+from modeling_shirg.training.data.scenes import DEFAULT_ROWS, SceneTable
+from modeling_shirg.training.data.specs import SourceSpec
 
 LCS_FILE = "blip_laion_cc_sbu_558k.json"
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}

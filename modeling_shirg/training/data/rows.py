@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from modeling_shirg.training.bad_rows import BadRow, SkipLog, Skipped, check_share
-from modeling_shirg.training.checking import CheckedSource
+from modeling_shirg.training.data.bad_rows import BadRow, SkipLog, Skipped, check_share
+from modeling_shirg.training.data.checking import CheckedSource
+from modeling_shirg.training.data.mixing import EpochPlan
+from modeling_shirg.training.data.reading import RowReader
+from modeling_shirg.training.data.scenes import SceneTable
 from modeling_shirg.training.draws import named_generator
 from modeling_shirg.training.encoder import RowEncoder
-from modeling_shirg.training.mixing import EpochPlan
-from modeling_shirg.training.reading import RowReader
-from modeling_shirg.training.scenes import SceneTable
 
 # The place of a row within its shard of a stream takes so many bits.
 _SHARD_BITS = 24

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from datasets.fingerprint import Hasher
 
-from modeling_shirg.training import adapters, bad_rows, encoder, image_files, reading
-from modeling_shirg.training.bad_rows import BadRow, Skipped, check_share
+from modeling_shirg.training import encoder
+from modeling_shirg.training.data import adapters, bad_rows, image_files, reading
+from modeling_shirg.training.data.bad_rows import BadRow, Skipped, check_share
+from modeling_shirg.training.data.reading import RowReader
+from modeling_shirg.training.data.scenes import SceneTable
 from modeling_shirg.training.draws import named_generator
 from modeling_shirg.training.encoder import Lengths, RowEncoder
-from modeling_shirg.training.reading import RowReader
-from modeling_shirg.training.scenes import SceneTable
 
 _READ_BY = (adapters, bad_rows, encoder, image_files, reading)
 

@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from configuration_shirg.image_reading_shirg import fetch_image, upright_rgb
-from modeling_shirg.training.bad_rows import BadRow
-from modeling_shirg.training.image_files import ImageFiles
+from modeling_shirg.training.data.bad_rows import BadRow
+from modeling_shirg.training.data.image_files import ImageFiles
 
 PLACEHOLDER = "<image>"
 # Rows of different sources are told apart by the bits above these.
