@@ -169,8 +169,8 @@ class ShirgTrainingArguments(TrainingArguments):
             raise ValueError(f"Learning rates must be above 0, got {self.learning_rates}.")
         if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.logging_steps:
             raise ValueError(
-                f"save_steps={self.save_steps} must be a multiple of logging_steps={self.logging_steps}: a resumed run "
-                "would log other means than one that was never stopped."
+                f"save_steps={self.save_steps} must be a multiple of logging_steps={self.logging_steps}: otherwise a "
+                "resumed run logs other means than one that was never stopped."
             )
 
     def _accumulate(self) -> None:

@@ -1,11 +1,11 @@
 """The folder of one fine-tuning run: what it was asked for, how far it is, and what is read from it afterwards.
 
-arguments.json      everything it was asked for, written first; the same command continues the run
-run.json            facts and figures (run_facts.py); `status` is replaced as the last thing
-log.jsonl           one line per log entry; a resumed run continues it (run_log.py)
-skipped_rows.jsonl  rows that could not be used, with why
-checkpoint-*        the Trainer's; an unfinished run resumes from the last one that is complete
-adapter_config.json, adapter_model.safetensors, the processor's files, loss.png: of the finished run
+- `arguments.json`: everything it was asked for, written first; the same command continues the run.
+- `run.json`: facts and figures (run_facts.py); its `status` becomes `finished` as the last thing of all.
+- `log.jsonl`: one line per log entry; a resumed run continues it (run_log.py).
+- `skipped_rows.jsonl`: rows that could not be used, with why.
+- `checkpoint-*`: the Trainer's; an unfinished run resumes from the last one that is complete.
+- `adapter_config.json`, `adapter_model.safetensors`, the processor's files, `loss.png`: of the finished run.
 """
 
 import json

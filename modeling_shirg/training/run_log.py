@@ -52,7 +52,7 @@ def check_can_draw() -> None:
     """Raises a `ValueError` if there is nothing to draw curves with."""
     if not is_matplotlib_available():
         raise ValueError(
-            "loss.png is drawn by matplotlib, which is missing: pip install 'shirg-lavida[eval]', or leave it out with "
+            "loss.png is drawn by matplotlib, which is missing: pip install 'shirg-lavida[eval]', or do without it by "
             "--loss_curve false."
         )
 
