@@ -10,8 +10,10 @@ from fresh_process import run_fresh
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 CODE_FILES = {
+    "adapters_shirg.py",
     "configuration_shirg_lavida.py",
     "denoising_shirg.py",
+    "fingerprint_shirg.py",
     "foveal_variants_shirg.py",
     "peers_shirg.py",
     "selection_methods_shirg.py",

@@ -24,6 +24,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import is_flash_attention_requested
 
+from .adapters_shirg import Adapter, activate, resolve
 from .configuration_shirg_lavida import ShirgLavidaConfig
 from .foveal_variants_shirg import CoordinateEmbedding, ZeroLinear, mixed_values, patch_edges
 from .generation_shirg_lavida import ShirgLavidaGenerationMixin, visible_attention
@@ -34,7 +35,6 @@ from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower, full_precis
 
 logger = logging.get_logger(__name__)
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _USE_PROCESSOR = (
     "Use the processor that belongs to this config: ShirgLavidaProcessor.from_config(model.config, tokenizer)."
 )
@@ -136,35 +136,105 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """Load a checkpoint, under another preset too if `config` says so.
+        """Load a checkpoint, or an adapter on its own base, under another preset too if the arguments say so.
 
         The foveal position table belongs to one grid. A checkpoint that was saved with another grid than `config` asks
-        for gives its table up: this grid's is derived from the base one, with a warning.
+        for gives its table up: this grid's is derived from the base one, with a warning. An adapter brings its base,
+        at the commit that it was trained on, and the system that it was trained for; fields of the config that are
+        given win, and the difference is said.
         """
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        saved = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
-        if not isinstance(config, PreTrainedConfig):
-            own = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
-            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub, **own)
+        adapter_name = kwargs.pop("adapter_name", None)
+        resolved = resolve(cls.config_class, pretrained_model_name_or_path, config, kwargs)
+        loaded = cls._load_base(resolved.path, *args, config=resolved.config, saved=resolved.saved, **resolved.kwargs)
+        if resolved.adapter is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            adapter = resolved.adapter
+            model.load_adapter(adapter.name, adapter_name, any_system=resolved.chosen, adapter_kwargs=adapter.hub)
+        return loaded
+
+    @classmethod
+    def _load_base(cls, path, *args, config: PreTrainedConfig, saved: PreTrainedConfig, **kwargs):
+        """Load the checkpoint at `path`, where `saved` is the config, with the config `config`."""
         if config.fovea_grid is None and saved.fovea_grid is not None:
             logger.warning_once(
-                f"{pretrained_model_name_or_path} has a foveal_position_embedding that preset {config.prune_method!r} "
-                "has no use for: a model that is saved from here has none."
+                f"{path} has a foveal_position_embedding that preset {config.prune_method!r} has no use for: a model "
+                "that is saved from here has none."
             )
         if config.fovea_grid in (None, saved.fovea_grid):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+            return super().from_pretrained(path, *args, config=config, **kwargs)
         held = "no" if saved.fovea_grid is None else f"a {saved.fovea_grid}x{saved.fovea_grid}"
         logger.warning(
-            f"{pretrained_model_name_or_path} has {held} foveal_position_embedding; the one of {config.fovea_grid}x"
+            f"{path} has {held} foveal_position_embedding; the one of {config.fovea_grid}x"
             f"{config.fovea_grid} is interpolated from the base grid's."
         )
         with_info = kwargs.pop("output_loading_info", False)
         lenient = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **lenient)
+        model, info = super().from_pretrained(path, *args, config=config, **lenient)
         others = [key for key in map(str, info["mismatched_keys"]) if "foveal_position_embedding" not in key]
         if others and not kwargs.get("ignore_mismatched_sizes", False):
-            raise ValueError(f"{pretrained_model_name_or_path} has tensors of other shapes than config: {others}.")
+            raise ValueError(f"{path} has tensors of other shapes than config: {others}.")
         return (model, info) if with_info else model
+
+    def load_adapter(
+        self,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        *args,
+        any_system: bool = False,
+        adapter_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        """Load an adapter after checking that it fits, as the one adapter that is used from now on.
+
+        Args:
+            peft_model_id: folder or Hub id.
+            adapter_name: its name in this model, `"default"` by default.
+            any_system: take an adapter that was trained under another system of the same grids; the difference is
+                said.
+            adapter_kwargs: where on the Hub: `revision`, `token`, `cache_dir`, ...
+            args, kwargs: as the parent has them.
+
+        Raises:
+            ValueError: it was trained on other base weights, for another system, or lacks tensors.
+        """
+        if peft_model_id is not None:
+            self.check_adapter(peft_model_id, any_system=any_system, **(adapter_kwargs or {}))
+        if not kwargs.get("is_trainable", False) and kwargs.get("load_config") is None:
+            kwargs.setdefault("dtype", self.dtype)
+        info = super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
+        name = adapter_name or "default"
+        lacking = sorted(key for key in info.missing_keys if f".{name}." in key)
+        if lacking:
+            self.delete_adapter(name)
+            raise ValueError(
+                f"{peft_model_id} lacks {len(lacking)} tensors that its adapter_config.json asks for, the first for "
+                f"{lacking[0]}. Publish the adapter again from its run folder."
+            )
+        activate(self, name, trainable=kwargs.get("is_trainable", False))
+        return info
+
+    def set_adapter(self, adapter_name: list[str] | str) -> None:
+        """Use this adapter alone: the modules that it does not replace are the base's, whatever others replace."""
+        if self._hf_peft_config_loaded and isinstance(adapter_name, str) and adapter_name in self.peft_config:
+            activate(self, adapter_name, trainable=True)
+        else:
+            super().set_adapter(adapter_name)
+
+    def check_adapter(self, adapter: str, any_system: bool = False, **hub) -> None:
+        """Check that an adapter fits this model, as `load_adapter` does; `PeftModel.from_pretrained` checks nothing.
+
+        Args:
+            adapter: folder or Hub id.
+            any_system: as in `load_adapter`.
+            hub: where on the Hub: `revision`, `token`, `cache_dir`, ...
+
+        Raises:
+            ValueError: the message says what does not fit: base weights, geometry, or a missing embedding.
+        """
+        found = Adapter.open(adapter, **hub)
+        if found is None:
+            raise ValueError(f"{adapter} has no adapter_config.json: it is no adapter, or cannot be reached.")
+        found.check(self, any_system)
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Save weights, config and, for a model that was loaded as remote code, the code files beside them."""

@@ -1,0 +1,122 @@
+"""Single tensors of a checkpoint in a folder or on the Hub, read where they lie: no download of 16 GB to see 10 MB."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from huggingface_hub import HfFileSystem
+from torch import nn
+
+from modeling_shirg.fingerprint_shirg import FINGERPRINT_ROWS, FINGERPRINT_TENSORS, digest, fingerprint
+
+_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class StoredWeights:
+    """The safetensors of one checkpoint.
+
+    Args:
+        name: what errors call it.
+        open_file: opens one of its files by name, or raises `FileNotFoundError`.
+    """
+
+    def __init__(self, name: str, open_file: Callable[[str], BinaryIO]):
+        self.name = name
+        self._open = open_file
+        self._files = self._weight_map()
+        self._headers: dict[str, tuple[dict, int]] = {}
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> "StoredWeights":
+        """Of a folder on this machine."""
+        return cls(str(folder), lambda file: (folder / file).open("rb"))
+
+    @classmethod
+    def on_hub(cls, repo_id: str, revision: str, token: str | None = None) -> "StoredWeights":
+        """Of a repository on the Hub, by ranges of its files."""
+        files = HfFileSystem(token=token)
+        opened = partial(files.open, mode="rb", revision=revision, block_size=1 << 20)
+        return cls(f"{repo_id} at revision {revision}", lambda file: opened(f"{repo_id}/{file}"))
+
+    def __contains__(self, tensor: str) -> bool:
+        file = self._files.get(tensor) if self._files else _FILE
+        return file is not None and tensor in self._header(file)[0]
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self._entry(tensor)[1]["shape"])
+
+    def read(self, tensor: str) -> torch.Tensor:
+        """All of it, in its stored type."""
+        raw, code = self._rows(tensor, None)
+        return torch.frombuffer(raw, dtype=_DTYPES[code]).reshape(self.shape(tensor))
+
+    def signs(self, tensor: str, rows: int) -> np.ndarray:
+        """The sign bits of its first `rows` rows, flat: a float's sign is the first bit of its last byte."""
+        raw, code = self._rows(tensor, rows)
+        return np.frombuffer(raw, np.uint8).reshape(-1, _DTYPES[code].itemsize)[:, -1] >= 0x80
+
+    def _rows(self, tensor: str, rows: int | None) -> tuple[bytearray, str]:
+        file, entry, data = self._entry(tensor)
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{self.name}: {tensor} is stored as {entry['dtype']}: known are {', '.join(_DTYPES)}.")
+        start, stop = entry["data_offsets"]
+        if rows is not None and entry["shape"][0] > rows:
+            stop = start + (stop - start) // entry["shape"][0] * rows
+        with self._open(file) as opened:
+            opened.seek(data + start)
+            raw = bytearray(opened.read(stop - start))
+        if len(raw) != stop - start:
+            raise ValueError(f"{self.name}: {file} ends inside {tensor}: is the download complete?")
+        return raw, entry["dtype"]
+
+    def _entry(self, tensor: str) -> tuple[str, dict, int]:
+        if tensor not in self:
+            raise ValueError(
+                f"{self.name} has no tensor {tensor}: it is no SHIRG-LaViDa checkpoint, or not all of one."
+            )
+        file = self._files.get(tensor, _FILE)
+        header, data = self._header(file)
+        return file, header[tensor], data
+
+    def _header(self, file: str) -> tuple[dict, int]:
+        """The tensors of one file, and where their bytes begin."""
+        if file not in self._headers:
+            try:
+                with self._open(file) as opened:
+                    length = int.from_bytes(opened.read(8), "little")
+                    self._headers[file] = json.loads(opened.read(length)), 8 + length
+            except FileNotFoundError:
+                raise ValueError(f"{self.name} has no {file}: only safetensors are read.") from None
+            except (json.JSONDecodeError, UnicodeDecodeError, MemoryError, OverflowError):
+                raise ValueError(f"{self.name}: {file} is no safetensors file. Is the download complete?") from None
+        return self._headers[file]
+
+    def _weight_map(self) -> dict[str, str]:
+        """Which file holds each tensor; empty where one file holds them all."""
+        try:
+            with self._open(_INDEX) as opened:
+                return json.load(opened)["weight_map"]
+        except FileNotFoundError:
+            return {}
+
+
+def base_fingerprint(base: nn.Module | str | Path | StoredWeights) -> str | None:
+    """The fingerprint of base weights, the same for a folder and for the model loaded from it in any float type.
+
+    Call it on the folder, or on the model before or after PEFT's layers are put in, but not on sharded parameters.
+
+    Args:
+        base: a model, a folder, or weights that are stored elsewhere.
+
+    Returns `None` for a model whose weights are quantized or offloaded: give its folder then.
+    """
+    if isinstance(base, nn.Module):
+        return fingerprint(base)
+    stored = base if isinstance(base, StoredWeights) else StoredWeights.in_folder(Path(base))
+    return digest((name, stored.shape(name), stored.signs(name, FINGERPRINT_ROWS)) for name in FINGERPRINT_TENSORS)
