@@ -37,11 +37,14 @@ def load(
     dtype: str = "auto",
     text_relevance: str | None = None,
     options: dict[str, Any] | None = None,
+    revision: str | None = None,
+    model_class: type[ShirgLavidaForConditionalGeneration] = ShirgLavidaForConditionalGeneration,
 ) -> Loaded:
     """Load `model` under preset `prune_method`.
 
     `model` is a folder or a Hub id; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None`
     keep the checkpoint's own. `options` are other fields of the config, such as an ablation's.
+    `revision` is a branch, tag or commit of `model` on the Hub. `model_class` is a subclass with the same weights.
 
     Raises:
         ValueError: the checkpoint is not a SHIRG-LaViDa one, the device or dtype is unknown, or the text relevance
@@ -51,7 +54,7 @@ def load(
         raise ValueError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(DTYPES)}.")
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
-        config = _config(source)
+        config = _config(source, revision)
         fields = {"prune_method": prune_method, "text_relevance": text_relevance, **(options or {})}
         fields = {name: value for name, value in fields.items() if value is not None}
         if fields:
@@ -62,12 +65,12 @@ def load(
                 f"text_relevance={text_relevance!r} is a choice of presets that score patches; "
                 f"prune_method={config.prune_method!r} scores none."
             )
-        saved = ShirgLavidaProcessor.from_pretrained(source)
+        saved = ShirgLavidaProcessor.from_pretrained(source, revision=revision)
         processor = ShirgLavidaProcessor.from_config(
             config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
         )
         try:
-            network = ShirgLavidaForConditionalGeneration.from_pretrained(source, config=config, dtype=dtype)
+            network = model_class.from_pretrained(source, config=config, dtype=dtype, revision=revision)
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
     return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
@@ -117,9 +120,9 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def _config(source: str) -> ShirgLavidaConfig:
+def _config(source: str, revision: str | None) -> ShirgLavidaConfig:
     try:
-        model_type = ShirgLavidaConfig.get_config_dict(source)[0].get("model_type")
+        model_type = ShirgLavidaConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     except OSError as error:
         raise ValueError(
             f"There is no checkpoint at {source!r}: give a folder with a config.json, or a Hub id that can be reached "
@@ -132,4 +135,4 @@ def _config(source: str) -> ShirgLavidaConfig:
             f"{source} has model_type {model_type!r}, not {ShirgLavidaConfig.model_type!r}: it is no SHIRG-LaViDa "
             "checkpoint."
         )
-    return AutoConfig.from_pretrained(source)
+    return AutoConfig.from_pretrained(source, revision=revision)

@@ -78,8 +78,13 @@ class ShirgTrainingArguments(TrainingArguments):
     activation_checkpointing: bool = field(
         default=True, metadata={"help": "Recompute activations in the backward pass: slower, far less memory."}
     )
-    token_dropout: float = field(
-        default=0.1, metadata={"help": "Share of the selected tokens that is zeroed after projection in training."}
+    token_dropout: float | None = field(
+        default=None,
+        metadata={"help": "Share of the selected tokens that is zeroed after projection; by default 0.1."},
+    )
+    answer_length: int | None = field(
+        default=None,
+        metadata={"help": "Answers are filled up to multiples of it; by default the model's max_new_tokens."},
     )
     fovea_sizes: list[int] = field(
         default_factory=list,
@@ -158,8 +163,18 @@ class ShirgTrainingArguments(TrainingArguments):
         self.metric_for_best_model = None
         self.early_stopping_patience = 0
 
+    def only_check(self, folder: str, steps: int) -> None:
+        """Train `steps` steps of one forward per device in `folder`, at full speed, and keep nothing."""
+        self.output_dir = folder
+        self.effective_batch_size = self.train_batch_size * self.world_size
+        self.gradient_accumulation_steps = 1
+        self.max_steps, self.warmup_steps = steps, 0
+        self.save_strategy = type(self.save_strategy)("no")
+        self.report_to = []
+        self.without_validation()
+
     def _check_recipe(self) -> None:
-        if not 0 <= self.token_dropout < 1:
+        if self.token_dropout is not None and not 0 <= self.token_dropout < 1:
             raise ValueError(f"token_dropout is a share, 0 or more and below 1, got {self.token_dropout}.")
         if self.align_temperature <= 0:
             raise ValueError(f"align_temperature must be above 0, got {self.align_temperature}.")

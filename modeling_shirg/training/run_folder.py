@@ -41,6 +41,7 @@ _DECIDING = (
     "adam_epsilon",
     "max_grad_norm",
     "token_dropout",
+    "answer_length",
     "fovea_sizes",
     "budgets",
     "train_selection",
