@@ -1,21 +1,12 @@
 """`shirg train`: one run from its first step to its report, killed and resumed, on one process and on two."""
 
-import json
-import math
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
-from modeling_shirg.training import footprints
 from modeling_shirg.training.run_log import read_log
 from modeling_shirg.training.stage import last_complete_checkpoint
-from modeling_shirg.training.trainer import ShirgTrainer
-from shirg_scripts import train
-from shirg_scripts.cli import main
-from training_run import facts, flags, losses, run, run_and_kill, save_base
+from training_run import facts, losses, run, run_and_kill, save_base
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import random
 import socket
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from modeling_shirg.training import collator, mixture  # noqa: F401  (once, for all processes that are forked here)
 from modeling_shirg.training.run_log import LOG_FILE, read_log
-from shirg_scripts import train
+from shirg_scripts import cli, train
 from tiny_model import VISION, tiny_config, tiny_model, tiny_processor
 
 # Rows that are read from the package alone, small steps, everything logged.
@@ -65,6 +67,28 @@ def run(count: int = 1, **arguments: Any) -> Path:
     return Path(arguments["output_dir"])
 
 
+def output_of(**arguments: Any) -> tuple[int, str]:
+    """Exit status of the command, and what it wrote to both outputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = flags(**arguments, use_cpu=True)
+        process = multiprocessing.get_context("fork").Process(target=_into, args=(f"{folder}/output", words))
+        process.start()
+        process.join(240)
+        process.kill()
+        return process.exitcode, Path(f"{folder}/output").read_text()
+
+
+def _into(file: str, words: list[str]) -> None:
+    opened = open(file, "w")  # noqa: SIM115 (open until the process ends)
+    os.dup2(opened.fileno(), 1)
+    os.dup2(opened.fileno(), 2)
+    sys.stdout = sys.stderr = opened
+    _reset()
+    status = cli.main(["train", *words])
+    opened.flush()
+    os._exit(status)
+
+
 def run_and_kill(after_step: int, count: int = 1, **arguments: Any) -> Path:
     """Start the command and kill -9 all its processes some time after a step was logged; returns its folder."""
     folder = Path(arguments["output_dir"])
@@ -94,10 +118,7 @@ def _start(count: int, **arguments: Any) -> list[multiprocessing.Process]:
 
 
 def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
-    torch.set_num_threads(1)  # a forked process has none of the others
-    torch.manual_seed(os.getpid())  # nothing may depend on it
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    _reset()
     if count > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -108,6 +129,13 @@ def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
             "MASTER_PORT": str(port),
         }
     train.main(train.parse_args(words))
+
+
+def _reset() -> None:
+    torch.set_num_threads(1)  # a forked process has none of the others
+    torch.manual_seed(os.getpid())  # nothing may depend on it
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
 
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:
