@@ -4,7 +4,10 @@ What becomes of the rows (draws, labels, batches) is in test_training_batches.py
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from fractions import Fraction
@@ -14,9 +17,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard
+from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard, skip_first_batches
 from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from transformers import HfArgumentParser
 
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ZipIndex
@@ -288,6 +292,39 @@ def test_exif_rotation_and_transparency_are_read_as_at_inference(tmp_path):
     assert images[1].mode == "RGB" and images[1].getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_a_hub_data_set_is_read_over_http_whole_or_as_a_stream(hub, tmp_path):
+    code = """
+import datasets
+from PIL import Image
+from modeling_shirg.training.mixture import DataArguments, load_rows
+
+rows = [{"image": Image.new("RGB", (8, 8 + i)), "query": f"{i}?", "label": [str(i)]} for i in range(3)]
+features = datasets.Features(
+    {"image": datasets.Image(), "query": datasets.Value("string"), "label": datasets.List(datasets.Value("string"))}
+)
+datasets.Dataset.from_list(rows, features=features).push_to_hub("tester/charts", split="train")
+for streaming in (False, True):
+    args = DataArguments(data=["chartqa:tester/charts,revision=main"], streaming=streaming)
+    rows = load_rows(args, "train", 0)
+    items = list(rows) if streaming else [rows[i] for i in range(len(rows))]
+    print(sorted((item["messages"][1]["content"][0]["text"], item["images"][0].height) for item in items))
+print(rows.report()["sources"][0]["source"])
+try:
+    load_rows(DataArguments(data=["chartqa:tester/missing"]), "train", 0)
+except ValueError as error:
+    print(error)
+"""
+    environment = os.environ | hub.env | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    whole, stream, place, missing = run.stdout.strip().splitlines()
+    assert whole == stream == "[('0', 8), ('1', 9), ('2', 10)]"
+    assert place == "tester/charts, revision=main"
+    assert "chartqa:tester/missing cannot be opened" in missing
+
+
 # Bad rows
 
 BAD = {
@@ -380,7 +417,7 @@ def test_a_row_that_breaks_after_the_check_is_an_error_and_not_replaced(tmp_path
 
 def test_checking_in_parallel_finds_the_same(tmp_path):
     file = write_rows(tmp_path, 12, row5={"answer": ""}, row9={"image": "gone.png"})
-    alone, together = (load(str(file), max_bad_share=0.5, num_proc=count) for count in (1, 2))
+    together, alone = (load(str(file), max_bad_share=0.5, num_proc=count) for count in (2, 1))
     assert alone.report() == together.report()
     assert names(alone) == names(together)
 
@@ -430,7 +467,9 @@ def test_arguments_out_of_range_are_refused(fields, message):
 def test_no_usable_row_a_missing_split_and_missing_columns_are_errors(tmp_path):
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"image": "a.png", "question": "a"}]))
-    with pytest.raises(ValueError, match=r"has the columns image, question; 'rows' needs \(image, conversations\) or"):
+    with pytest.raises(
+        ValueError, match=r"has the columns image, question; 'plain' needs \(image, conversations\) or"
+    ):
         load(str(file))
     file.write_text("[{")
     with pytest.raises(ValueError, match=f"{file} cannot be opened"):
@@ -518,6 +557,15 @@ def test_rows_of_a_source_are_a_draw_of_the_seed(tmp_path):
     assert draws[0] == draws[1] != draws[2] and len(draws[2]) == 7
 
 
+def test_flags_are_read_by_the_parser_of_the_command():
+    (args,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(
+        ["--data", "synthetic:grid,rows=3,weight=1", "synthetic:guard,weight=2", "--ocr_share", "0.2", "--augment"]
+    )
+    assert [spec.weight for spec in read_specs(args.data, None, "--data")] == [1.0, 2.0]
+    assert (args.ocr_share, args.augment, args.streaming) == (0.2, True, False)
+    assert "synthetic" in HfArgumentParser(DataArguments).format_help()
+
+
 def test_a_mixture_file_says_what_the_flags_say(tmp_path):
     entries = [{"source": "synthetic", "path": "grid", "rows": 6, "weight": 2}, "synthetic:guard,rows=6,weight=1"]
     (tmp_path / "mix.json").write_text(json.dumps({"data": entries}))
@@ -601,6 +649,15 @@ def test_workers_read_the_same_batches_and_see_a_new_epoch():
         alone, shared = (list(loader) for loader in loaders)
         assert alone == shared
         assert all(f"in epoch {epoch}" in name for batch in alone for name in batch)
+
+
+def test_a_resumed_run_skips_to_the_rows_it_had_left(tmp_path):
+    file = write_rows(tmp_path, 20, row4={"answer": ""})
+    for rows in (load(str(file), max_bad_share=0.5), load(str(file), max_bad_share=0.5, streaming=True)):
+        rows.set_epoch(1)
+        loader = DataLoader(rows, 3, collate_fn=_names_of, num_workers=1)
+        whole = list(loader)
+        assert list(skip_first_batches(loader, 4)) == whole[4:] != []
 
 
 def test_two_processes_read_the_batches_of_one():
