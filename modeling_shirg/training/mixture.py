@@ -233,7 +233,8 @@ def _held_out_rows(
     specs: list[SourceSpec], args: DataArguments, seed: int, encoder: RowEncoder | None
 ) -> TrainingRows:
     """The rows that training leaves out, and scenes of their own for rendered sources."""
-    _check_streamable(specs, args)
+    if args.streaming:
+        _check_streamable(specs, args)
     sources = _checked(specs, "train", args, seed, encoder)
     shares = _shares(specs, [len(source.numbers) for source in sources], args)
     held = []

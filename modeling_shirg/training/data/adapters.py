@@ -49,7 +49,7 @@ def adapter(name: str, *columns: tuple[str, ...], **facts: Any) -> Callable:
 
 
 @adapter(
-    "rows",
+    "plain",
     ("image", "conversations"),
     ("image", "question", "answer"),
     ("image", "question", "answers"),

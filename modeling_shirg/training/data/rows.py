@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from modeling_shirg.training.data.bad_rows import BadRow, SkipLog, Skipped, check_share
+from modeling_shirg.training.data.bad_rows import BadRow, SharedCounts, SkipLog, Skipped, check_share
 from modeling_shirg.training.data.checking import CheckedSource
 from modeling_shirg.training.data.mixing import EpochPlan
 from modeling_shirg.training.data.reading import RowReader
@@ -24,7 +24,7 @@ from modeling_shirg.training.encoder import RowEncoder
 
 # The place of a row within its shard of a stream takes so many bits.
 _SHARD_BITS = 24
-# A worker judges the share of bad rows of a stream from this many on, and again at its end.
+# The share of bad rows of a stream is judged from this many on, and again at its end.
 _JUDGED_FROM = 100
 
 
@@ -118,7 +118,7 @@ class TrainingStream(IterableDataset):
         shares: of the sources.
         seed: the run's.
         buffer: number of undecoded rows in each source's shuffle buffer.
-        max_bad_share: the share of bad rows of a source beyond which a worker raises.
+        max_bad_share: the share of bad rows of a source beyond which it raises an error.
         row_encoder: measures rows, if those that are too long are to be found.
         skip_long: leave out rows that are too long, instead of raising.
     """
@@ -145,6 +145,7 @@ class TrainingStream(IterableDataset):
         self.skip_long = skip_long
         self._epoch = _Epoch()
         self._log = SkipLog()
+        self._counts = SharedCounts(len(readers))
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for another epoch; to be called before workers start on it."""
@@ -178,18 +179,26 @@ class TrainingStream(IterableDataset):
         """The items of one source that this worker reads, shuffled."""
         reader = self.readers[number]
         rng = named_generator(self.seed, "buffer", epoch, stream, number)
-        skipped: list[Skipped] = []
-        seen = 0
+        self._counts.start(number, stream)
         for index, row in _shuffled(_raw_rows(self.tables[number], stream, workers, rng), self.buffer, rng):
-            seen += 1
             try:
-                yield self._item(reader, row, index)
+                item = self._item(reader, row, index)
             except BadRow as bad:
-                skipped.append(Skipped(reader.name, index, str(bad)))
-                self._log.add(skipped[-1])
-                if seen >= _JUDGED_FROM:
-                    check_share(reader.name, skipped, seen, self.max_bad_share)
-        check_share(reader.name, skipped, seen, self.max_bad_share)
+                self._counts.add(number, stream, is_bad=True)
+                self._log.add(Skipped(reader.name, index, str(bad)))
+                self._judge(number, workers, at_least=_JUDGED_FROM)
+            else:
+                self._counts.add(number, stream, is_bad=False)
+                yield item
+        if self._counts.end(number, stream, workers):
+            self._judge(number, workers, at_least=0)
+
+    def _judge(self, number: int, workers: int, at_least: int) -> None:
+        """Raises a `ValueError` if too many rows of a source, of `at_least` so many, are bad."""
+        name = self.readers[number].name
+        seen, bad = self._counts.of(number, workers)
+        if seen >= at_least:
+            check_share(name, bad, seen, self.max_bad_share, lambda: [s for s in self._log.read() if s.source == name])
 
     def _item(self, reader: RowReader, row: dict[str, Any], index: int) -> dict[str, Any]:
         item = reader.item(row, index)

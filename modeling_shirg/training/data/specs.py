@@ -121,7 +121,7 @@ def _of_text(text: str) -> SourceSpec:
             raise ValueError(f"{text!r}: {setting!r} is no FIELD=VALUE. A source is {GRAMMAR}.")
     name, colon, place = head.partition(":")
     if name not in ADAPTERS and not colon and _is_place(head):
-        return _of_mapping({"source": "rows", "path": head, "name": head} | values)
+        return _of_mapping({"source": "plain", "path": head, "name": head} | values)
     return _of_mapping({"source": name, "path": place or None} | values)
 
 
