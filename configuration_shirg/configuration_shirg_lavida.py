@@ -501,14 +501,15 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 f"the nearest below is {math.isqrt(budget) ** 2}."
             )
 
-    def check_budget(self, budget: int | None) -> None:
-        """Raises a `ValueError` unless `budget` tokens of one image can be selected."""
-        views, available = self.num_selected_views, self.selected_grid**2
+    def check_budget(self, budget: int | None, fovea_size: int | None = None) -> None:
+        """Raises a `ValueError` unless `budget` tokens of one image can be selected, of `fovea_size` if given."""
+        grid = self.selected_grid if fovea_size is None else grid_side(fovea_size, self.vision_config.patch_size)
+        views, available = self.num_selected_views, grid**2
         if budget is None or not 1 <= budget <= views * available or budget % views:
             share = "" if views == 1 else f" and a multiple of {views}, which the views share"
             raise ValueError(
                 f"selection_budget={budget} must be between 1 and the {views * available} tokens of {views} "
-                f"view{'s' if views > 1 else ''} of {self.selected_grid}x{self.selected_grid} patches{share}."
+                f"view{'s' if views > 1 else ''} of {grid}x{grid} patches{share}."
             )
 
     def _validate_tiles_selected(self):

@@ -330,6 +330,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         relevance_input_ids: torch.LongTensor | None = None,
         patch_boxes: torch.Tensor | None = None,
         selection_budget: torch.LongTensor | None = None,
+        fovea_size: torch.LongTensor | None = None,
+        selection_noise: torch.Tensor | None = None,
+        dropped_tokens: torch.BoolTensor | None = None,
     ) -> ShirgImageOutput:
         """Image tokens of every image.
 
@@ -346,12 +349,19 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             patch_boxes: boxes of all patches, (I, patches, 4), as the image processor reports; needed by the
                 coordinate embedding.
             selection_budget: the number of selected tokens, the same for every image, (I,); by default the config's.
+            fovea_size: side in pixels of the foveal views (of the view of `whole`), the same for every image, (I,); by
+                default the config's. At any other the foveal positions are interpolated; the budget stays.
+            selection_noise: for training, Gumbel noise of every patch that is selected from, (I, N): it is added to
+                score / `selection_temperature` before the exact top-K.
+            dropped_tokens: for training, which of the selected tokens are zeroed after projection, (I, K).
         """
         config = self.config
-        windows = self._check_views(pixel_values, fovea_pixel_values, mosaic_windows)
+        view_size = self._fovea_size(fovea_size)
+        windows = self._check_views(pixel_values, fovea_pixel_values, mosaic_windows, view_size)
         if not config.selects:
+            self._refuse_draws(selection_noise, dropped_tokens)
             return ShirgImageOutput(image_tokens=self._all_tokens(pixel_values, windows))
-        budget = self._budget(selection_budget)
+        budget = self._budget(selection_budget, fovea_size)
         scaffold_ITC = None
         if config.view_policy == "foveal":
             if config.scaffold:
@@ -359,7 +369,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             pixel_values = fovea_pixel_values
         method = METHODS.get(config.selection_method)
         needs = method.needs if method is not None else frozenset()
-        features_VND, signals = self.vision_tower(pixel_values, needs)
+        if selection_noise is not None and (method is None or not method.ranks):
+            self._refuse_draws(selection_noise, None)
+        features_VND, signals = self.vision_tower(pixel_values, needs, any_grid=fovea_size is not None)
         if "edges" in needs:
             signals["edges"] = patch_edges(pixel_values, config.vision_config.patch_size)
         own_scaffold = config.view_policy == "whole" and config.scaffold
@@ -369,17 +381,27 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if own_scaffold:
             scaffold_ITC = self._pooled(projected_VNC)
         if method is None:
-            side = math.isqrt(budget) if config.selection_method == "pool" else config.selected_grid
+            side = math.isqrt(budget if config.selection_method == "pool" else projected_VNC.shape[1])
             selected_IKC, selections = pool_square(projected_VNC, side), None
         else:
             questions = (question_embeds, question_mask, relevance_input_ids)
+            if selection_noise is not None:
+                signals["noise"] = self._score_noise(selection_noise, features_VND)
             selections = self._select(features_VND, signals, projected_VNC, method, budget, questions)
             selected_VKC = self._selected_tokens(features_VND, projected_VNC, selections, patch_boxes)
             share = budget // config.num_selected_views
             padded_VKC = torch.stack([F.pad(each, (0, 0, 0, share - len(each))) for each in selected_VKC])
             selected_IKC = padded_VKC.unflatten(0, (-1, config.num_selected_views)).flatten(1, 2)
+        if dropped_tokens is not None:
+            if dropped_tokens.shape != selected_IKC.shape[:2]:
+                raise ValueError(
+                    f"dropped_tokens has the shape {tuple(dropped_tokens.shape)}, the selected tokens need "
+                    f"{tuple(selected_IKC.shape[:2])}: one value for each."
+                )
+            selected_IKC = selected_IKC.masked_fill(dropped_tokens[..., None], 0)
         parts = [selected_IKC] if scaffold_ITC is None else [scaffold_ITC, selected_IKC]
-        return self._image_output(torch.cat(parts, dim=1), selections, selected_IKC.shape[1])
+        num_patches = features_VND.shape[1]
+        return self._image_output(torch.cat(parts, dim=1), selections, selected_IKC.shape[1], num_patches)
 
     def _all_tokens(self, pixel_values: torch.Tensor, windows: list[list[int]] | None) -> tuple[torch.Tensor, ...]:
         """Image tokens where none is dropped: pooled if the config says so, then joined."""
@@ -397,19 +419,52 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         grid = self.config.pooled_grid_size
         return tokens_VNC if grid is None else pool_square(tokens_VNC, grid)
 
-    def _budget(self, selection_budget: torch.Tensor | None) -> int:
+    def _budget(self, selection_budget: torch.Tensor | None, fovea_size: torch.Tensor | None = None) -> int:
         """The number of selected tokens of each image of this call."""
-        if selection_budget is None:
+        if selection_budget is None and fovea_size is None:
             return self.config.selection_budget
-        budgets = set(selection_budget.flatten().tolist())
-        if len(budgets) != 1:
-            raise ValueError(f"All images of a batch need the same selection_budget, got {sorted(budgets)}.")
-        (budget,) = budgets
-        self.config.check_budget(budget)
+        budget = self.config.selection_budget
+        if selection_budget is not None:
+            budget = _shared_value("selection_budget", selection_budget)
+        self.config.check_budget(budget, self._fovea_size(fovea_size))
         return budget
 
+    def _fovea_size(self, fovea_size: torch.Tensor | None) -> int | None:
+        """Side in pixels of the foveal views of this call, of the view of `whole`; `None` without either."""
+        config = self.config
+        if fovea_size is None:
+            return config.fovea_size
+        size = _shared_value("fovea_size", fovea_size)
+        if config.fovea_size is None or config.selection_method == "none":
+            reason = (
+                "has no fovea" if config.fovea_size is None else f"keeps every token of {config.fovea_size} pixels"
+            )
+            raise ValueError(f"fovea_size={size} was given, but preset {config.prune_method!r} {reason}.")
+        return size
+
+    def _refuse_draws(self, selection_noise: torch.Tensor | None, dropped_tokens: torch.Tensor | None) -> None:
+        """Raises a `ValueError` if there are draws of a selection that this preset does not do."""
+        draws = {"selection_noise": selection_noise, "dropped_tokens": dropped_tokens}
+        for name, given in draws.items():
+            if given is not None:
+                raise ValueError(
+                    f"{name} was given, but preset {self.config.prune_method!r} "
+                    f"{'ranks no patches by a score' if name == 'selection_noise' else 'selects no tokens'}."
+                )
+
+    def _score_noise(self, selection_noise: torch.Tensor, features_VND: torch.Tensor) -> torch.Tensor:
+        """Noise in units of the score, float32 (V, N): ranking by score + T g is ranking by score / T + g."""
+        views, patches = self.config.num_selected_views, features_VND.shape[1]
+        needed = (len(features_VND) // views, views * patches)
+        if selection_noise.shape != needed:
+            raise ValueError(
+                f"selection_noise has the shape {tuple(selection_noise.shape)}, {needed[0]} images with {needed[1]} "
+                f"patches to select from need {needed}."
+            )
+        return self.config.selection_temperature * selection_noise.float().reshape(-1, patches)
+
     def _image_output(
-        self, tokens_ITC: torch.Tensor, selections: list[Selection] | None, num_selected: int
+        self, tokens_ITC: torch.Tensor, selections: list[Selection] | None, num_selected: int, num_patches: int
     ) -> ShirgImageOutput:
         """What was selected, the views of each image side by side.
 
@@ -417,7 +472,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         """
         if selections is None:
             return ShirgImageOutput(image_tokens=tokens_ITC.unbind(0))
-        views, num_patches = self.config.num_selected_views, self.config.selected_grid**2
+        views = self.config.num_selected_views
         share = num_selected // views
         kept_VK = torch.stack([F.pad(each.indices, (0, share - len(each.indices)), value=-1) for each in selections])
         offsets_V1 = num_patches * (torch.arange(len(kept_VK), device=kept_VK.device) % views)[:, None]
@@ -456,13 +511,14 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         pixel_values: torch.Tensor,
         fovea_pixel_values: torch.Tensor | None,
         mosaic_windows: torch.Tensor | None,
+        fovea_size: int | None,
     ) -> list[list[int]] | None:
         """The views are those of whole images under this config's view policy; returns the mosaic windows as lists."""
         config = self.config
-        size = config.fovea_size if config.view_policy == "whole" else config.vision_config.image_size
+        size = fovea_size if config.view_policy == "whole" else config.vision_config.image_size
         _check_pixels("pixel_values", pixel_values, size)
-        if fovea_pixel_values is not None and config.fovea_size is not None:
-            _check_pixels("fovea_pixel_values", fovea_pixel_values, config.fovea_size)
+        if fovea_pixel_values is not None and fovea_size is not None:
+            _check_pixels("fovea_pixel_values", fovea_pixel_values, fovea_size)
         if config.has_mosaic:
             windows = self._mosaic_windows(mosaic_windows).tolist()
             needed = sum(1 + rows * columns for rows, columns, *_ in windows)
@@ -477,9 +533,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 raise ValueError(f"View policy {config.view_policy!r} has no fovea. {_USE_PROCESSOR}")
             return None
         if fovea_pixel_values is None:
-            raise ValueError(
-                f"View policy 'foveal' needs fovea_pixel_values of {config.fovea_size} pixels. {_USE_PROCESSOR}"
-            )
+            raise ValueError(f"View policy 'foveal' needs fovea_pixel_values of {fovea_size} pixels. {_USE_PROCESSOR}")
         if len(fovea_pixel_values) != len(pixel_values):
             raise ValueError(
                 f"Every image needs one fovea: got {len(pixel_values)} images and {len(fovea_pixel_values)} foveal "
@@ -571,22 +625,22 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             return [projected_NC[each.indices] for projected_NC, each in zip(projected_VNC, selections, strict=True)]
         kept = [mixed_values(features_ND, each) for features_ND, each in zip(features_VND, selections, strict=True)]
         if config.coordinate_embedding:
-            boxes_V = self._selected_boxes(patch_boxes, len(kept))
+            boxes_V = self._selected_boxes(patch_boxes, features_VND.shape[:2])
             kept = [
                 kept_KD + self.coordinate_embedding(mixed_values(boxes_N4, each)).to(kept_KD)
                 for kept_KD, boxes_N4, each in zip(kept, boxes_V, selections, strict=True)
             ]
         return [self.multi_modal_projector(kept_KD) for kept_KD in kept]
 
-    def _selected_boxes(self, patch_boxes: torch.Tensor | None, num_views: int) -> torch.Tensor:
+    def _selected_boxes(self, patch_boxes: torch.Tensor | None, views_and_patches: tuple[int, int]) -> torch.Tensor:
         """Boxes of the patches that tokens are chosen from, (views, N, 4)."""
-        num_patches = self.config.num_selected_views * self.config.selected_grid**2
+        num_patches = self.config.num_selected_views * views_and_patches[1]
         if patch_boxes is None or patch_boxes.shape[1] < num_patches:
             held = "none" if patch_boxes is None else f"{patch_boxes.shape[1]} per image"
             raise ValueError(
                 f"coordinate_embedding needs the patch_boxes of {num_patches} patches, got {held}. {_USE_PROCESSOR}"
             )
-        return patch_boxes[:, -num_patches:].reshape(num_views, -1, 4)
+        return patch_boxes[:, -num_patches:].reshape(*views_and_patches, 4)
 
     def _relevance(
         self,
@@ -653,6 +707,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         relevance_input_ids: torch.LongTensor | None = None,
         patch_boxes: torch.Tensor | None = None,
         selection_budget: torch.LongTensor | None = None,
+        fovea_size: torch.LongTensor | None = None,
+        selection_noise: torch.Tensor | None = None,
+        dropped_tokens: torch.BoolTensor | None = None,
     ) -> tuple[torch.Tensor, ShirgImageOutput | None]:
         """Prompt embeddings (B, L, C) with the image tokens in place of the placeholders, and how those were chosen.
 
@@ -680,6 +737,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             relevance_input_ids,
             patch_boxes,
             selection_budget,
+            fovea_size,
+            selection_noise,
+            dropped_tokens,
         )
         if images.used_tokens is not None:
             images.visible_mask = (~placeholder_BL).masked_scatter(placeholder_BL, images.used_tokens)
@@ -773,6 +833,9 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         selection_budget: torch.LongTensor | None = None,
         image_sizes: torch.Tensor | None = None,
         view_boxes: torch.Tensor | None = None,
+        fovea_size: torch.LongTensor | None = None,
+        selection_noise: torch.Tensor | None = None,
+        dropped_tokens: torch.BoolTensor | None = None,
     ) -> ShirgLavidaOutput:
         """One bidirectional forward over prompts (and whatever response tokens they end in).
 
@@ -802,6 +865,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             selection_budget: the number of selected tokens of this call, (I,); by default the config's.
             image_sizes, view_boxes: what the processor reports about the views; not used by these
                 presets.
+            fovea_size, selection_noise, dropped_tokens: of this call; see `get_image_features`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -818,6 +882,9 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
                 relevance_input_ids,
                 patch_boxes,
                 selection_budget,
+                fovea_size,
+                selection_noise,
+                dropped_tokens,
             )
             attention_mask = visible_attention(attention_mask, images)
         if (
@@ -926,6 +993,14 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
                 f"{mask_BHLL.dtype}: is .bool() missing?"
             )
         return mask_BHLL
+
+
+def _shared_value(name: str, values: torch.Tensor) -> int:
+    """The one value of a per-image argument."""
+    distinct = sorted(set(values.flatten().tolist()))
+    if len(distinct) != 1:
+        raise ValueError(f"All images of a batch need the same {name}, got {distinct}.")
+    return distinct[0]
 
 
 def _check_pixels(name: str, pixels: torch.Tensor, size: int) -> None:

@@ -12,6 +12,7 @@ COMMANDS = {
     "compare": "Put every system side by side on one image.",
     "convert": "Convert an original LaViDa checkpoint.",
     "push": "Publish an adapter, a model or its position embeddings on the Hub.",
+    "train": "Fine-tune a LoRA footprint on image-question data.",
 }
 
 

@@ -40,13 +40,14 @@ def load(
     text_relevance: str | None = None,
     options: dict[str, Any] | None = None,
     revision: str | None = None,
+    model_class: type[ShirgLavidaForConditionalGeneration] = ShirgLavidaForConditionalGeneration,
 ) -> Loaded:
     """Load `model` under preset `prune_method`.
 
     `model` is the folder or the Hub id of a checkpoint, or of an adapter, which brings its base and the system that it
     was trained for; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None` keep its own.
     `options` are other fields of the config, such as an ablation's. `revision` is a branch, tag or commit of `model`
-    on the Hub.
+    on the Hub. `model_class` is a subclass with the same weights.
 
     Raises:
         ValueError: the checkpoint is not a SHIRG-LaViDa one, the adapter does not fit, the device or dtype is unknown,
@@ -70,9 +71,7 @@ def load(
             config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
         )
         try:
-            network = ShirgLavidaForConditionalGeneration.from_pretrained(
-                source, dtype=dtype, revision=revision, **fields
-            )
+            network = model_class.from_pretrained(source, dtype=dtype, revision=revision, **fields)
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
     return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
