@@ -222,7 +222,10 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
             super().set_adapter(adapter_name)
 
     def check_adapter(self, adapter: str, any_system: bool = False, **hub) -> None:
-        """Check that an adapter fits this model, as `load_adapter` does; `PeftModel.from_pretrained` checks nothing.
+        """Check that an adapter fits this model, as `load_adapter` does.
+
+        `PeftModel.from_pretrained` sees sizes alone (torch's error) and a missing embedding (a KeyError): to it any
+        base of the same sizes will do, the system is the model's, and a table without a place in the model is dropped.
 
         Args:
             adapter: folder or Hub id.
