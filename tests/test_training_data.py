@@ -217,7 +217,9 @@ def test_a_zip_reads_what_python_reads(tmp_path):
     data = {f"{i}/ü {i}.bin": np.random.default_rng(i).bytes(i * 37) for i in range(40)}
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in data.items():
-            archive.writestr(name, content)
+            info = zipfile.ZipInfo(name)
+            info.extra = b"\xfe\xca\x02\x00ab"  # a field that only some tools write, between header and data
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
     index = ZipIndex(tmp_path / "a.zip")
     assert len(index) == 40
     assert {name: index.read(name) for name in data} == data
@@ -370,6 +372,15 @@ def test_too_many_bad_rows_are_an_error_that_names_share_limit_and_rows(tmp_path
 
 def iter_rows(rows):
     return rows if hasattr(rows, "__iter__") else (rows[i] for i in range(len(rows)))
+
+
+def test_a_truncated_image_in_a_parquet_file_is_a_bad_row(tmp_path):
+    whole = png(noise_image(0, 50, 50))
+    lines = [{"image": {"bytes": data, "path": None}, "question": "a", "answer": "b"} for data in (whole, whole[:900])]
+    features = datasets.Features({"image": IMAGE, "question": STRING, "answer": STRING})
+    datasets.Dataset.from_list(lines, features=features).to_parquet(tmp_path / "rows.parquet")
+    rows = load(str(tmp_path / "rows.parquet"), max_bad_share=0.5)
+    assert [(bad["row"], bad["reason"][:16]) for bad in rows.report()["skipped"]] == [(1, "unreadable image")]
 
 
 TURNS = {
