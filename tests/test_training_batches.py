@@ -1,11 +1,14 @@
 """Rows become batches: what is learned, what the draws depend on, and what padding and neighbours do not change."""
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
+from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg.objective_shirg import complementary_masks
 from modeling_shirg.training import augment
 from modeling_shirg.training.augment import MAX_SCALE, augmented
@@ -115,7 +118,7 @@ def test_a_template_that_rewrites_an_answer_later_is_refused(processor):
     template = "{% for m in messages %}{{ m['role'] }}{{ messages | length }}{% endfor %}"
     changed = tiny_processor(tiny_config())
     changed.chat_template = template
-    with pytest.raises(ValueError, match="does not write turn 1 as the prompt"):
+    with pytest.raises(ValueError, match="does not write an answer as the prompt"):
         RowEncoder(changed, answer_length=8).lengths(answered("a", "b", images=0), [])
 
 
@@ -444,3 +447,22 @@ def test_augmentation_blurs_half_of_the_images(monkeypatch):
     untouched = means == means.max()
     assert 35 < untouched.sum() < 65
     assert (means[~untouched] < means.max()).all() and means.min() < 0.5 * means.max()
+
+
+@pytest.mark.parametrize("answer", ["blue", "K", "a star", " 7"])
+def test_the_bundled_tokenizer_merges_across_the_seam_and_training_sees_the_prompt_of_inference(answer):
+    bundled = ShirgLavidaProcessor.from_pretrained(files("shirg_hub_card") / "shirg-lavida-tiny")
+    image = noise_image(0)
+    earlier = answered("What shape?", "star")
+    for before in ([], earlier):
+        messages = [*before, *answered("Which color?", answer, images=0 if before else 1)]
+        asked = bundled.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        prompt = bundled(images=[[image]], text=[asked], return_tensors="pt", add_special_tokens=False)
+        row = RowEncoder(bundled, answer_length=8).encode(messages, [image], "Row")
+        length = prompt["input_ids"].shape[1]
+        assert torch.equal(row["input_ids"][:, :length], prompt["input_ids"])
+        assert torch.equal(row["question_mask"][:, :length], prompt["question_mask"])
+        learned = row["labels"][0] != -100
+        text = bundled.tokenizer.decode(row["labels"][0][learned])
+        assert text.replace("<|endoftext|>", "") == f"{'star<|eot_id|>' if before else ''}{answer.strip()}<|eot_id|>"
+        assert learned[length:].all() and row["input_ids"].shape[1] == length + 8

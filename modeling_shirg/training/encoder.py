@@ -10,6 +10,7 @@ on its neighbours. Padding proper is added later, by the collator: it is masked 
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,17 @@ class Lengths(NamedTuple):
     def total(self) -> int:
         """All tokens of the row, without the end-of-text tokens that fill it."""
         return self.prompt + self.answer
+
+
+class _Text(NamedTuple):
+    """The prompt for the last answer, labels of its ids without placeholders, and the ids of that answer.
+
+    The answer is encoded apart from the prompt, as it is generated: a tokenizer may merge across the seam.
+    """
+
+    prompt: str
+    prompt_labels: list[int]
+    answer_ids: list[int]
 
 
 class RowEncoder:
@@ -77,10 +89,9 @@ class RowEncoder:
         Raises:
             BadRow: the text holds a control token.
         """
-        ids, spans = self._text_ids(messages)
+        text = self._text_of(messages)
         image = sum(self._num_image_tokens(*size) for size in image_sizes)
-        start, stop = spans[-1]
-        return Lengths(prompt=start - len(image_sizes) + image, answer=stop - start, image=image)
+        return Lengths(prompt=len(text.prompt_labels) + image, answer=len(text.answer_ids), image=image)
 
     def is_too_long(self, lengths: Lengths) -> bool:
         """Whether a row exceeds `max_length`."""
@@ -110,28 +121,24 @@ class RowEncoder:
             ValueError: the row is longer than `max_length`, or the chat template writes an answer differently once it
                 is followed by something.
         """
-        text_ids, spans = self._text_ids(messages)
-        text = self.processor.apply_chat_template(messages, tokenize=False)
+        text = self._text_of(messages)
         inputs = self.processor(
-            images=[images], text=[text], add_special_tokens=False, return_tensors="pt", **image_options
+            images=[images], text=[text.prompt], add_special_tokens=False, return_tensors="pt", **image_options
         )
-        ids_L = inputs["input_ids"][0]
-        learned = [any(start <= place < stop for start, stop in spans) for place in range(len(text_ids))]
-        labels_L = self._expanded_labels(text_ids, learned, ids_L)
-        start, stop = spans[-1]
-        lengths = Lengths(
-            prompt=len(ids_L) - (len(text_ids) - start),
-            answer=stop - start,
-            image=int((ids_L == self.processor.image_token_id).sum()),
-        )
+        prompt_L = inputs["input_ids"][0]
+        is_image_L = prompt_L == self.processor.image_token_id
+        lengths = Lengths(prompt=len(prompt_L), answer=len(text.answer_ids), image=int(is_image_L.sum()))
         self.check_length(lengths, name)
-        fill = torch.full((self._fill(lengths),), self.processor.tokenizer.eos_token_id)
+        labels_L = torch.full_like(prompt_L, IGNORED)
+        labels_L[~is_image_L] = torch.tensor(text.prompt_labels)
+        fill = [self.processor.tokenizer.eos_token_id] * self._fill(lengths)
+        answer = torch.tensor([*text.answer_ids, *fill])
         return {
             **inputs,
-            "input_ids": torch.cat([ids_L, fill])[None],
-            "labels": torch.cat([labels_L, fill])[None],
-            "attention_mask": F.pad(inputs["attention_mask"], (0, len(fill)), value=1),
-            "question_mask": F.pad(inputs["question_mask"], (0, len(fill))),
+            "input_ids": torch.cat([prompt_L, answer])[None],
+            "labels": torch.cat([labels_L, answer])[None],
+            "attention_mask": F.pad(inputs["attention_mask"], (0, len(answer)), value=1),
+            "question_mask": F.pad(inputs["question_mask"], (0, len(answer))),
         }
 
     def _fill(self, lengths: Lengths) -> int:
@@ -139,49 +146,46 @@ class RowEncoder:
         fill = -lengths.answer % self.answer_length
         return fill if self.max_length is None else min(fill, self.max_length - lengths.total)
 
-    def _text_ids(self, messages: list[dict]) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of the conversation with one placeholder per image, and where each assistant turn starts and stops.
-
-        A turn starts where the prompt for it, as at inference, ends.
-        """
+    def _text_of(self, messages: list[dict]) -> "_Text":
+        """The prompt for the last answer as it is at inference, that answer, and what of the prompt is learned."""
         for message in messages:
             self._check_text(message)
-        ids = self._ids(messages)
-        spans = []
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._ids(messages[:turn], add_generation_prompt=True)
-            answered = self._ids(messages[: turn + 1])
-            if ids[: len(prompt)] != prompt or ids[: len(answered)] != answered or len(answered) <= len(prompt):
-                raise ValueError(
-                    f"The chat template does not write turn {turn} as the prompt for it, followed by an answer: no "
-                    "labels can be given. Its text must not depend on what follows."
-                )
-            spans.append((len(prompt), len(answered)))
-        return ids, spans
+        *before, _ = messages
+        prompt, whole = self._written(before, add_generation_prompt=True), self._written(messages)
+        spans = [
+            (self._written(messages[:turn], add_generation_prompt=True), self._written(messages[: turn + 1]))
+            for turn, message in enumerate(before)
+            if message["role"] == "assistant"
+        ]
+        written = [*(text for span in spans for text in span), prompt, whole]
+        if not all(long.startswith(short) for short, long in pairwise(written)):
+            raise ValueError(
+                "The chat template does not write an answer as the prompt for it, followed by the answer: no labels "
+                "can be given. Its text must not depend on what follows."
+            )
+        learned = [(len(start), len(stop)) for start, stop in spans]
+        return _Text(prompt, self._prompt_labels(prompt, learned), self._ids(whole[len(prompt) :])["input_ids"])
 
-    def _ids(self, messages: list[dict], add_generation_prompt: bool = False) -> list[int]:
-        text = self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _prompt_labels(self, prompt: str, learned: list[tuple[int, int]]) -> list[int]:
+        """Labels of the prompt's ids without its placeholders: those of the characters in `learned`."""
+        encoded = self._ids(prompt, return_offsets_mapping=True)
+        return [
+            index if any(start <= first and last <= stop for start, stop in learned) else IGNORED
+            for index, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if index != self.processor.image_token_id
+        ]
+
+    def _written(self, messages: list[dict], **options: bool) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, **options)
+
+    def _ids(self, text: str, **options: bool):
+        return self.processor.tokenizer(text, add_special_tokens=False, **options)
 
     def _check_text(self, message: dict) -> None:
         for block in message["content"]:
             found = [token for token in self._control_tokens if token in block.get("text", "")]
             if found:
                 raise BadRow(f"the text of a turn holds the control token {found[0]}")
-
-    def _expanded_labels(self, text_ids: list[int], learned: list[bool], ids_L: torch.Tensor) -> torch.Tensor:
-        """Labels (L,) for ids whose placeholders were multiplied."""
-        is_image_L = ids_L == self.processor.image_token_id
-        is_text = [index != self.processor.image_token_id for index in text_ids]
-        assert ids_L[~is_image_L].tolist() == [index for index, keep in zip(text_ids, is_text, strict=True) if keep]
-        labels_L = torch.full_like(ids_L, IGNORED)
-        learned_text = torch.tensor([keep for keep, text in zip(learned, is_text, strict=True) if text])
-        labels_L[~is_image_L] = torch.where(learned_text, ids_L[~is_image_L], IGNORED)
-        return labels_L
 
     def _num_image_tokens(self, width: int, height: int) -> int:
         image_processor = self.processor.image_processor
