@@ -36,8 +36,6 @@ def open_table(spec: SourceSpec, split: str, streaming: bool) -> tuple[Any, Imag
     if spec.source == "lcs":
         place = place / LCS_FILE
     file = place if place.is_file() or spec.source == "lcs" else _metadata_file(place, split)
-    if file is not None and not file.stat().st_size:
-        raise ValueError(f"{spec.name} cannot be opened: {file} is empty.")
     if file is not None:
         table = _load(spec, streaming, _builder(spec, file), data_files={split: str(file)}, split=split)
     elif place.is_dir():
@@ -87,6 +85,8 @@ def _readable_columns(spec: SourceSpec, table: Any) -> Any:
 def _builder(spec: SourceSpec, file: Path) -> str:
     if not file.is_file():
         raise ValueError(f"{spec.name}: there is no file {file}.")
+    if not file.stat().st_size:
+        raise ValueError(f"{spec.name} cannot be opened: {file} is empty.")
     if file.suffix not in _BUILDERS:
         raise ValueError(f"{spec.name}: {file.name} is none of {', '.join(_BUILDERS)}.")
     return _BUILDERS[file.suffix]
