@@ -641,6 +641,8 @@ def test_validation_data_of_its_own(tmp_path):
     assert len(load("synthetic:grid", **fields)) == 10
     assert len(load("synthetic:grid", validation_rows=4, **fields)) == 4
     assert len(load("synthetic:grid", validation_rows=4, streaming=True, **fields)) == 4
+    with pytest.raises(ValueError, match="how many rows of --validation_data"):
+        load("synthetic:grid", streaming=True, **fields)
     assert load("synthetic:grid", split="validation") is None
 
 

@@ -113,6 +113,8 @@ def load_rows(
     if split == "train":
         return _stream(args, seed, encoder) if args.streaming else _training_rows(args, seed, encoder)
     if args.validation_data:
+        if args.streaming and not args.validation_rows:
+            raise ValueError("With --streaming, say how many rows of --validation_data to take: --validation_rows N.")
         specs = read_specs(args.validation_data, None, "--validation_data")
         sources = _checked(specs, "validation", args, seed, encoder)
         return _validation_rows(specs, sources, args, seed)
@@ -174,7 +176,7 @@ def _checked(
     for number, spec in enumerate(specs):
         table, files = open_table(spec, split, streaming=args.streaming)
         if args.streaming and not isinstance(table, SceneTable):  # validation rows of a stream: its first ones
-            batches = islice(table.iter(batch_size=1), args.validation_rows or None)
+            batches = islice(table.iter(batch_size=1), args.validation_rows)
             table = [{name: values[0] for name, values in batch.items()} for batch in batches]
         source = check_source(
             _reader(number, spec, files),
