@@ -104,12 +104,12 @@ class StageClock:
         """The tower encodes up to its last kept layer; what a selection method asked for comes after."""
         last = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]
 
-        def timed(pixels_V3PP, needs=()):
+        def timed(pixels_V3PP, needs=(), **kwargs):
             with self.stage("encode"), ExitStack() as stack:
                 if needs:
                     hook = last.register_forward_hook(lambda *_: self.switch("select"))
                     stack.callback(hook.remove)
-                return forward(pixels_V3PP, needs)
+                return forward(pixels_V3PP, needs, **kwargs)
 
         return timed
 
