@@ -9,6 +9,7 @@ COMMANDS = {
     "ask": "Answer a question about an image.",
     "compare": "Put every system side by side on one image.",
     "convert": "Convert an original LaViDa checkpoint.",
+    "plan": "Print how much memory a training run needs.",
     "train": "Fine-tune a LoRA footprint on image-question data.",
 }
 
