@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> None:
     plan = plan_memory(config, named_footprint(args.footprint, args.rank), workload, args.strategy, args.devices)
     image_tokens = config.num_image_tokens or "up to the largest mosaic's"
     print(
-        f"Per device, {args.strategy} on {args.devices}: {config.prune_method} ({image_tokens} image tokens), footprint "
-        f"{args.footprint}, {args.rows} rows of {args.text_tokens} + {args.answer_tokens} tokens"
+        f"Per device, {args.strategy} on {args.devices}: {config.prune_method} ({image_tokens} image tokens), "
+        f"footprint {args.footprint}, {args.rows} rows of {args.text_tokens} + {args.answer_tokens} tokens"
     )
     print(plan.table())
     if args.json:

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from modeling_shirg.training.footprints import apply_footprint, named_footprint, trainable_counts
-from modeling_shirg.training.memory_plan import LiveBytes, Workload, plan_memory
+from modeling_shirg.training.memory_plan import Workload, plan_memory
 from tiny_model import chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 ROWS, ANSWER = 4, 40

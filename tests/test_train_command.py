@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from modeling_shirg.training.run_log import read_log
 from modeling_shirg.training.stage import last_complete_checkpoint
-from training_run import facts, losses, run, run_and_kill, save_base
+from training_run import facts, losses, run, run_and_kill, save_base, sharded
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,25 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one(base, whole, tmp_path):
     run(model=base, output_dir=folder)
     assert losses(folder) == pytest.approx(losses(whole), rel=1e-5)
     assert losses(folder, "eval_loss") == pytest.approx(losses(whole, "eval_loss"), rel=1e-5)
+
+
+def test_sharded_by_fsdp2_is_one_process(base, whole, tmp_path):
+    with sharded():
+        folder = run_and_kill(3, 2, model=base, output_dir=tmp_path / "sharded", per_device_train_batch_size=1)
+        run(2, model=base, output_dir=folder, per_device_train_batch_size=1)
+    assert losses(folder) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(folder, "eval_loss") == pytest.approx(losses(whole, "eval_loss"), rel=1e-5)
+    one, other = _adapter(folder), _adapter(whole)
+    assert set(one) == set(other)
+    for name, weight in one.items():
+        assert torch.allclose(weight, other[name], atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_fsdp2_takes_bfloat16_weights_with_float32_adapters(base, tmp_path):
+    half = {"model": base, "dtype": "bfloat16", "bf16": True, "activation_checkpointing": True, "max_steps": 2}
+    alone = run(output_dir=tmp_path / "one", **half)
+    with sharded():
+        two = run(2, output_dir=tmp_path / "two", per_device_train_batch_size=1, **half)
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-2)
+    assert {weight.dtype for weight in _adapter(two).values()} == {torch.float32}

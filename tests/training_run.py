@@ -1,5 +1,6 @@
 """`shirg train` on a tiny model, in a process of its own, in several, or in some that are killed."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -8,13 +9,17 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from modeling_shirg.training import collator, mixture  # noqa: F401  (once, for all processes that are forked here)
+from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.run_log import LOG_FILE, read_log
 from shirg_scripts import cli, train
 from tiny_model import VISION, tiny_config, tiny_model, tiny_processor
@@ -55,6 +60,34 @@ def flags(**arguments: Any) -> list[str]:
         if value is not None:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": ",".join(WRAPPED_LAYERS),
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+@contextlib.contextmanager
+def sharded() -> Iterator[None]:
+    """Processes that are started in here shard the model by FSDP2, which accelerate itself leaves out on the CPU."""
+    before = AcceleratorState.__init__
+
+    def initialise(self, *args, **kwargs):
+        before(self, *args, **kwargs)
+        self.distributed_type = DistributedType.FSDP
+        self.fsdp_plugin = kwargs.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(AcceleratorState, "__init__", initialise)
+        for name, value in FSDP.items():
+            patched.setenv(name, value)
+        yield
 
 
 def run(count: int = 1, **arguments: Any) -> Path:

@@ -961,7 +961,8 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         masked_2BL = complementary_masks(labels, diffusion_time, mask_noise, self.config.infill_token_id)
         if not masked_2BL.any():
             raise ValueError("labels hold no token to predict: every one is -100 or the infill token.")
-        mask_C = self.get_input_embeddings().weight[self.config.mask_token_id].to(inputs_embeds.dtype)
+        # Through the module, not its weight, which may be a shard.
+        mask_C = self.get_input_embeddings()(labels.new_tensor(self.config.mask_token_id)).to(inputs_embeds.dtype)
         inputs_embeds = torch.where(masked_2BL[..., None], mask_C, inputs_embeds.repeat(2, 1, 1))
         if self.config.prefix_lm_loss:
             if attention_mask is not None and attention_mask.ndim != 2:

@@ -105,7 +105,9 @@ def plan_memory(
     if strategy not in ("single", "ddp", "fsdp2"):
         raise ValueError(f"Unknown strategy {strategy!r}. Known: single, ddp, fsdp2.")
     if (strategy == "single") != (devices == 1):
-        raise ValueError(f"strategy={strategy!r} on {devices} devices: one device is single, several are ddp or fsdp2.")
+        raise ValueError(
+            f"strategy={strategy!r} on {devices} devices: one device is single, several are ddp or fsdp2."
+        )
     model = _model(config, footprint, workload)
     with FakeTensorMode():
         _give_fake_weights(model)
@@ -156,7 +158,11 @@ def _peak_of_step(model: nn.Module, workload: Workload) -> int:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    held = [*model.parameters(), *model.buffers(), *(each.grad for each in model.parameters() if each.grad is not None)]
+    held = [
+        *model.parameters(),
+        *model.buffers(),
+        *(each.grad for each in model.parameters() if each.grad is not None),
+    ]
     with LiveBytes(held) as live, torch.autocast("cpu", torch.bfloat16, enabled=workload.autocast):
         _loss(model.get_base_model(), workload).backward()
     return live.peak
