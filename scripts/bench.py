@@ -177,7 +177,7 @@ def _curve(args: argparse.Namespace, bench) -> dict:
 
     curve = CURVES[args.curve]
     rows = curve_rows(args.curve, bench, args.systems or list(curve.systems), args.points or curve.points(bench))
-    result = _compare(args, bench.systems(row for points in rows.values() for _, row in points))
+    result = _compare(args, bench.systems(row for points in rows.values() for row in points))
     return {"measured": "curve", **result, "curve": curve_table(args.curve, rows, result)}
 
 
