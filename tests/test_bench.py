@@ -481,6 +481,9 @@ class TestCommand:
         settings = result["settings"]
         assert (settings["profile"], settings["repeats"], settings["warmup"], settings["steps"]) == ("toy", 2, 1, 3)
         assert settings["weights"] == "random weights"
+        rows = "--systems lavida-980 shirg --baseline lavida-980"
+        options = "--limits --prefix_kv 0.6 --threads 1 --steps 3"
+        assert settings["command"] == f"shirg bench --profile toy {rows} --repeats 2 {options}"
         assert "after 1 warm-up rounds that do not count" in text
 
     def test_every_row_has_a_line_in_the_tables(self, told):
@@ -563,10 +566,12 @@ class TestPage:
     def test_what_was_not_run_is_said_and_left_empty(self, told):
         results = {**dict.fromkeys(MEASUREMENTS), "cpu": told[1]}
         written = page(results, "## What was missed\n\nNothing.")
-        assert written.count("Not run: no machine for it was at hand.") == len(MEASUREMENTS) - 1
+        assert written.count("Not run: no accelerator was at hand.") == 2
+        assert written.count("Not run.") == len(MEASUREMENTS) - 3
         assert "## What was missed" in written
         for name, command in MEASUREMENTS.items():
-            assert f"## {name}\n\n`shirg bench {command}`" in written
+            made = told[1]["settings"]["command"] if name == "cpu" else f"shirg bench {command}"
+            assert f"## {name}\n\n`{made}`" in written
         rows = [line for line in aims_table(results).splitlines() if "gpu" in line.split("|")[2]]
         assert len(rows) == len(AIMS["gpu"])
         assert all("not run" in row and "met" not in row for row in rows)
