@@ -76,6 +76,7 @@ def _facts(config: Any, inputs: Any, output: Any) -> dict[str, int]:
     """What of an answer is counted and not timed; of a batch, image and prompt tokens are those of the first row."""
     unused = 0 if output.kept_indices is None else int((output.kept_indices[0] < 0).sum())
     facts = {
+        "answers": len(inputs["input_ids"]),
         "image_tokens": int((inputs["input_ids"][0] == config.image_token_id).sum()) - unused,
         "prompt_tokens": inputs["input_ids"].shape[1],
         "new_tokens": output.sequences.shape[1] - inputs["input_ids"].shape[1],
