@@ -64,7 +64,7 @@ def fixed_selection(
     scores_N = distance_scores(view, text_weight, neighbor_weight, center_weight)
     check_budget(budget, len(scores_N))
     blocks_N = block_ids(grid_side(len(scores_N)), scores_N.device)
-    order_N = keeping_order(scores_N, blocks_N if coverage else None)
+    order_N = keeping_order(view.ranking(scores_N), blocks_N if coverage else None)
     if not merging:
         return Selection(order_N[:budget].sort().values, scores_N)
     return _merged(scores_N, order_N, budget, merge_threshold)
@@ -101,7 +101,7 @@ def mixed_selection(
     check_budget(budget, len(scores_N))
     side = grid_side(len(scores_N))
     regions_N, num_regions = region_ids(side, scores_N.device), min(REGIONS, side) ** 2
-    order_N = keeping_order(scores_N, regions_N if coverage else None)
+    order_N = keeping_order(view.ranking(scores_N), regions_N if coverage else None)
     if not summaries or budget < 2 * num_regions:
         return Selection(order_N[:budget].sort().values, scores_N)
     return _summarised(scores_N, order_N, regions_N, num_regions, budget)
@@ -146,7 +146,7 @@ def adaptive_selection(
         scores_N = shirg_scores(view.features, view.attention, relevance_N, budget, *weights)
     sums_N = (scores_N / temperature).softmax(-1).sort(descending=True).values.cumsum(-1)
     reached = int((sums_N < mass).sum()) + 1
-    return Selection(top_k(scores_N, min(max(reached, fewest), budget)), scores_N)
+    return Selection(top_k(view.ranking(scores_N), min(max(reached, fewest), budget)), scores_N)
 
 
 def distance_scores(

@@ -32,7 +32,15 @@ _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_i
 # An argument of `generate` replaces the stored value of its counterpart, which would contradict it.
 _COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
 # Arguments of `forward` that would contradict the loop.
-_FORWARD_ONLY = {"labels", "diffusion_time", "mask_noise", "logits_to_keep", "past_key_values"}
+_FORWARD_ONLY = {
+    "labels",
+    "diffusion_time",
+    "mask_noise",
+    "selection_noise",
+    "dropped_tokens",
+    "logits_to_keep",
+    "past_key_values",
+}
 
 
 @dataclass

@@ -20,17 +20,22 @@ class SelectionMethod:
     Args:
         select: `(view, budget, config) -> Selection`; `config` is the `ShirgLavidaConfig` with weights and switches.
         needs: fields of `ViewTokens` besides `features`.
+        corrects_attention: whether a calibrated mean is subtracted from the attention first. What is left has either
+            sign: it can be ranked, but it is no mass.
+        ranks: whether patches are ranked by a score that noise can be added to.
     """
 
     select: Callable[[ViewTokens, int, Any], Selection]
     needs: frozenset[str] = frozenset()
+    corrects_attention: bool = True
+    ranks: bool = False
 
 
 def _shirg(view: ViewTokens, budget: int, config: Any) -> Selection:
     """SHIRG's score (see `shirg_scores`), exact top-K."""
     weights = (config.attention_weight, config.text_weight, config.diversity_weight)
     scores_N = shirg_scores(view.features, view.attention, view.relevance, budget, *weights)
-    return Selection(top_k(scores_N, budget), scores_N)
+    return Selection(top_k(view.ranking(scores_N), budget), scores_N)
 
 
 def _random(view: ViewTokens, budget: int, config: Any) -> Selection:
@@ -75,12 +80,18 @@ def _peer(select: Callable[..., Selection]) -> Callable[[ViewTokens, int, Any], 
     return lambda view, budget, config: select(view, budget)
 
 
+# HoloV's quotas are shares of the attention.
+_MASS = ("holov",)
+
 METHODS: dict[str, SelectionMethod] = {
-    "shirg": SelectionMethod(_shirg, frozenset({"attention", "relevance"})),
+    "shirg": SelectionMethod(_shirg, frozenset({"attention", "relevance"}), ranks=True),
     "random": SelectionMethod(_random),
     "uniform": SelectionMethod(_uniform),
-    "fixed": SelectionMethod(_fixed, frozenset({"attention", "relevance"})),
-    "mixed": SelectionMethod(_mixed, frozenset({"attention", "relevance", "edges"})),
-    "adaptive": SelectionMethod(_adaptive, frozenset({"attention", "relevance"})),
-    **{name: SelectionMethod(_peer(select), needs - {"features"}) for name, (select, needs) in PEERS.items()},
+    "fixed": SelectionMethod(_fixed, frozenset({"attention", "relevance"}), ranks=True),
+    "mixed": SelectionMethod(_mixed, frozenset({"attention", "relevance", "edges"}), ranks=True),
+    "adaptive": SelectionMethod(_adaptive, frozenset({"attention", "relevance"}), ranks=True),
+    **{
+        name: SelectionMethod(_peer(select), needs - {"features"}, corrects_attention=name not in _MASS)
+        for name, (select, needs) in PEERS.items()
+    },
 }

@@ -28,6 +28,8 @@ class ViewTokens:
         keys (`torch.Tensor` of shape `(N, K)`, *optional*): keys of the last kept layer, averaged over heads.
         inputs (`torch.Tensor` of shape `(N, D)`, *optional*): what entered the last kept layer.
         edges (`torch.Tensor` of shape `(N,)`, *optional*): Sobel energy of each patch's pixels, float32.
+        noise (`torch.Tensor` of shape `(N,)`, *optional*): what is added to the score before patches are ranked by it,
+            float32; Gumbel noise in training (`selection_noise` of the model).
     """
 
     features: torch.Tensor
@@ -36,6 +38,11 @@ class ViewTokens:
     keys: torch.Tensor | None = None
     inputs: torch.Tensor | None = None
     edges: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+
+    def ranking(self, scores_N: torch.Tensor) -> torch.Tensor:
+        """What patches are ranked by, float32 (N,): their score, with the noise if there is any."""
+        return scores_N if self.noise is None else scores_N + self.noise
 
 
 @dataclass(frozen=True)

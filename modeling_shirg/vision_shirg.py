@@ -34,11 +34,18 @@ class FovealPositionEmbedding(nn.Embedding):
 
     def interpolated_base(self) -> torch.Tensor:
         """The base table resampled to this grid, shape (grid * grid, D)."""
-        base_ND = self.base_table[0].weight.detach().float()
-        side = math.isqrt(base_ND.shape[0])
-        base_1Dhw = base_ND.T.reshape(1, -1, side, side)
-        resized_1Dhw = F.interpolate(base_1Dhw, size=(self.grid, self.grid), mode="bicubic", align_corners=False)
-        return resized_1Dhw.flatten(2)[0].T.to(self.weight.dtype)
+        return resampled_positions(self.base_table[0].weight.detach(), self.grid).to(self.weight.dtype)
+
+
+def resampled_positions(table_ND: torch.Tensor, grid: int) -> torch.Tensor:
+    """The positions of a square grid at another one by bicubic interpolation, float32 (grid * grid, D).
+
+    Gradients pass to the table.
+    """
+    side = math.isqrt(table_ND.shape[0])
+    table_1Dhw = table_ND.float().T.reshape(1, -1, side, side)
+    resized_1Dhw = F.interpolate(table_1Dhw, size=(grid, grid), mode="bicubic", align_corners=False)
+    return resized_1Dhw.flatten(2)[0].T
 
 
 class ShirgVisionTower(nn.Module):
@@ -57,7 +64,7 @@ class ShirgVisionTower(nn.Module):
             )
 
     def forward(
-        self, pixels_V3PP: torch.Tensor, needs: Collection[str] = ()
+        self, pixels_V3PP: torch.Tensor, needs: Collection[str] = (), any_grid: bool = False
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Features of the views, shape (V, N, D), and what a selection method asked for of every patch.
 
@@ -65,8 +72,9 @@ class ShirgVisionTower(nn.Module):
             pixels_V3PP: views of one size.
             needs: any of `"attention"` (float32 (V, N), see `attention_source` in `ShirgLavidaConfig`), `"inputs"`
                 (V, N, D) and `"keys"` (float32 (V, N, K)); see `ViewTokens`. Other names are ignored.
+            any_grid: take views of any size, at the foveal table's positions resampled to their grid.
         """
-        hidden_VND = self._embed(pixels_V3PP)
+        hidden_VND = self._embed(pixels_V3PP, any_grid)
         for layer in self.vision_model.encoder.layers[: self.num_kept_layers]:
             before_VND, hidden_VND = hidden_VND, layer(hidden_VND, None)
         signals = {}
@@ -92,21 +100,26 @@ class ShirgVisionTower(nn.Module):
         keys_VND = layer.self_attn.k_proj(layer.layer_norm1(before_VND))
         return keys_VND.float().unflatten(-1, (layer.self_attn.num_heads, -1)).mean(-2)
 
-    def _embed(self, pixels_V3PP: torch.Tensor) -> torch.Tensor:
+    def _embed(self, pixels_V3PP: torch.Tensor, any_grid: bool) -> torch.Tensor:
         embeddings = self.vision_model.embeddings
         patches_VDgg = embeddings.patch_embedding(pixels_V3PP.to(embeddings.patch_embedding.weight.dtype))
         grid = patches_VDgg.shape[-1]
         tables = {self.base_grid: embeddings.position_embedding}
         if self.foveal_position_embedding is not None:
             tables[self.foveal_position_embedding.grid] = self.foveal_position_embedding
-        if grid not in tables:
+        positions_of = tables.get(grid)
+        if positions_of is None and any_grid:
+            positions_of = self.foveal_position_embedding
+        if positions_of is None:
             raise ValueError(
                 f"A view of {pixels_V3PP.shape[-1]} pixels has {grid}x{grid} patches, but this model has position "
                 f"embeddings for {' and '.join(f'{side}x{side}' for side in tables)}. Use the processor that belongs "
                 "to this config."
             )
-        positions_ND = tables[grid](torch.arange(grid * grid, device=pixels_V3PP.device))
-        return patches_VDgg.flatten(2).transpose(1, 2) + positions_ND
+        positions_ND = positions_of(torch.arange(positions_of.num_embeddings, device=pixels_V3PP.device))
+        if grid not in tables:
+            positions_ND = resampled_positions(positions_ND, grid)
+        return patches_VDgg.flatten(2).transpose(1, 2) + positions_ND.to(patches_VDgg.dtype)
 
     def probe_attention(self, features_VND: torch.Tensor) -> torch.Tensor:
         """Attention of SigLIP's pooling probe over the patches, averaged over heads, float32 (V, N), rows sum to 1.

@@ -27,6 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, then write figures.json and README.md into the folder."""
+    from modeling_shirg.evaluation.calibrated_folder import with_calibration_section
     from modeling_shirg.evaluation.exact_match import measure
     from modeling_shirg.evaluation.synthetic import FAMILIES
     from modeling_shirg.publishing.cards import render
@@ -53,7 +54,8 @@ def main(args: argparse.Namespace) -> None:
         image="grid.png",
         question="What is in cell 5?",
     )
-    card.save(args.model / "README.md")
+    text = with_calibration_section(str(card), loaded.model.config.calibration)
+    (args.model / "README.md").write_text(text)
     print(_table(figures))
 
 

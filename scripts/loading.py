@@ -5,9 +5,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
@@ -38,13 +40,14 @@ def load(
     text_relevance: str | None = None,
     options: dict[str, Any] | None = None,
     revision: str | None = None,
+    model_class: type[ShirgLavidaForConditionalGeneration] = ShirgLavidaForConditionalGeneration,
 ) -> Loaded:
     """Load `model` under preset `prune_method`.
 
     `model` is the folder or the Hub id of a checkpoint, or of an adapter, which brings its base and the system that it
     was trained for; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None` keep its own.
     `options` are other fields of the config, such as an ablation's. `revision` is a branch, tag or commit of `model`
-    on the Hub.
+    on the Hub. `model_class` is a subclass with the same weights.
 
     Raises:
         ValueError: the checkpoint is not a SHIRG-LaViDa one, the adapter does not fit, the device or dtype is unknown,
@@ -54,8 +57,8 @@ def load(
         raise ValueError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(DTYPES)}.")
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
-        fields = {"prune_method": prune_method, "text_relevance": text_relevance, **(options or {})}
-        fields = {name: value for name, value in fields.items() if value is not None}
+        fields = {"prune_method": prune_method, "text_relevance": text_relevance}
+        fields = {name: value for name, value in fields.items() if value is not None} | (options or {})
         config = _resolved(source, revision, fields).config
         method = METHODS.get(config.selection_method)
         if text_relevance is not None and (method is None or "relevance" not in method.needs):
@@ -68,12 +71,17 @@ def load(
             config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
         )
         try:
-            network = ShirgLavidaForConditionalGeneration.from_pretrained(
-                source, dtype=dtype, revision=revision, **fields
-            )
+            network = model_class.from_pretrained(source, dtype=dtype, revision=revision, **fields)
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
     return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
+
+
+def checkpoint_folder(model: str | None, revision: str | None = None) -> Path:
+    """The folder with the files of `model`, which `load` took: its own, or the one that the Hub's files are in."""
+    if model is None:
+        return Path(str(files("shirg_hub_card") / BUNDLED))
+    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, revision=revision))
 
 
 def parse_options(entries: list[str]) -> dict[str, Any]:

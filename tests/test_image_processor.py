@@ -424,7 +424,8 @@ def test_save_and_load_keep_everything(tmp_path, preset):
 
 
 def test_return_types(toy):
-    assert sorted(toy.model_input_names) == sorted([*toy(noise(9, 9)), "mosaic_windows", "selection_budget"])
+    optional = ["mosaic_windows", "selection_budget", "fovea_size"]
+    assert sorted(toy.model_input_names) == sorted([*toy(noise(9, 9)), *optional])
     assert isinstance(toy(noise(9, 9), return_tensors="pt")["pixel_values"], torch.Tensor)
     assert isinstance(toy(noise(9, 9), return_tensors="np")["pixel_values"], np.ndarray)
     assert isinstance(toy(noise(9, 9))["pixel_values"], np.ndarray)

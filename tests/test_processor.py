@@ -274,7 +274,9 @@ def test_names_of_what_a_model_may_get(processor):
     for of_tokenizer in (["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]):
         processor.tokenizer.model_input_names = of_tokenizer
         inputs = processor(text="<image>a", images=picture())
-        assert sorted(processor.model_input_names) == sorted([*inputs, "mosaic_windows", "selection_budget"])
+        assert sorted(processor.model_input_names) == sorted(
+            [*inputs, "mosaic_windows", "selection_budget", "fovea_size"]
+        )
 
 
 def test_wrong_construction():

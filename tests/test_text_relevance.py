@@ -309,7 +309,7 @@ def test_ids_are_the_words_of_the_question(padding_side):
     expected = make_relevance_tokenizer()(QUESTIONS[1], padding="max_length", max_length=LENGTH)["input_ids"]
     assert ids[4].tolist() == expected
     assert sorted(processor.model_input_names) == sorted(
-        {*inputs, "mosaic_windows", "selection_budget"} & {*processor.model_input_names}
+        {*inputs, "mosaic_windows", "selection_budget", "fovea_size"} & {*processor.model_input_names}
     )
     assert "relevance_input_ids" in processor.model_input_names
 

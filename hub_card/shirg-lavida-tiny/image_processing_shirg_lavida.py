@@ -40,7 +40,8 @@ class ShirgLavidaImagesKwargs(ImagesKwargs, total=False):
         view_policy: `foveal` (the whole image and one fovea), `whole` (the whole image at `fovea_size`), `anyres` (the
             whole image and the tiles of a padded canvas), `pad` (the whole image, padded to a square in grey) or
             `square` (the whole image, squashed).
-        fovea_size: side of the fovea in pixels; ignored without a fovea.
+        fovea_size: side of the fovea in pixels; ignored without a fovea. Another one at call time than the config's
+            adds `fovea_size` for the model, which then interpolates positions.
         fovea_placement: `center`, `salient` (most edge energy) or `box` (around `fovea_boxes`).
         image_grid_pinpoints: canvases (width, height) that `anyres` may choose from.
         mosaic_grid_size: side of a tile's token grid, if the tiles are joined to a mosaic without padding
@@ -82,6 +83,7 @@ class ShirgLavidaImageProcessor(PilBackend):
     - `view_boxes`: float32 (images, V, 4), (left, top, right, bottom) of every view in pixels of the upright original;
     - `image_sizes`: int64 (images, 2), (height, width) of the upright original;
     - `selection_budget`: int64 (images,), only if the call asked for another number of selected tokens;
+    - `fovea_size`: int64 (images,), only if the call asked for a fovea (a view, with `whole`) of another size;
     - `mosaic_windows`: int64 (images, 6), only with `mosaic_grid_size`: the tile rows and columns of the image's
       canvas, then top, bottom, left and right of the part of the mosaic that shows the image, in tokens.
 
@@ -102,6 +104,7 @@ class ShirgLavidaImageProcessor(PilBackend):
         "view_boxes",
         "mosaic_windows",
         "selection_budget",
+        "fovea_size",
     ]
 
     size = {"height": GEOMETRIES["full"]["image_size"], "width": GEOMETRIES["full"]["image_size"]}
@@ -214,6 +217,8 @@ class ShirgLavidaImageProcessor(PilBackend):
         data["image_sizes"] = np.array([(image.height, image.width) for image in images], dtype=np.int64)
         if selection_budget != self.selection_budget:
             data["selection_budget"] = np.full(len(images), selection_budget, dtype=np.int64)
+        if view_policy in ("foveal", "whole") and fovea_size != self.fovea_size:
+            data["fovea_size"] = np.full(len(images), fovea_size, dtype=np.int64)
         if mosaic_grid_size is not None:
             data["mosaic_windows"] = np.array(
                 [_mosaic_window(image, size.height, image_grid_pinpoints, mosaic_grid_size) for image in images],

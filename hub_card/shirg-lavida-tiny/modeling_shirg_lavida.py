@@ -12,6 +12,7 @@ model width, P pixels per side.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -261,6 +262,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             self.relevance_text_model = SiglipTextModel._from_config(config.relevance_text_config)
         # LaViDa's row separator: read by `patch_merge_type="spatial_unpad"` alone, kept by every preset.
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
+        self._warn_of_foreign_means()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -270,6 +272,54 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the language model's token embeddings."""
         self.language_model.set_input_embeddings(value)
+
+    def _warn_of_foreign_means(self) -> None:
+        config, method = self.config, METHODS.get(self.config.selection_method)
+        if method is None or "attention" not in method.needs or not method.corrects_attention:
+            return
+        if foreign := config.foreign_means():
+            logger.warning_once(
+                f"Preset {config.prune_method!r} uses its attention as it is: calibration holds a mean for "
+                f"{' and for '.join(map(str, foreign))} alone. `shirg calibrate --prune_method {config.prune_method}` "
+                "estimates one for it."
+            )
+
+    @torch.no_grad()
+    def get_view_tokens(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.Tensor,
+        fovea_pixel_values: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+        relevance_input_ids: torch.LongTensor | None = None,
+        needs: Collection[str] = ("attention", "relevance"),
+        text_relevance: str | None = None,
+        calibrated: bool = True,
+    ) -> list[ViewTokens]:
+        """What a selection method sees of every view that tokens are selected from, image by image: for measuring.
+
+        Args:
+            input_ids, pixel_values, fovea_pixel_values, question_mask, relevance_input_ids: see `forward`.
+            needs: fields of `ViewTokens` to fill besides `features`.
+            text_relevance: how patches are compared with the question; by default the config's way.
+            calibrated: whether the signals are corrected as the config's calibration says.
+        """
+        config = self.config
+        if not config.selects:
+            raise ValueError(f"Preset {config.prune_method!r} selects no tokens: it has no views to select from.")
+        source = text_relevance or config.text_relevance
+        pixels_V3PP = fovea_pixel_values if config.view_policy == "foveal" else pixel_values
+        features_VND, signals = self.vision_tower(pixels_V3PP, needs)
+        if "edges" in needs:
+            signals["edges"] = patch_edges(pixels_V3PP, config.vision_config.patch_size)
+        projected_VNC = None
+        if "relevance" in needs and source == "lm":
+            projected_VNC = self.multi_modal_projector(features_VND)
+        embeds_BLC = self.get_input_embeddings()(input_ids)
+        rows_I = self._image_rows(input_ids == config.image_token_id, self._image_lengths(pixel_values, None, None))
+        questions = (embeds_BLC[rows_I.to(embeds_BLC.device)], question_mask, relevance_input_ids)
+        with full_precision(features_VND):
+            return self._view_tokens(features_VND, signals, projected_VNC, needs, questions, source, calibrated)
 
     def get_image_features(
         self,
@@ -281,6 +331,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         relevance_input_ids: torch.LongTensor | None = None,
         patch_boxes: torch.Tensor | None = None,
         selection_budget: torch.LongTensor | None = None,
+        fovea_size: torch.LongTensor | None = None,
+        selection_noise: torch.Tensor | None = None,
+        dropped_tokens: torch.BoolTensor | None = None,
     ) -> ShirgImageOutput:
         """Image tokens of every image.
 
@@ -297,12 +350,19 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             patch_boxes: boxes of all patches, (I, patches, 4), as the image processor reports; needed by the
                 coordinate embedding.
             selection_budget: the number of selected tokens, the same for every image, (I,); by default the config's.
+            fovea_size: side in pixels of the foveal views (of the view of `whole`), the same for every image, (I,); by
+                default the config's. At any other the foveal positions are interpolated; the budget stays.
+            selection_noise: for training, Gumbel noise of every patch that is selected from, (I, N): it is added to
+                score / `selection_temperature` before the exact top-K.
+            dropped_tokens: for training, which of the selected tokens are zeroed after projection, (I, K).
         """
         config = self.config
-        windows = self._check_views(pixel_values, fovea_pixel_values, mosaic_windows)
+        view_size = self._fovea_size(fovea_size)
+        windows = self._check_views(pixel_values, fovea_pixel_values, mosaic_windows, view_size)
         if not config.selects:
+            self._refuse_draws(selection_noise, dropped_tokens)
             return ShirgImageOutput(image_tokens=self._all_tokens(pixel_values, windows))
-        budget = self._budget(selection_budget)
+        budget = self._budget(selection_budget, fovea_size)
         scaffold_ITC = None
         if config.view_policy == "foveal":
             if config.scaffold:
@@ -310,7 +370,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             pixel_values = fovea_pixel_values
         method = METHODS.get(config.selection_method)
         needs = method.needs if method is not None else frozenset()
-        features_VND, signals = self.vision_tower(pixel_values, needs)
+        if selection_noise is not None and (method is None or not method.ranks):
+            self._refuse_draws(selection_noise, None)
+        features_VND, signals = self.vision_tower(pixel_values, needs, any_grid=fovea_size is not None)
         if "edges" in needs:
             signals["edges"] = patch_edges(pixel_values, config.vision_config.patch_size)
         own_scaffold = config.view_policy == "whole" and config.scaffold
@@ -320,17 +382,27 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if own_scaffold:
             scaffold_ITC = self._pooled(projected_VNC)
         if method is None:
-            side = math.isqrt(budget) if config.selection_method == "pool" else config.selected_grid
+            side = math.isqrt(budget if config.selection_method == "pool" else projected_VNC.shape[1])
             selected_IKC, selections = pool_square(projected_VNC, side), None
         else:
             questions = (question_embeds, question_mask, relevance_input_ids)
+            if selection_noise is not None:
+                signals["noise"] = self._score_noise(selection_noise, features_VND)
             selections = self._select(features_VND, signals, projected_VNC, method, budget, questions)
             selected_VKC = self._selected_tokens(features_VND, projected_VNC, selections, patch_boxes)
             share = budget // config.num_selected_views
             padded_VKC = torch.stack([F.pad(each, (0, 0, 0, share - len(each))) for each in selected_VKC])
             selected_IKC = padded_VKC.unflatten(0, (-1, config.num_selected_views)).flatten(1, 2)
+        if dropped_tokens is not None:
+            if dropped_tokens.shape != selected_IKC.shape[:2]:
+                raise ValueError(
+                    f"dropped_tokens has the shape {tuple(dropped_tokens.shape)}, the selected tokens need "
+                    f"{tuple(selected_IKC.shape[:2])}: one value for each."
+                )
+            selected_IKC = selected_IKC.masked_fill(dropped_tokens[..., None], 0)
         parts = [selected_IKC] if scaffold_ITC is None else [scaffold_ITC, selected_IKC]
-        return self._image_output(torch.cat(parts, dim=1), selections, selected_IKC.shape[1])
+        num_patches = features_VND.shape[1]
+        return self._image_output(torch.cat(parts, dim=1), selections, selected_IKC.shape[1], num_patches)
 
     def _all_tokens(self, pixel_values: torch.Tensor, windows: list[list[int]] | None) -> tuple[torch.Tensor, ...]:
         """Image tokens where none is dropped: pooled if the config says so, then joined."""
@@ -348,19 +420,52 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         grid = self.config.pooled_grid_size
         return tokens_VNC if grid is None else pool_square(tokens_VNC, grid)
 
-    def _budget(self, selection_budget: torch.Tensor | None) -> int:
+    def _budget(self, selection_budget: torch.Tensor | None, fovea_size: torch.Tensor | None = None) -> int:
         """The number of selected tokens of each image of this call."""
-        if selection_budget is None:
+        if selection_budget is None and fovea_size is None:
             return self.config.selection_budget
-        budgets = set(selection_budget.flatten().tolist())
-        if len(budgets) != 1:
-            raise ValueError(f"All images of a batch need the same selection_budget, got {sorted(budgets)}.")
-        (budget,) = budgets
-        self.config.check_budget(budget)
+        budget = self.config.selection_budget
+        if selection_budget is not None:
+            budget = _shared_value("selection_budget", selection_budget)
+        self.config.check_budget(budget, self._fovea_size(fovea_size))
         return budget
 
+    def _fovea_size(self, fovea_size: torch.Tensor | None) -> int | None:
+        """Side in pixels of the foveal views of this call, of the view of `whole`; `None` without either."""
+        config = self.config
+        if fovea_size is None:
+            return config.fovea_size
+        size = _shared_value("fovea_size", fovea_size)
+        if config.fovea_size is None or config.selection_method == "none":
+            reason = (
+                "has no fovea" if config.fovea_size is None else f"keeps every token of {config.fovea_size} pixels"
+            )
+            raise ValueError(f"fovea_size={size} was given, but preset {config.prune_method!r} {reason}.")
+        return size
+
+    def _refuse_draws(self, selection_noise: torch.Tensor | None, dropped_tokens: torch.Tensor | None) -> None:
+        """Raises a `ValueError` if there are draws of a selection that this preset does not do."""
+        draws = {"selection_noise": selection_noise, "dropped_tokens": dropped_tokens}
+        for name, given in draws.items():
+            if given is not None:
+                raise ValueError(
+                    f"{name} was given, but preset {self.config.prune_method!r} "
+                    f"{'ranks no patches by a score' if name == 'selection_noise' else 'selects no tokens'}."
+                )
+
+    def _score_noise(self, selection_noise: torch.Tensor, features_VND: torch.Tensor) -> torch.Tensor:
+        """Noise in units of the score, float32 (V, N): ranking by score + T g is ranking by score / T + g."""
+        views, patches = self.config.num_selected_views, features_VND.shape[1]
+        needed = (len(features_VND) // views, views * patches)
+        if selection_noise.shape != needed:
+            raise ValueError(
+                f"selection_noise has the shape {tuple(selection_noise.shape)}, {needed[0]} images with {needed[1]} "
+                f"patches to select from need {needed}."
+            )
+        return self.config.selection_temperature * selection_noise.float().reshape(-1, patches)
+
     def _image_output(
-        self, tokens_ITC: torch.Tensor, selections: list[Selection] | None, num_selected: int
+        self, tokens_ITC: torch.Tensor, selections: list[Selection] | None, num_selected: int, num_patches: int
     ) -> ShirgImageOutput:
         """What was selected, the views of each image side by side.
 
@@ -368,7 +473,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         """
         if selections is None:
             return ShirgImageOutput(image_tokens=tokens_ITC.unbind(0))
-        views, num_patches = self.config.num_selected_views, self.config.selected_grid**2
+        views = self.config.num_selected_views
         share = num_selected // views
         kept_VK = torch.stack([F.pad(each.indices, (0, share - len(each.indices)), value=-1) for each in selections])
         offsets_V1 = num_patches * (torch.arange(len(kept_VK), device=kept_VK.device) % views)[:, None]
@@ -407,13 +512,14 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         pixel_values: torch.Tensor,
         fovea_pixel_values: torch.Tensor | None,
         mosaic_windows: torch.Tensor | None,
+        fovea_size: int | None,
     ) -> list[list[int]] | None:
         """The views are those of whole images under this config's view policy; returns the mosaic windows as lists."""
         config = self.config
-        size = config.fovea_size if config.view_policy == "whole" else config.vision_config.image_size
+        size = fovea_size if config.view_policy == "whole" else config.vision_config.image_size
         _check_pixels("pixel_values", pixel_values, size)
-        if fovea_pixel_values is not None and config.fovea_size is not None:
-            _check_pixels("fovea_pixel_values", fovea_pixel_values, config.fovea_size)
+        if fovea_pixel_values is not None and fovea_size is not None:
+            _check_pixels("fovea_pixel_values", fovea_pixel_values, fovea_size)
         if config.has_mosaic:
             windows = self._mosaic_windows(mosaic_windows).tolist()
             needed = sum(1 + rows * columns for rows, columns, *_ in windows)
@@ -428,9 +534,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 raise ValueError(f"View policy {config.view_policy!r} has no fovea. {_USE_PROCESSOR}")
             return None
         if fovea_pixel_values is None:
-            raise ValueError(
-                f"View policy 'foveal' needs fovea_pixel_values of {config.fovea_size} pixels. {_USE_PROCESSOR}"
-            )
+            raise ValueError(f"View policy 'foveal' needs fovea_pixel_values of {fovea_size} pixels. {_USE_PROCESSOR}")
         if len(fovea_pixel_values) != len(pixel_values):
             raise ValueError(
                 f"Every image needs one fovea: got {len(pixel_values)} images and {len(fovea_pixel_values)} foveal "
@@ -449,25 +553,64 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         questions: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
     ) -> list[Selection]:
         """What each view keeps. `questions` are the last three arguments of `_relevance`, one row per image."""
-        views = self.config.num_selected_views
+        config = self.config
         with full_precision(features_VND):
-            relevance_V = [None] * len(features_VND)
-            if "relevance" in method.needs:
-                repeated = [None if each is None else each.repeat_interleave(views, dim=0) for each in questions]
-                relevance_V = self._relevance(features_VND, projected_VNC, *repeated)
+            views = self._view_tokens(
+                features_VND,
+                signals,
+                projected_VNC,
+                method.needs,
+                questions,
+                config.text_relevance,
+                calibrated=True,
+            )
             # One view at a time: what is kept must not depend on who shares the batch, not even by a rounding error.
-            return [
-                method.select(
-                    ViewTokens(
-                        features=features_ND,
-                        relevance=relevance_N,
-                        **{name: signal[view] for name, signal in signals.items()},
-                    ),
-                    budget // views,
-                    self.config,
-                )
-                for view, (features_ND, relevance_N) in enumerate(zip(features_VND, relevance_V, strict=True))
-            ]
+            return [method.select(view, budget // config.num_selected_views, config) for view in views]
+
+    def _view_tokens(
+        self,
+        features_VND: torch.Tensor,
+        signals: dict[str, torch.Tensor],
+        projected_VNC: torch.Tensor | None,
+        needs: Collection[str],
+        questions: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+        text_relevance: str,
+        calibrated: bool,
+    ) -> list[ViewTokens]:
+        """What a selection method sees of each view; `questions` are as in `_select`."""
+        relevance_V = [None] * len(features_VND)
+        if "relevance" in needs:
+            views = self.config.num_selected_views
+            repeated = [None if each is None else each.repeat_interleave(views, dim=0) for each in questions]
+            relevance_V = self._relevance(text_relevance, features_VND, projected_VNC, *repeated)
+        if calibrated:
+            signals, relevance_V = self._corrected(signals, relevance_V, text_relevance)
+        return [
+            ViewTokens(
+                features=features_ND,
+                relevance=relevance_N,
+                **{name: signal[view] for name, signal in signals.items()},
+            )
+            for view, (features_ND, relevance_N) in enumerate(zip(features_VND, relevance_V, strict=True))
+        ]
+
+    def _corrected(
+        self,
+        signals: dict[str, torch.Tensor],
+        relevance_V: list[torch.Tensor | None],
+        text_relevance: str,
+    ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor | None]]:
+        """Attention without its mean at each position, and relevance with its sign, where the config has them."""
+        config, method = self.config, METHODS.get(self.config.selection_method)
+        if config.relevance_sign(text_relevance) < 0:
+            relevance_V = [None if each_N is None else -each_N for each_N in relevance_V]
+        if "attention" in signals and (method is None or method.corrects_attention):
+            attention_VN = signals["attention"]
+            mean = config.attention_mean(math.isqrt(attention_VN.shape[1]))
+            if mean is not None:
+                mean_N = torch.tensor(mean, dtype=torch.float32, device=attention_VN.device)
+                signals = {**signals, "attention": attention_VN - mean_N}
+        return signals, relevance_V
 
     def _selected_tokens(
         self,
@@ -483,25 +626,26 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             return [projected_NC[each.indices] for projected_NC, each in zip(projected_VNC, selections, strict=True)]
         kept = [mixed_values(features_ND, each) for features_ND, each in zip(features_VND, selections, strict=True)]
         if config.coordinate_embedding:
-            boxes_V = self._selected_boxes(patch_boxes, len(kept))
+            boxes_V = self._selected_boxes(patch_boxes, features_VND.shape[:2])
             kept = [
                 kept_KD + self.coordinate_embedding(mixed_values(boxes_N4, each)).to(kept_KD)
                 for kept_KD, boxes_N4, each in zip(kept, boxes_V, selections, strict=True)
             ]
         return [self.multi_modal_projector(kept_KD) for kept_KD in kept]
 
-    def _selected_boxes(self, patch_boxes: torch.Tensor | None, num_views: int) -> torch.Tensor:
+    def _selected_boxes(self, patch_boxes: torch.Tensor | None, views_and_patches: tuple[int, int]) -> torch.Tensor:
         """Boxes of the patches that tokens are chosen from, (views, N, 4)."""
-        num_patches = self.config.num_selected_views * self.config.selected_grid**2
+        num_patches = self.config.num_selected_views * views_and_patches[1]
         if patch_boxes is None or patch_boxes.shape[1] < num_patches:
             held = "none" if patch_boxes is None else f"{patch_boxes.shape[1]} per image"
             raise ValueError(
                 f"coordinate_embedding needs the patch_boxes of {num_patches} patches, got {held}. {_USE_PROCESSOR}"
             )
-        return patch_boxes[:, -num_patches:].reshape(num_views, -1, 4)
+        return patch_boxes[:, -num_patches:].reshape(*views_and_patches, 4)
 
     def _relevance(
         self,
+        source: str,
         features_IND: torch.Tensor,
         projected_INC: torch.Tensor,
         question_embeds: torch.Tensor | None,
@@ -509,15 +653,15 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         relevance_input_ids: torch.LongTensor | None,
     ) -> list[torch.Tensor | None]:
         """Relevance of each image's patches for its question, float32 (N,) each; `None` without a question."""
-        config, num_images = self.config, len(features_IND)
-        if config.text_relevance == "lm" and question_embeds is not None and question_mask is not None:
+        num_images = len(features_IND)
+        if source == "lm" and question_embeds is not None and question_mask is not None:
             return [
                 text_relevance(projected_NC, embeds_LC[mask_L]) if mask_L.any() else None
                 for projected_NC, embeds_LC, mask_L in zip(
                     projected_INC, question_embeds, question_mask.bool(), strict=True
                 )
             ]
-        if config.text_relevance == "siglip" and self._has_questions(num_images, question_mask, relevance_input_ids):
+        if source == "siglip" and self._has_questions(num_images, question_mask, relevance_input_ids):
             return [
                 self._siglip_relevance(features_ND, ids_T) if ids_T[0] >= 0 else None
                 for features_ND, ids_T in zip(features_IND, relevance_input_ids, strict=True)
@@ -564,6 +708,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         relevance_input_ids: torch.LongTensor | None = None,
         patch_boxes: torch.Tensor | None = None,
         selection_budget: torch.LongTensor | None = None,
+        fovea_size: torch.LongTensor | None = None,
+        selection_noise: torch.Tensor | None = None,
+        dropped_tokens: torch.BoolTensor | None = None,
     ) -> tuple[torch.Tensor, ShirgImageOutput | None]:
         """Prompt embeddings (B, L, C) with the image tokens in place of the placeholders, and how those were chosen.
 
@@ -591,6 +738,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             relevance_input_ids,
             patch_boxes,
             selection_budget,
+            fovea_size,
+            selection_noise,
+            dropped_tokens,
         )
         if images.used_tokens is not None:
             images.visible_mask = (~placeholder_BL).masked_scatter(placeholder_BL, images.used_tokens)
@@ -684,6 +834,9 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         selection_budget: torch.LongTensor | None = None,
         image_sizes: torch.Tensor | None = None,
         view_boxes: torch.Tensor | None = None,
+        fovea_size: torch.LongTensor | None = None,
+        selection_noise: torch.Tensor | None = None,
+        dropped_tokens: torch.BoolTensor | None = None,
     ) -> ShirgLavidaOutput:
         """One bidirectional forward over prompts (and whatever response tokens they end in).
 
@@ -713,6 +866,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             selection_budget: the number of selected tokens of this call, (I,); by default the config's.
             image_sizes, view_boxes: what the processor reports about the views; not used by these
                 presets.
+            fovea_size, selection_noise, dropped_tokens: of this call; see `get_image_features`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -729,6 +883,9 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
                 relevance_input_ids,
                 patch_boxes,
                 selection_budget,
+                fovea_size,
+                selection_noise,
+                dropped_tokens,
             )
             attention_mask = visible_attention(attention_mask, images)
         if (
@@ -802,7 +959,8 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         masked_2BL = complementary_masks(labels, diffusion_time, mask_noise, self.config.infill_token_id)
         if not masked_2BL.any():
             raise ValueError("labels hold no token to predict: every one is -100 or the infill token.")
-        mask_C = self.get_input_embeddings().weight[self.config.mask_token_id].to(inputs_embeds.dtype)
+        # Through the module, not its weight, which may be a shard.
+        mask_C = self.get_input_embeddings()(labels.new_tensor(self.config.mask_token_id)).to(inputs_embeds.dtype)
         inputs_embeds = torch.where(masked_2BL[..., None], mask_C, inputs_embeds.repeat(2, 1, 1))
         if self.config.prefix_lm_loss:
             if attention_mask is not None and attention_mask.ndim != 2:
@@ -837,6 +995,14 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
                 f"{mask_BHLL.dtype}: is .bool() missing?"
             )
         return mask_BHLL
+
+
+def _shared_value(name: str, values: torch.Tensor) -> int:
+    """The one value of a per-image argument."""
+    distinct = sorted(set(values.flatten().tolist()))
+    if len(distinct) != 1:
+        raise ValueError(f"All images of a batch need the same {name}, got {distinct}.")
+    return distinct[0]
 
 
 def _check_pixels(name: str, pixels: torch.Tensor, size: int) -> None:

@@ -13,9 +13,12 @@ stage cannot be reused behind another start than its own.
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import torch
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
@@ -87,11 +90,11 @@ def read_stage(folder: Path) -> tuple[ShirgLavidaConfig, PreTrainedTokenizerBase
 def last_complete_checkpoint(folder: Path) -> str | None:
     """The checkpoint to resume from.
 
-    The Trainer writes a checkpoint's state file last; where that does not parse, the checkpoint is half-written and is
-    removed.
+    The Trainer writes a checkpoint's state file last; where that does not parse or weights or optimizer do not open,
+    the checkpoint is half-written, or half-removed, and is removed.
     """
     while (checkpoint := get_last_checkpoint(str(folder))) is not None:
-        if _parses(Path(checkpoint) / TRAINER_STATE_NAME):
+        if _parses(Path(checkpoint) / TRAINER_STATE_NAME) and _opens(Path(checkpoint)):
             return checkpoint
         logger.warning("Removing the half-written checkpoint %s", checkpoint)
         shutil.rmtree(checkpoint)
@@ -111,6 +114,20 @@ def _write_record(folder: Path, settings: dict, finished: bool) -> None:
     temporary = folder / f"{STAGE_FILE}.tmp"
     temporary.write_text(json.dumps({"finished": finished, "settings": settings}, indent=2) + "\n")
     os.replace(temporary, folder / STAGE_FILE)
+
+
+def _opens(checkpoint: Path) -> bool:
+    """Whether the weights and the optimizer's state are whole files, or the folders of a sharded model."""
+    weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob(f"{FSDP_MODEL_NAME}*/.metadata")]
+    states = [*checkpoint.glob("optimizer.*"), *checkpoint.glob("optimizer*/.metadata")]
+    try:
+        for file in checkpoint.glob("*.safetensors"):
+            with safe_open(file, "np"):
+                pass
+    except SafetensorError:
+        return False
+    archives = [file for file in states if file.suffix in (".pt", ".bin")]
+    return bool(weights) and bool(states) and all(map(zipfile.is_zipfile, archives))
 
 
 def _parses(file: Path) -> bool:

@@ -1,0 +1,130 @@
+"""What `--data` and a mixture file say: which sources, from where, how much of each."""
+
+import difflib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modeling_shirg.training.data.adapters import ADAPTERS
+from modeling_shirg.training.data.scenes import TEXTLESS_FAMILY
+
+_FILES = (".json", ".jsonl", ".parquet", ".csv")
+GRAMMAR = "NAME[:PLACE][,FIELD=VALUE...] or a file or folder"
+
+
+@dataclass
+class SourceSpec:
+    """One source of a mixture.
+
+    Attributes:
+        source: a name in the registry (adapters.py).
+        path: a Hub id, a folder or a file; by default the source's own place on the Hub. For `synthetic` the family.
+        name: what reports call it; by default what it was written as.
+        weight: its share of the rows, in proportion to the other sources' weights; all have one or none has.
+        rows: use so many of its rows, drawn by the run's seed; by default all.
+        split: the split to read, instead of the one that is asked for.
+        config: the configuration of a Hub data set.
+        revision: the revision of a Hub data set.
+        images: the folder or zip archive where its image files lie; by default the folder of the file that names them.
+        text_dense: whether it counts as text-dense for `ocr_share`.
+        suffix: what is appended to every question, instead of the source's own suffix.
+    """
+
+    source: str
+    path: str | None = None
+    name: str = ""
+    weight: float | None = None
+    rows: int | None = None
+    split: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    images: str | None = None
+    text_dense: bool | None = None
+    suffix: str | None = None
+
+    def __post_init__(self):
+        if self.source not in ADAPTERS:
+            near = difflib.get_close_matches(self.source, ADAPTERS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"There is no source {self.source!r}; there are {', '.join(ADAPTERS)}.{hint}")
+        adapter = ADAPTERS[self.source]
+        if self.path is None and adapter.path is None:
+            raise ValueError(f"Source {self.source!r} has no place of its own: write {self.source}:PLACE.")
+        self.name = self.name or (self.source if self.path is None else f"{self.source}:{self.path}")
+        if self.path is None or self.path == adapter.path:
+            self.config = self.config or adapter.config
+        self.path = self.path or adapter.path
+        if self.text_dense is None:
+            has_text = self.source == "synthetic" and self.path != TEXTLESS_FAMILY
+            self.text_dense = adapter.text_dense or has_text
+        self.suffix = adapter.suffix if self.suffix is None else self.suffix
+        if self.weight is not None and not self.weight > 0:
+            raise ValueError(f"{self.name}: weight must be above 0, got {self.weight}.")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"{self.name}: rows must be at least 1, got {self.rows}.")
+
+
+_TYPES = {"weight": float, "rows": int, "text_dense": lambda text: {"true": True, "false": False}[text.lower()]}
+
+
+def read_specs(data: list, config: str | None, flag: str) -> list[SourceSpec]:
+    """The sources of `--data` (texts or mappings), or else those that the mixture file `config` lists.
+
+    Raises:
+        ValueError: both or neither are given, or what they say is no source; `flag` is what `data` was written as.
+    """
+    if bool(data) == (config is not None):
+        raise ValueError(f"Say what to read, by {flag} or by --data_config, got {'both' if data else 'neither'}.")
+    entries = data or _entries_of(Path(config))
+    specs = [_of_mapping(entry) if isinstance(entry, dict) else _of_text(entry) for entry in entries]
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Two sources are called {twice[0]}: give them different names by the field name.")
+    return specs
+
+
+def _entries_of(file: Path) -> list:
+    text = file.read_text()
+    try:
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--data_config {file} cannot be read: {error}") from None
+    if not isinstance(content, dict) or set(content) != {"data"} or not isinstance(content["data"], list):
+        raise ValueError(f"--data_config {file} must hold one key, data, with a list of sources.")
+    return content["data"]
+
+
+def _of_mapping(entry: dict[str, Any]) -> SourceSpec:
+    known = [field.name for field in fields(SourceSpec)]
+    unknown = [name for name in entry if name not in known]
+    if unknown or "source" not in entry:
+        what = f"has the unknown field {unknown[0]!r}" if unknown else "has no field 'source'"
+        raise ValueError(f"The source {entry} {what}; there are {', '.join(known)}.")
+    return SourceSpec(**entry)
+
+
+def _of_text(text: str) -> SourceSpec:
+    """`NAME[:PLACE]`, or a local path, and fields after commas."""
+    head, *settings = text.split(",")
+    values = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        try:
+            values[name] = _TYPES.get(name, str)(value)
+        except (ValueError, KeyError):
+            raise ValueError(f"{text!r}: {name}={value} is no value for {name}.") from None
+        if not equals:
+            raise ValueError(f"{text!r}: {setting!r} is no FIELD=VALUE. A source is {GRAMMAR}.")
+    name, colon, place = head.partition(":")
+    if name not in ADAPTERS and not colon and _is_place(head):
+        return _of_mapping({"source": "plain", "path": head, "name": head} | values)
+    return _of_mapping({"source": name, "path": place or None} | values)
+
+
+def _is_place(text: str) -> bool:
+    """Whether the text is a local path or looks like one, or like a Hub id."""
+    return Path(text).exists() or text.endswith(_FILES) or "/" in text

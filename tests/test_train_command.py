@@ -1,0 +1,112 @@
+"""`shirg train`: one run from its first step to its report, killed and resumed, on one process and on two."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_shirg.training.run_log import read_log
+from modeling_shirg.training.stage import last_complete_checkpoint
+from training_run import facts, losses, run, run_and_kill, save_base, sharded
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """A run that nothing happened to."""
+    return run(model=base, output_dir=tmp_path_factory.mktemp("runs") / "whole", then_evaluate=True)
+
+
+def _adapter(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def _assert_same_weights(one, other):
+    one, other = _adapter(one), _adapter(other)
+    assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_leaves_the_best_adapter_and_its_report(whole, base):
+    report = facts(whole)
+    assert report["status"] == "finished" and report["steps"] == 6
+    validation = losses(whole, "eval_loss")
+    assert set(validation) == {2, 4, 6}
+    assert report["metrics"]["eval_loss"] == min(validation.values())
+    assert report["metrics"]["best_step"] == min(validation, key=validation.get)
+    assert report["metrics"]["train_loss"] == losses(whole)[6]
+    _assert_same_weights(whole, whole / f"checkpoint-{report['metrics']['best_step']}")
+    assert any("foveal_position_embedding" in name for name in _adapter(whole))
+    assert report["base_model"]["name_or_path"] == str(base) and report["base_model"]["revision"] is None
+    assert report["footprint"] == {"name": "shirg-extra", "rank": 4, "alpha": 8}
+    assert report["trainable"]["total"] == sum(weight.numel() for weight in _adapter(whole).values())
+    (source,) = report["data"]
+    assert (source["name"], source["rows"], source["skipped"]) == ("synthetic:guard", 14, 0)
+    (figure,) = report["evaluation"]
+    assert figure["n"] == 5 and 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+    assert (whole / "processor_config.json").exists() and (whole / "skipped_rows.jsonl").read_text() == ""
+
+
+def test_the_loss_goes_down(whole):
+    validation = losses(whole, "eval_loss")
+    assert validation[6] < validation[4] < validation[2]
+
+
+@pytest.mark.parametrize(("step", "workers"), [(3, 0), (5, 2)], ids=["in the first epoch", "in the second, workers"])
+def test_a_killed_run_continues_exactly(base, whole, tmp_path, step, workers):
+    arguments = {"model": base, "output_dir": tmp_path / "killed", "dataloader_num_workers": workers}
+    folder = run_and_kill(step, **arguments, then_evaluate=True)
+    assert facts(folder)["status"] == "running" and not (folder / "adapter_model.safetensors").exists()
+    run(**arguments, then_evaluate=True)
+    assert losses(folder) == losses(whole) and losses(folder, "eval_loss") == losses(whole, "eval_loss")
+    _assert_same_weights(folder, whole)
+    assert facts(folder)["evaluation"] == facts(whole)["evaluation"]
+    assert len(read_log(folder / "log.jsonl")) == len(read_log(whole / "log.jsonl"))
+
+
+def test_two_processes_are_one(base, whole, tmp_path):
+    two = run(2, model=base, output_dir=tmp_path / "two", per_device_train_batch_size=1)
+    assert facts(two)["machine"]["processes"] == 2
+    assert losses(two) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(two, "eval_loss") == pytest.approx(losses(whole, "eval_loss"), rel=1e-5)
+
+
+def test_two_processes_share_every_draw_and_checkpointed_activations_change_nothing(base, whole, tmp_path):
+    drawn = {"fovea_sizes": [224, 256, 336], "budgets": [100, 181], "train_selection": "gumbel", "token_dropout": 0.3}
+    alone = run(model=base, output_dir=tmp_path / "one", **drawn)
+    recomputed = {"per_device_train_batch_size": 1, "activation_checkpointing": True}
+    two = run(2, model=base, output_dir=tmp_path / "two", **drawn, **recomputed)
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-5)
+    assert losses(alone)[1] != pytest.approx(losses(whole)[1], rel=1e-3)
+
+
+def test_a_checkpoint_of_two_processes_is_resumed_by_one(base, whole, tmp_path):
+    folder = run_and_kill(3, 2, model=base, output_dir=tmp_path / "killed")
+    assert last_complete_checkpoint(folder) is not None
+    run(model=base, output_dir=folder)
+    assert losses(folder) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(folder, "eval_loss") == pytest.approx(losses(whole, "eval_loss"), rel=1e-5)
+
+
+def test_sharded_by_fsdp2_is_one_process(base, whole, tmp_path):
+    with sharded():
+        folder = run_and_kill(3, 2, model=base, output_dir=tmp_path / "sharded", per_device_train_batch_size=1)
+        run(2, model=base, output_dir=folder, per_device_train_batch_size=1)
+    assert losses(folder) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(folder, "eval_loss") == pytest.approx(losses(whole, "eval_loss"), rel=1e-5)
+    one, other = _adapter(folder), _adapter(whole)
+    assert set(one) == set(other)
+    for name, weight in one.items():
+        assert torch.allclose(weight, other[name], atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_fsdp2_takes_bfloat16_weights_with_float32_adapters(base, tmp_path):
+    half = {"model": base, "dtype": "bfloat16", "bf16": True, "activation_checkpointing": True, "max_steps": 2}
+    alone = run(output_dir=tmp_path / "one", **half)
+    with sharded():
+        two = run(2, output_dir=tmp_path / "two", per_device_train_batch_size=1, **half)
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-2)
+    assert {weight.dtype for weight in _adapter(two).values()} == {torch.float32}

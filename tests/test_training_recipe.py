@@ -1,0 +1,303 @@
+"""The recipe of `shirg train`: its arguments, what each part of it changes, what it says when something is wrong."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import nn
+
+from modeling_shirg.training.alignment import contrastive_losses, same_text
+from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments, parse_arguments
+from modeling_shirg.training.footprints import apply_footprint, named_footprint
+from modeling_shirg.training.gradient_check import GradientCheck
+from modeling_shirg.training.stage import last_complete_checkpoint
+from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, optimizer_groups
+from tiny_model import TEXT, tiny_config, tiny_model
+from training_run import facts, losses, output_of, run, save_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def _arguments(*words: str) -> ShirgTrainingArguments:
+    return parse_arguments(["--output_dir", "unused", "--use_cpu", *words], [ShirgTrainingArguments])[0]
+
+
+# Arguments
+
+
+def test_the_defaults_are_the_recipe():
+    args = _arguments()
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps) == (1.8e-5, 1e-4, 500)
+    assert args.lr_scheduler_type == "cosine" and args.activation_checkpointing and args.load_best_model_at_end
+    assert args.effective_batch_size == args.gradient_accumulation_steps * args.per_device_train_batch_size == 128
+    assert not args.bf16 and args.early_stopping_patience == 5 and not args.logging_nan_inf_filter
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json"])
+def test_arguments_come_from_a_file_and_flags_win(tmp_path, name):
+    values = {"seed": 7, "learning_rate": "2e-4", "use_cpu": True, "output_dir": "x", "option": ["text_weight=0"]}
+    (tmp_path / name).write_text(json.dumps(values))  # which is YAML too
+    words = [str(tmp_path / name), "--seed", "8", "--effective_batch_size", "4"]
+    model, args = parse_arguments(words, [ModelArguments, ShirgTrainingArguments])
+    assert (args.seed, args.learning_rate, args.effective_batch_size) == (8, 2e-4, 4)
+    assert model.option == ["text_weight=0"] and args.bf16 is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--effective_batch_size", "10", "--per_device_train_batch_size", "4"], "=10 must be a multiple of .*=4"),
+        (["--effective_batch_size", "4", "--gradient_accumulation_steps", "2"], "set the effective batch alone"),
+        (["--save_steps", "400", "--logging_steps", "30"], "save_steps=400 must be a multiple of logging_steps=30"),
+        (["--token_dropout", "1"], "token_dropout is a share"),
+        (["--group_learning_rates", "head=1"], "'head=1' is not GROUP=RATE with one of projector, vision"),
+        (["--learning_rate", "0"], "Learning rates must be above 0"),
+        (["--align_temperature", "0"], "align_temperature must be above 0"),
+        (["--early_stopping_patience", "-1"], "early_stopping_patience must be 0 or more"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(words, message):
+    with pytest.raises(ValueError, match=message):
+        _arguments(*words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "no argument 'learning_rat'. Did you mean 'learning_rate'"),
+        ("- 1", "must hold arguments by name, got list"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_file_of_arguments_that_is_wrong_is_an_error(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([str(tmp_path / "run.yaml")], [ShirgTrainingArguments])
+
+
+def test_module_groups_have_their_learning_rates_and_biases_no_decay():
+    model = apply_footprint(tiny_model(tiny_config("shirg-fixed")), named_footprint("shirg-fixed", rank=4), 0)
+    args = _arguments("--group_learning_rates", "projector=2e-4", "positions=1e-3")
+    biases = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
+    decayed = [name for name, _ in model.named_parameters() if name not in biases]
+    groups = optimizer_groups(model, decayed, args)
+    of = {id(parameter): group for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in of) == parameter.requires_grad
+        if parameter.requires_grad:
+            expected = 2e-4 if "projector" in name else 1e-3 if "position" in name else 1.8e-5
+            assert of[id(parameter)]["lr"] == expected, name
+            assert of[id(parameter)]["weight_decay"] == (0.0 if name in biases else 1e-4), name
+
+
+def test_infill_tokens_are_not_counted_as_answers():
+    labels = torch.tensor([[-100, 7, 265, 8]])
+    assert answer_tokens(labels, 265).tolist() == [[False, True, False, True]]
+    assert answer_tokens(labels, None).sum() == 3
+
+
+# What a run does
+
+
+def test_half_of_the_activations_are_bfloat16_and_what_is_trained_is_not(base, tmp_path):
+    folder = run(model=base, output_dir=tmp_path / "half", dtype="bfloat16", bf16=True, max_steps=2)
+    assert facts(folder)["machine"]["bf16"] and all(loss < 10 for loss in losses(folder).values())
+    with safe_open(folder / "adapter_model.safetensors", "pt") as adapter:
+        assert {adapter.get_tensor(name).dtype for name in adapter.keys()} == {torch.float32}
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(base, tmp_path):
+    arguments = {"learning_rate": 1e-12, "warmup_steps": 0, "max_steps": 40, "early_stopping_patience": 2}
+    folder = run(model=base, output_dir=tmp_path / "run", **arguments)
+    assert facts(folder)["steps"] < 20 and facts(folder)["status"] == "finished"
+
+
+def test_without_validation_the_last_weights_are_kept(base, tmp_path):
+    folder = run(model=base, output_dir=tmp_path / "run", validation_rows=0, max_steps=2)
+    assert facts(folder)["metrics"] == {"best_step": 2, "eval_loss": None, "train_loss": losses(folder)[2]}
+    assert (folder / "adapter_model.safetensors").exists()
+
+
+def test_inverse_t_weighs_rows_alike_and_accumulates_to_the_same_mean(base, tmp_path):
+    weighted = {"option": ["loss_weighting=inverse_t"], "max_steps": 2, "eval_steps": 2}
+    together = run(model=base, output_dir=tmp_path / "a", per_device_train_batch_size=4, **weighted)
+    apart = run(model=base, output_dir=tmp_path / "b", per_device_train_batch_size=1, **weighted)
+    assert losses(apart) == pytest.approx(losses(together), rel=1e-5)
+
+
+def test_the_alignment_stage_learns_and_the_diffusion_stage_starts_from_it(base, tmp_path):
+    align = {"stage": "align", "per_device_train_batch_size": 4, "max_steps": 6, "data": ["synthetic:grid,rows=24"]}
+    first = run(model=base, output_dir=tmp_path / "align", eval_steps=6, save_steps=6, **align)
+    assert facts(first)["stage"] == "align" and losses(first, "eval_loss")[6] > 0
+    then = run(model=base, output_dir=tmp_path / "then", adapter=first, max_steps=2, learning_rate=1e-12)
+    fresh = run(model=base, output_dir=tmp_path / "fresh", max_steps=2, learning_rate=1e-12)
+    assert losses(then)[1] != losses(fresh)[1]
+    status, said = output_of(model=base, output_dir=tmp_path / "other", adapter=first, rank=8)
+    assert status == 2 and "two footprints never mix" in said
+    status, said = output_of(model=base, output_dir=tmp_path / "one", stage="align", per_device_train_batch_size=1)
+    assert status == 2 and "per_device_train_batch_size must be at least 2, got 1" in said
+
+
+def test_contrastive_losses_are_those_of_the_formula():
+    torch.manual_seed(0)
+    images, texts = torch.randn(4, 8), torch.randn(4, 8)
+    cosines = nn.functional.normalize(images, dim=-1) @ nn.functional.normalize(texts, dim=-1).T
+    none = torch.eye(4, dtype=torch.bool)
+    forward = -(cosines / 0.07).log_softmax(1).diagonal()
+    backward = -(cosines / 0.07).log_softmax(0).diagonal()
+    assert torch.allclose(contrastive_losses(images, texts, none, 0.07), (forward + backward) / 2)
+    labels = torch.tensor([[-100, 3, 4], [3, 4, 0], [3, 5, 0], [-100, 4, 3]])
+    same = same_text(labels, (labels != -100) & (labels != 0))
+    assert same.int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    masked = contrastive_losses(images, texts, same, 0.07)
+    others = cosines[0, [0, 2, 3]] / 0.07
+    assert masked[0] < contrastive_losses(images, texts, none, 0.07)[0]
+    assert torch.allclose(-others.log_softmax(0)[0], _to_text(cosines, same)[0], atol=1e-5)
+
+
+def _to_text(cosines: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    masked = (cosines / 0.07).masked_fill(same & ~torch.eye(len(same), dtype=torch.bool), -torch.inf)
+    return -masked.log_softmax(1).diagonal()
+
+
+# Gradients
+
+
+def test_check_gradients_lists_the_footprint_and_leaves_nothing_behind(base, tmp_path):
+    status, said = output_of(model=base, output_dir=tmp_path / "run", check_gradients=True)
+    assert status == 0, said
+    assert "Every tensor of the footprint received a gradient, and no other did." in said
+    assert said.count("  trained  ") == 2 * 14 + 1 and "OUTSIDE" not in said
+    assert not (tmp_path / "run").exists()
+
+
+class _Loop:
+    """The part of the training loop that the check looks at."""
+
+    def __init__(self):
+        self.model = apply_footprint(tiny_model(tiny_config()), named_footprint("shirg-base", rank=2), 0)
+        self.check = GradientCheck()
+
+    def step(self) -> None:
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.ones_like(parameter)
+        self.check.on_pre_optimizer_step(None, None, None, model=self.model)
+
+
+def test_a_gradient_outside_the_footprint_fails_the_check():
+    loop = _Loop()
+    loop.step()
+    loop.check.verify()
+    loop.model.base_model.model.lm_head.weight.requires_grad_(True)
+    loop.step()
+    with pytest.raises(ValueError, match="1 tensors outside the footprint received gradients: .*lm_head.weight"):
+        loop.check.verify()
+    assert "OUTSIDE" in loop.check.report()
+
+
+def test_a_tensor_of_the_footprint_without_a_gradient_fails_the_check():
+    loop = _Loop()
+    loop.step()
+    name = sorted(loop.check.expected)[0]
+    loop.check.found[name].largest = [0.0, 0.0]
+    with pytest.raises(ValueError, match="1 tensors of the footprint received no gradient, or only zeros"):
+        loop.check.verify()
+    del loop.check.found[name]
+    with pytest.raises(ValueError, match="received no gradient"):
+        loop.check.verify()
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"footprint": "shirg-extr"}, "Did you mean 'shirg-extra'?"),
+        ({"footprint": "shirg-fixed"}, "trains the coordinate embedding, which preset 'shirg' does not have"),
+        ({"data": ["synthetic:guard,rows=3"]}, "There are 3 training rows, one optimizer step takes effective_batch"),
+        ({"data": None}, "Say what to read"),
+        ({"prune_method": "lavida-980", "budgets": [9]}, "need a preset that selects tokens"),
+        ({"option": ["text_config=1"]}, "text_config"),
+        ({"adapter": "nowhere/at-all"}, "nowhere/at-all"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_training(base, tmp_path, arguments, message):
+    status, said = output_of(model=base, output_dir=tmp_path / "run", **arguments)
+    assert status == 2 and "Traceback" not in said
+    assert message in said
+
+
+def test_an_empty_data_set_is_an_error(base, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("")
+    status, said = output_of(model=base, output_dir=tmp_path / "run", data=[tmp_path / "rows.jsonl"])
+    assert status == 2 and "rows.jsonl" in said and "Traceback" not in said, said
+
+
+def test_an_answer_longer_than_the_context_is_an_error(tmp_path):
+    base = save_base(tmp_path / "base", text_config={**TEXT, "max_position_embeddings": 520})
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "question": "What?", "answer": "x" * 400}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(8)))
+    status, said = output_of(
+        model=base, output_dir=tmp_path / "run", data=[tmp_path / "rows.jsonl"], validation_rows=None
+    )
+    assert status == 2 and "more than the limit of 520" in said and "Traceback" not in said
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_stays(base, tmp_path, monkeypatch):
+    whole = run(model=base, output_dir=tmp_path / "whole", max_steps=4)
+    good, folder = ShirgTrainer.compute_loss, tmp_path / "run"
+
+    def bad(self, *args, **kwargs):
+        loss = good(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 3 and self.model.training else loss
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ShirgTrainer, "compute_loss", bad)
+        status, said = output_of(model=base, output_dir=folder, max_steps=4)
+    assert status == 2 and "Traceback" not in said
+    assert "Step 4: the gradient is nan, so training stops before it reaches a weight" in said
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
+    run(model=base, output_dir=folder, max_steps=4)
+    assert losses(folder) == losses(whole) and losses(folder, "eval_loss") == losses(whole, "eval_loss")
+
+
+def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
+    folder = run(model=base, output_dir=tmp_path / "run", max_steps=2)
+    status, said = output_of(model=base, output_dir=folder, max_steps=2, dataloader_num_workers=1)
+    assert status == 0 and "is finished: nothing to do" in said
+    status, said = output_of(model=base, output_dir=folder, max_steps=2, learning_rate=1.0)
+    assert status == 2 and "holds a run with learning_rate=0.01, this one asks for learning_rate=1.0" in said
+    (folder / "arguments.json").unlink()
+    status, said = output_of(model=base, output_dir=folder, max_steps=2)
+    assert status == 2 and "holds no arguments.json, so it is no run" in said
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_complete_if_its_state_parses_and_its_files_open(base, tmp_path):
+    whole = run(model=base, output_dir=tmp_path / "run", max_steps=2) / "checkpoint-2"
+    spoilt = {
+        "trainer_state.json": b'{"global_step": 2, "log_hi',
+        "adapter_model.safetensors": (whole / "adapter_model.safetensors").read_bytes()[:-1],
+        "optimizer.pt": (whole / "optimizer.pt").read_bytes()[:-1],
+    }
+    for name, content in spoilt.items():
+        for missing in (False, True):
+            folder = tmp_path / f"{name}-{missing}"
+            shutil.copytree(whole, folder / "checkpoint-1")
+            shutil.copytree(whole, folder / "checkpoint-2")
+            (folder / "checkpoint-2" / name).unlink()
+            if not missing:
+                (folder / "checkpoint-2" / name).write_bytes(content)
+            assert last_complete_checkpoint(folder) == str(folder / "checkpoint-1"), name
+            assert not (folder / "checkpoint-2").exists()

@@ -1,0 +1,181 @@
+"""`shirg train` on a tiny model, in a process of its own, in several, or in some that are killed."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from modeling_shirg.training import collator, mixture  # noqa: F401  (once, for all processes that are forked here)
+from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
+from modeling_shirg.training.run_log import LOG_FILE, read_log
+from shirg_scripts import cli, train
+from tiny_model import VISION, tiny_config, tiny_model, tiny_processor
+
+# Rows that are read from the package alone, small steps, everything logged.
+COMMON = {
+    "data": ["synthetic:guard,rows=14"],
+    "effective_batch_size": 4,
+    "per_device_train_batch_size": 2,
+    "max_steps": 6,
+    "warmup_steps": 1,
+    "learning_rate": 1e-2,
+    "rank": 4,
+    "logging_steps": 1,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "validation_rows": 5,
+    "answer_length": 8,
+    "dataloader_num_workers": 0,
+    "disable_tqdm": True,
+    "loss_curve": False,
+    "activation_checkpointing": False,
+}
+
+
+def save_base(folder: Path, preset: str = "shirg", **overrides) -> Path:
+    """A tiny model that projects the output of block 3, and its processor, as a checkpoint."""
+    config = tiny_config(preset, vision_config={**VISION, "num_hidden_layers": 5}, **overrides)
+    tiny_model(config).save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    return folder
+
+
+def flags(**arguments: Any) -> list[str]:
+    """Arguments as the command line has them; `None` leaves one out."""
+    words = []
+    for name, value in {**COMMON, **arguments}.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": ",".join(WRAPPED_LAYERS),
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+@contextlib.contextmanager
+def sharded() -> Iterator[None]:
+    """Processes that are started in here shard the model by FSDP2, which accelerate itself leaves out on the CPU."""
+    before = AcceleratorState.__init__
+
+    def initialise(self, *args, **kwargs):
+        before(self, *args, **kwargs)
+        self.distributed_type = DistributedType.FSDP
+        self.fsdp_plugin = kwargs.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(AcceleratorState, "__init__", initialise)
+        for name, value in FSDP.items():
+            patched.setenv(name, value)
+        yield
+
+
+def run(count: int = 1, **arguments: Any) -> Path:
+    """Run the command to its end in `count` processes over gloo, as torchrun would start them; returns its folder."""
+    started = _start(count, **arguments)
+    for process in started:
+        process.join(240)
+        process.kill()
+    assert [process.exitcode for process in started] == [0] * count
+    return Path(arguments["output_dir"])
+
+
+def output_of(**arguments: Any) -> tuple[int, str]:
+    """Exit status of the command, and what it wrote to both outputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = flags(**arguments, use_cpu=True)
+        process = multiprocessing.get_context("fork").Process(target=_into, args=(f"{folder}/output", words))
+        process.start()
+        process.join(240)
+        process.kill()
+        return process.exitcode, Path(f"{folder}/output").read_text()
+
+
+def _into(file: str, words: list[str]) -> None:
+    opened = open(file, "w")  # noqa: SIM115 (open until the process ends)
+    os.dup2(opened.fileno(), 1)
+    os.dup2(opened.fileno(), 2)
+    sys.stdout = sys.stderr = opened
+    _reset()
+    status = cli.main(["train", *words])
+    opened.flush()
+    os._exit(status)
+
+
+def run_and_kill(after_step: int, count: int = 1, **arguments: Any) -> Path:
+    """Start the command and kill -9 all its processes some time after a step was logged; returns its folder."""
+    folder = Path(arguments["output_dir"])
+    started = _start(count, **arguments)
+    while not any(step >= after_step for step in losses(folder)):
+        assert all(process.is_alive() for process in started)
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    for process in started:
+        process.kill()
+        process.join()
+    return folder
+
+
+def _start(count: int, **arguments: Any) -> list[multiprocessing.Process]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    started = [
+        context.Process(target=_as_rank, args=(rank, count, port, flags(**arguments, use_cpu=True)))
+        for rank in range(count)
+    ]
+    for process in started:
+        process.start()
+    return started
+
+
+def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
+    _reset()
+    if count > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    train.main(train.parse_args(words))
+
+
+def _reset() -> None:
+    torch.set_num_threads(1)  # a forked process has none of the others
+    torch.manual_seed(os.getpid())  # nothing may depend on it
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+
+
+def losses(folder: Path, name: str = "loss") -> dict[int, float]:
+    """The logged losses of a run by step."""
+    return {entry["step"]: entry[name] for entry in read_log(folder / LOG_FILE) if name in entry}
+
+
+def facts(folder: Path) -> dict:
+    """run.json."""
+    return json.loads((folder / "run.json").read_text())
