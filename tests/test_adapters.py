@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from adapter_runs import (
 )
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import system_overrides, with_system
+from modeling_shirg.fingerprint_shirg import FINGERPRINT_ROWS
 from modeling_shirg.publishing import base_fingerprint
 from shirg_scripts.cli import main
 from tiny_model import noise_image, tiny_config, tiny_model
@@ -305,6 +307,13 @@ def test_a_fingerprint_is_that_of_folder_and_model_in_every_type(base, runs):
     assert base_fingerprint(load(runs["wide"].folder)) == wanted
     assert base_fingerprint(PeftModel.from_pretrained(load(base), runs["wide"].folder)) == wanted
     assert base_fingerprint(PeftModel.from_pretrained(load(base), runs["wide"].folder).merge_and_unload()) != wanted
+
+
+def test_a_fingerprint_reads_the_first_rows_of_a_long_table():
+    folder = Path(__file__).parents[1] / "hub_card" / "shirg-lavida-tiny"
+    model = load(folder)
+    assert len(model.get_input_embeddings().weight) > FINGERPRINT_ROWS
+    assert base_fingerprint(folder) == base_fingerprint(model)
 
 
 def test_a_fingerprint_of_shards_is_that_of_one_file(base, tmp_path):

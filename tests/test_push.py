@@ -511,12 +511,12 @@ def test_a_push_replaces_the_model_before_it_and_nothing_else(online, base, run)
         {
             **_tree(online),
             "notes.txt": _tree(online)["README.md"],
-            "assets/model.safetensors": _tree(online)["README.md"],
+            "model/old.safetensors": _tree(online)["README.md"],
         },
     )
     push(run.folder, "tester/charts", "--base", "tester/base")
     files = online.files("tester/charts").keys()
-    assert {"adapter_model.safetensors", "run.json", "notes.txt", "assets/model.safetensors"} <= files
+    assert {"adapter_model.safetensors", "run.json", "notes.txt", "model/old.safetensors"} <= files
     assert not {"model.safetensors", "config.json"} & files
     push(base, "tester/charts")
     files = online.files("tester/charts").keys()

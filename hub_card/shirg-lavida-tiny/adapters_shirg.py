@@ -9,7 +9,7 @@ import json
 import math
 import os
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import ResolvedRevision
@@ -57,7 +57,7 @@ class Adapter:
     """
 
     name: str
-    hub: dict[str, Any]
+    hub: dict[str, Any] = field(repr=False)  # may hold a token
     config: dict[str, Any]
     run: dict[str, Any] | None
 
@@ -110,7 +110,11 @@ class Adapter:
             return base_config
         config = with_system(base_config, self.run["prune_method"], self.run["config_overrides"])
         facts, trained = geometry_facts(config), self.run["config"]
-        wrong = [f"{name}={trained[name]}, here {facts[name]}" for name in facts if trained.get(name) != facts[name]]
+        wrong = [
+            f"{name}={trained[name]}, here {facts[name]}"
+            for name in facts
+            if name in trained and trained[name] != facts[name]
+        ]
         if wrong:
             raise ValueError(
                 f"{self.name} was trained with {'; '.join(wrong)}: prune_method={self.run['prune_method']!r} gives "
@@ -185,10 +189,13 @@ class Adapter:
             raise ValueError(f"{message} With any_system=True that is only said; else {self._remedy()}")
         logger.warning(message)
 
-    def check_shapes(self, model: nn.Module, any_system: bool) -> None:
-        """Raises a `ValueError` naming the first tensor that has no place in `model`, or one of another shape."""
+    def check_shapes(self, model: nn.Module, shapes: dict[str, tuple[int, ...]], any_system: bool) -> None:
+        """Raises a `ValueError` naming the first of its tensors that has no place in `model`, or one of another shape.
+
+        `shapes` is what `check_complete` returned.
+        """
         weights = {plain_name(name): tuple(weight.shape) for name, weight in model.named_parameters()}
-        for name, shape in self.check_complete().items():
+        for name, shape in shapes.items():
             module = next((part for part in self.saved_modules if part in name.split(".")), None)
             target, lora, factor = name.partition(".lora_")
             ours = weights.get(f"{target}.weight" if lora else name)
@@ -221,9 +228,9 @@ class Adapter:
             any_system: say in which fields the model's system is another than the adapter's instead of refusing it.
                 Grids of what the adapter replaces must agree in any case.
         """
-        self.check_complete()
+        shapes = self.check_complete()
         self.check_base(model)
-        self.check_shapes(model, any_system)
+        self.check_shapes(model, shapes, any_system)
         self.check_system(model.config, any_system)
 
 

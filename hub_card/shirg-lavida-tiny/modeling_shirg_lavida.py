@@ -215,8 +215,6 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         """
         if peft_model_id is not None:
             self.check_adapter(peft_model_id, any_system=any_system, **(adapter_kwargs or {}))
-        if not kwargs.get("is_trainable", False) and kwargs.get("load_config") is None:
-            kwargs.setdefault("dtype", self.dtype)
         info = super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
         name = adapter_name or "default"
         lacking = sorted(key for key in info.missing_keys if f".{name}." in key)

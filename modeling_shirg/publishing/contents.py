@@ -84,8 +84,7 @@ def merged_publication(
         adapter.base_name, revision=adapter.base_revision, config=adapter.system(saved)
     )
     adapter.check(model)
-    dtype = model.dtype
-    merged = PeftModel.from_pretrained(model, adapter.name).merge_and_unload().to(dtype)
+    merged = PeftModel.from_pretrained(model, adapter.name).merge_and_unload()
     merged.save_pretrained(workshop)
     ShirgLavidaProcessor.from_pretrained(folder).save_pretrained(workshop)
     card = run_card(
