@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
+from configuration_shirg import PRESETS
 from modeling_shirg.training.alignment import contrastive_losses, same_text
 from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments, parse_arguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
 from modeling_shirg.training.gradient_check import GradientCheck
+from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
+from modeling_shirg.training.mixture import DataArguments
 from modeling_shirg.training.stage import last_complete_checkpoint
 from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, optimizer_groups
 from tiny_model import TEXT, tiny_config, tiny_model
@@ -301,3 +307,33 @@ def test_a_checkpoint_is_complete_if_its_state_parses_and_its_files_open(base, t
                 (folder / "checkpoint-2" / name).write_bytes(content)
             assert last_complete_checkpoint(folder) == str(folder / "checkpoint-1"), name
             assert not (folder / "checkpoint-2").exists()
+
+
+# Configs
+
+CONFIGS = Path(str(files("shirg_scripts"))) / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"), key=lambda file: file.name)
+
+
+@pytest.mark.parametrize("file", [each for each in RECIPES if "mixture" not in each.name], ids=lambda file: file.stem)
+def test_a_recipe_states_its_epochs_and_its_effective_batch_and_names_what_exists(file):
+    kinds = [ModelArguments, DataArguments, ShirgTrainingArguments]
+    model, data, args = parse_arguments([str(file), "--output_dir", "unused", "--use_cpu"], kinds)
+    stated = file.read_text()
+    named_footprint(model.footprint, model.rank, model.alpha)
+    assert model.prune_method in (None, *PRESETS)
+    assert data.data or (CONFIGS / Path(data.data_config).name).exists()
+    assert f"scripts/configs/{file.name}" in stated
+    if file.stem != "tiny":
+        assert args.effective_batch_size == 128 and "effective_batch_size: 128" in stated
+        assert "num_train_epochs:" in stated
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_understands_its_configs(file):
+    config = load_config_from_file(str(file))
+    assert config.main_training_function == "main" and file.name in file.read_text()
+    if config.distributed_type == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",") == list(WRAPPED_LAYERS)
+        assert f"--devices {config.num_processes}" in file.read_text()
