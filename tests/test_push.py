@@ -39,6 +39,7 @@ ADAPTER_FILES = {
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "calibration_shirg.py",
     "chat_template.jinja",
     "configuration_shirg_lavida.py",
     "geometry_shirg.py",
