@@ -194,8 +194,8 @@ class ShirgTrainingArguments(TrainingArguments):
         missing = sorted(set(self.report_to) - set(get_available_reporting_integrations()))
         if missing:
             raise ValueError(
-                f"report_to={missing[0]!r} is not installed: pip install {missing[0]}. Without it log.jsonl is written "
-                "all the same."
+                f"report_to={missing[0]!r} is not installed: pip install {missing[0]}. log.jsonl is written "
+                "without it."
             )
 
     def _accumulate(self) -> None:
