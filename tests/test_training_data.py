@@ -28,6 +28,7 @@ from modeling_shirg.training.data.mixing import EpochPlan, mixture_shares, rows_
 from modeling_shirg.training.data.reading import RowReader
 from modeling_shirg.training.data.specs import read_specs
 from modeling_shirg.training.data.tables import LCS_FILE
+from modeling_shirg.training.draws import named_generator
 from modeling_shirg.training.encoder import RowEncoder
 from modeling_shirg.training.mixture import DataArguments, load_rows
 from tiny_model import noise_image, tiny_config, tiny_processor
@@ -217,7 +218,9 @@ def test_a_zip_reads_what_python_reads(tmp_path):
     data = {f"{i}/ü {i}.bin": np.random.default_rng(i).bytes(i * 37) for i in range(40)}
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in data.items():
-            archive.writestr(name, content)
+            info = zipfile.ZipInfo(name)
+            info.extra = b"\xfe\xca\x02\x00ab"  # a field that only some tools write, between header and data
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED)
     index = ZipIndex(tmp_path / "a.zip")
     assert len(index) == 40
     assert {name: index.read(name) for name in data} == data
@@ -372,6 +375,15 @@ def iter_rows(rows):
     return rows if hasattr(rows, "__iter__") else (rows[i] for i in range(len(rows)))
 
 
+def test_a_truncated_image_in_a_parquet_file_is_a_bad_row(tmp_path):
+    whole = png(noise_image(0, 50, 50))
+    lines = [{"image": {"bytes": data, "path": None}, "question": "a", "answer": "b"} for data in (whole, whole[:900])]
+    features = datasets.Features({"image": IMAGE, "question": STRING, "answer": STRING})
+    datasets.Dataset.from_list(lines, features=features).to_parquet(tmp_path / "rows.parquet")
+    rows = load(str(tmp_path / "rows.parquet"), max_bad_share=0.5)
+    assert [(bad["row"], bad["reason"][:16]) for bad in rows.report()["skipped"]] == [(1, "unreadable image")]
+
+
 TURNS = {
     "nobody": [],
     "user, assistant, user": [*CONVERSATION[:2], CONVERSATION[2]],
@@ -430,6 +442,7 @@ def test_checking_in_parallel_finds_the_same(tmp_path):
     [
         (["chratqa"], {}, "no source 'chratqa'.*Did you mean 'chartqa'"),
         (["nowhere/rows.json"], {}, "no file or folder nowhere/rows.json"),
+        (["lcs:nowhere"], {}, "no file nowhere/blip_laion_cc_sbu_558k.json"),
         (["synthetic:gird"], {}, "no family 'gird'.*grid"),
         (["synthetic"], {}, "write synthetic:PLACE"),
         (["synthetic:grid,split=test"], {}, "scenes take no split"),
@@ -602,6 +615,18 @@ def test_held_out_rows_are_never_trained_on_and_always_the_same(tmp_path):
     assert all(validation[i]["epoch"] == 0 for i in range(8))
 
 
+def test_held_out_rows_stay_apart_where_training_and_validation_measure_rows_differently(tmp_path, processor):
+    file = write_rows(tmp_path, 30, **{f"row{i}": {"answer": "long " * 9} for i in range(0, 30, 3)})
+    messages = [{"role": role, "content": [{"type": "text", "text": "What?"}]} for role in ("user", "assistant")]
+    limit = RowEncoder(processor, 1).lengths(messages, []).total + 280
+    apart = {}
+    for split, encoder in (("train", RowEncoder(processor, 1, limit)), ("validation", RowEncoder(processor, 1))):
+        rows = load(str(file), validation_rows=12, max_bad_share=0.5, skip_long=True, encoder=encoder, split=split)
+        apart[split] = set(names(rows))
+    assert len(apart["validation"]) == 12 and 0 < len(apart["train"]) < 18
+    assert not apart["train"] & apart["validation"]
+
+
 def test_validation_scenes_are_no_training_scenes():
     train = load("synthetic:grid,rows=10")
     validation = load("synthetic:grid,rows=10", validation_rows=5, split="validation")
@@ -616,13 +641,19 @@ def test_validation_data_of_its_own(tmp_path):
     assert len(load("synthetic:grid", **fields)) == 10
     assert len(load("synthetic:grid", validation_rows=4, **fields)) == 4
     assert len(load("synthetic:grid", validation_rows=4, streaming=True, **fields)) == 4
+    with pytest.raises(ValueError, match="how many rows of --validation_data"):
+        load("synthetic:grid", streaming=True, **fields)
     assert load("synthetic:grid", split="validation") is None
 
 
 def test_what_validation_cannot_have(tmp_path):
     file = write_rows(tmp_path, 5)
-    with pytest.raises(ValueError, match="hold out 5 of the 5 rows"):
+    with pytest.raises(ValueError, match="hold out all 5 usable rows"):
         load(str(file), validation_rows=5)
+    drawn = int(named_generator(0, "held out", 0).permutation(5)[0])
+    file.write_text(file.read_text().replace(f'"it is {drawn}"', '""'))
+    with pytest.raises(ValueError, match="None of the validation_rows=1 rows can be used"):
+        load(str(file), validation_rows=1, max_bad_share=0.5, split="validation")
     with pytest.raises(ValueError, match="cannot be held out: give --validation_data"):
         load(str(file), validation_rows=2, streaming=True)
 

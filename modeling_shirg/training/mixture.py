@@ -113,6 +113,8 @@ def load_rows(
     if split == "train":
         return _stream(args, seed, encoder) if args.streaming else _training_rows(args, seed, encoder)
     if args.validation_data:
+        if args.streaming and not args.validation_rows:
+            raise ValueError("With --streaming, say how many rows of --validation_data to take: --validation_rows N.")
         specs = read_specs(args.validation_data, None, "--validation_data")
         sources = _checked(specs, "validation", args, seed, encoder)
         return _validation_rows(specs, sources, args, seed)
@@ -125,11 +127,10 @@ def load_rows(
 def _training_rows(args: DataArguments, seed: int, encoder: RowEncoder | None) -> TrainingRows:
     specs = read_specs(args.data, args.data_config, "--data")
     sources = _checked(specs, "train", args, seed, encoder)
-    shares = _shares(specs, [len(source.numbers) for source in sources], args)
     if args.validation_rows and not args.validation_data:
-        held = _held_out(specs, sources, shares, args, seed)
+        held = _held_out(specs, sources, args, seed)
         sources = [replace(source, numbers=kept) for source, (kept, _) in zip(sources, held, strict=True)]
-        shares = _shares(specs, [len(source.numbers) for source in sources], args)
+    shares = _shares(specs, [len(source.numbers) for source in sources], args)
     plan = EpochPlan([len(source.numbers) for source in sources], shares, args.epoch_rows, seed)
     if not len(plan):
         raise ValueError("The weights leave no whole row in an epoch: give sources more even weights or more rows.")
@@ -175,7 +176,7 @@ def _checked(
     for number, spec in enumerate(specs):
         table, files = open_table(spec, split, streaming=args.streaming)
         if args.streaming and not isinstance(table, SceneTable):  # validation rows of a stream: its first ones
-            batches = islice(table.iter(batch_size=1), args.validation_rows or None)
+            batches = islice(table.iter(batch_size=1), args.validation_rows)
             table = [{name: values[0] for name, values in batch.items()} for batch in batches]
         source = check_source(
             _reader(number, spec, files),
@@ -236,39 +237,43 @@ def _held_out_rows(
     if args.streaming:
         _check_streamable(specs, args)
     sources = _checked(specs, "train", args, seed, encoder)
-    shares = _shares(specs, [len(source.numbers) for source in sources], args)
     held = []
-    for source, (_, numbers) in zip(sources, _held_out(specs, sources, shares, args, seed), strict=True):
+    for source, (_, numbers) in zip(sources, _held_out(specs, sources, args, seed), strict=True):
         if isinstance(source.table, SceneTable):
             table = SceneTable(source.table.family, "validation", len(numbers))
             held.append(CheckedSource(source.reader, table, numbers, numbers))
         else:
             held.append(replace(source, numbers=numbers))
     held = [source for source in held if len(source.numbers)]
+    if not held:
+        raise ValueError(f"None of the validation_rows={args.validation_rows} rows can be used: hold out more.")
     counts = [len(source.numbers) for source in held]
     shares = [Fraction(count, sum(counts)) for count in counts]
     return TrainingRows(held, EpochPlan(counts, shares, None, seed), shares, fixed=True)
 
 
 def _held_out(
-    specs: list[SourceSpec], sources: list[CheckedSource], shares: list[Fraction], args: DataArguments, seed: int
+    specs: list[SourceSpec], sources: list[CheckedSource], args: DataArguments, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each source the places of the rows that are trained on and of those held out, drawn by the seed.
+    """For each source the places of the usable rows that are trained on and of those held out.
 
-    Rendered scenes are all trained on; in their second array they have the numbers of as many validation scenes.
+    The seed draws from all rows, whether they can be used or not, so that training and validation agree about the rows
+    even where they measure them differently. Rendered scenes are all trained on; in their second array they have the
+    numbers of as many validation scenes.
     """
-    wanted = rows_per_source([len(source.numbers) for source in sources], shares, args.validation_rows)
+    counts = [len(source.table) for source in sources]
+    wanted = rows_per_source(counts, _shares(specs, counts, args), args.validation_rows)
     parts = []
     for number, (source, count) in enumerate(zip(sources, wanted, strict=True)):
         if isinstance(source.table, SceneTable):
             parts.append((source.numbers, np.arange(count)))
             continue
-        if count >= len(source.numbers):
+        drawn = named_generator(seed, "held out", number).permutation(counts[number])[:count]
+        is_held = np.isin(source.numbers, drawn)
+        if is_held.all():
             raise ValueError(
-                f"validation_rows={args.validation_rows} would hold out {count} of the {len(source.numbers)} rows of "
+                f"validation_rows={args.validation_rows} would hold out all {len(is_held)} usable rows of "
                 f"{specs[number].name}: give fewer, or --validation_data."
             )
-        chosen = np.zeros(len(source.numbers), dtype=bool)
-        chosen[named_generator(seed, "held out", number).permutation(len(chosen))[:count]] = True
-        parts.append((source.numbers[~chosen], source.numbers[chosen]))
+        parts.append((source.numbers[~is_held], source.numbers[is_held]))
     return parts

@@ -87,6 +87,8 @@ def _readable_columns(spec: SourceSpec, table: Any) -> Any:
 def _builder(spec: SourceSpec, file: Path) -> str:
     if not file.is_file():
         raise ValueError(f"{spec.name}: there is no file {file}.")
+    if not file.stat().st_size:
+        raise ValueError(f"{spec.name} cannot be opened: {file} is empty.")
     if file.suffix not in _BUILDERS:
         raise ValueError(f"{spec.name}: {file.name} is none of {', '.join(_BUILDERS)}.")
     return _BUILDERS[file.suffix]
