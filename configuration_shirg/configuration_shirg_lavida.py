@@ -14,6 +14,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .calibration_shirg import AttentionMap, attention_mean, check_calibration, foreign_means, relevance_sign
 from .geometry_shirg import check_pinpoints, grid_side, mosaic_length, mosaic_window, select_best_resolution
 from .presets_shirg import GEOMETRIES, PRESETS, geometry_of, preset_fields
 
@@ -132,6 +133,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
             patch with the language model's embeddings of the question's tokens; or the cosine of the patch alone
             through SigLIP's pooling head with SigLIP's text embedding of the question, which needs
             `relevance_text_config` and the pooling head; or absent.
+        calibration (`dict`, *optional*): what `shirg calibrate` found on labelled boxes, see calibration_shirg.py: the
+            sign of `s` and the mean that is subtracted from `a` at each position. `None` leaves both as they are.
         vision_feature_layer (`int`, defaults to -2): which hidden state of the vision tower is projected; -1 is the
             last.
         prefix_lm_loss (`bool`, defaults to `False`): with labels, prompt tokens do not see the answer, as in
@@ -206,6 +209,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
     coordinate_embedding: bool = False
     attention_source: Literal["map", "received", "norm"] = "map"
     text_relevance: Literal["lm", "siglip", "none"] = "lm"
+    calibration: dict | None = None
     vision_feature_layer: int = -2
     prefix_lm_loss: bool = False
     loss_weighting: Literal["none", "inverse_t"] = "none"
@@ -344,6 +348,21 @@ class ShirgLavidaConfig(PreTrainedConfig):
         newlines = 1 if self.patch_merge_type == "spatial_unpad" else 0
         return self.num_base_views * self.view_grid**2 + newlines
 
+    def relevance_sign(self, source: str) -> int:
+        """What relevance by `source` (`"lm"` or `"siglip"`) is multiplied by: 1, or -1 if calibration found so."""
+        return relevance_sign(self.calibration, source)
+
+    def attention_mean(self, grid: int) -> list[float] | None:
+        """What calibration subtracts from the attention at each of the grid * grid patches of a selected view."""
+        return attention_mean(self.calibration, self._attention_map(grid))
+
+    def foreign_means(self) -> list[AttentionMap]:
+        """The attentions that calibration corrects while that of this config's own views was never calibrated."""
+        return foreign_means(self.calibration, self._attention_map(self.selected_grid))
+
+    def _attention_map(self, grid: int) -> AttentionMap:
+        return AttentionMap(self.view_policy, grid, self.attention_source)
+
     def count_image_tokens(self, width: int, height: int) -> int:
         """Number of image tokens of an image of `width` x `height` pixels."""
         if not self.has_mosaic:
@@ -359,6 +378,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
         self._validate_models()
         self._validate_token_ids()
         _check_lavida_views(self.lavida_views)
+        check_calibration(self.calibration)
         self._validate_views()
         self._validate_selection()
         self._validate_vision_features()

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import ResolvedRevision
@@ -24,8 +24,9 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 RUN_FILE = "run.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What run.json has to say.
-_RUN_FACTS = ("base_model", "prune_method", "config_overrides", "config")
+# What run.json has to say, and of its base model.
+_RUN_FACTS = {"base_model": dict, "prune_method": str, "config_overrides": dict, "config": dict}
+_BASE_FACTS = ("name_or_path", "revision", "fingerprint")
 # Facts of a checkpoint and of its loss; every other field of the config makes the system.
 _NOT_SYSTEM = {
     "vision_config",
@@ -56,7 +57,7 @@ class Adapter:
     """
 
     name: str
-    hub: dict[str, Any]
+    hub: dict[str, Any] = field(repr=False)  # may hold a token
     config: dict[str, Any]
     run: dict[str, Any] | None
 
@@ -72,18 +73,22 @@ class Adapter:
             return None
         config = _read_object(config_file)
         run_file = cached_file(name, RUN_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-        run = None if run_file is None else _read_object(run_file)
-        missing = [
-            key for key in ("base_model", "prune_method", "config_overrides", "config") if key not in (run or {})
-        ]
-        if run is not None and missing:
-            raise ValueError(f"{run_file} lacks {', '.join(missing)}: is it the run.json that `shirg train` writes?")
-        return cls(str(name), hub, config, run)
+        return cls(str(name), hub, config, None if run_file is None else _read_run(run_file))
 
     @property
     def base_name(self) -> str:
-        """Folder or Hub id of the base model."""
-        return self.config["base_model_name_or_path"]
+        """Folder or Hub id of the base model.
+
+        Raises:
+            ValueError: the adapter does not say.
+        """
+        name = self.config.get("base_model_name_or_path")
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{ADAPTER_CONFIG} of {self.name} names no base model (base_model_name_or_path={name!r}): load the "
+                "base and then model.load_adapter(...)."
+            )
+        return name
 
     @property
     def base_revision(self) -> str | None:
@@ -105,7 +110,11 @@ class Adapter:
             return base_config
         config = with_system(base_config, self.run["prune_method"], self.run["config_overrides"])
         facts, trained = geometry_facts(config), self.run["config"]
-        wrong = [f"{name}={trained[name]}, here {facts[name]}" for name in facts if trained.get(name) != facts[name]]
+        wrong = [
+            f"{name}={trained[name]}, here {facts[name]}"
+            for name in facts
+            if name in trained and trained[name] != facts[name]
+        ]
         if wrong:
             raise ValueError(
                 f"{self.name} was trained with {'; '.join(wrong)}: prune_method={self.run['prune_method']!r} gives "
@@ -124,11 +133,11 @@ class Adapter:
             raise ValueError(f"{self.name} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
         try:
             with open(file, "rb") as opened:
-                header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        except (ValueError, OverflowError, MemoryError):
+                header = dict(json.loads(opened.read(int.from_bytes(opened.read(8), "little"))))
+            header.pop("__metadata__", None)
+            return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
+        except (ValueError, TypeError, KeyError, OverflowError, MemoryError):
             raise ValueError(f"{file} is no safetensors file. Is the download complete?") from None
-        header.pop("__metadata__", None)
-        return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
 
     def check_complete(self) -> dict[str, tuple[int, ...]]:
         """Its tensors' shapes, after checking that what it replaces as a whole is there.
@@ -180,10 +189,13 @@ class Adapter:
             raise ValueError(f"{message} With any_system=True that is only said; else {self._remedy()}")
         logger.warning(message)
 
-    def check_shapes(self, model: nn.Module, any_system: bool) -> None:
-        """Raises a `ValueError` naming the first tensor that has no place in `model`, or one of another shape."""
+    def check_shapes(self, model: nn.Module, shapes: dict[str, tuple[int, ...]], any_system: bool) -> None:
+        """Raises a `ValueError` naming the first of its tensors that has no place in `model`, or one of another shape.
+
+        `shapes` is what `check_complete` returned.
+        """
         weights = {plain_name(name): tuple(weight.shape) for name, weight in model.named_parameters()}
-        for name, shape in self.check_complete().items():
+        for name, shape in shapes.items():
             module = next((part for part in self.saved_modules if part in name.split(".")), None)
             target, lora, factor = name.partition(".lora_")
             ours = weights.get(f"{target}.weight" if lora else name)
@@ -198,7 +210,7 @@ class Adapter:
             if ours is None:
                 raise ValueError(f"{self.name} adapts {target}, which this model does not have. Is it the right base?")
             if lora:
-                ours = (shape[0], *ours[1:]) if factor == "A.weight" else (ours[0], *shape[1:])
+                ours = shape[:1] + ours[1:] if factor == "A.weight" else ours[:1] + shape[1:]
             if shape != ours:
                 remedy = "Is it the right base?" if module is None else self._remedy()
                 there, here = _size(module, shape), _size(module, ours)
@@ -216,9 +228,9 @@ class Adapter:
             any_system: say in which fields the model's system is another than the adapter's instead of refusing it.
                 Grids of what the adapter replaces must agree in any case.
         """
-        self.check_complete()
+        shapes = self.check_complete()
         self.check_base(model)
-        self.check_shapes(model, any_system)
+        self.check_shapes(model, shapes, any_system)
         self.check_system(model.config, any_system)
 
 
@@ -260,10 +272,11 @@ def resolve(config_class: type, path, config: PreTrainedConfig | str | None, kwa
         config = config_class.from_pretrained(config or path, **hub, **{name: kwargs.pop(name) for name in chosen})
     if adapter is not None and "prune_method" not in chosen:
         config = _replaced(config, adapter.system(saved), except_for=chosen)
-        if config.prune_method != saved.prune_method:
-            logger.warning(
-                f"{adapter.name} was trained under prune_method={config.prune_method!r}: that is what is loaded, not "
-                f"{saved.prune_method!r}, the base's own."
+        if other := _differing(config, saved):
+            logger.warning_once(
+                f"{adapter.name} was trained under prune_method={config.prune_method!r}, which is another system than "
+                f"its base's own, {saved.prune_method!r} (in {', '.join(other)}): the adapter's is loaded. Take its "
+                "processor too: a pipeline that is given none takes the base's."
             )
     return Resolved(adapter, path, saved, config, bool(chosen), kwargs)
 
@@ -353,8 +366,10 @@ def _replaced(config: PreTrainedConfig, system: PreTrainedConfig, except_for: li
 
 def _size(module: str | None, shape: tuple[int, ...]) -> str:
     """A tensor's size in words; positions by their grid."""
+    if module != "foveal_position_embedding" or len(shape) != 2:
+        return f"the shape {shape}"
     side = math.isqrt(shape[0])
-    return f"{side}x{side} positions" if module == "foveal_position_embedding" else f"the shape {shape}"
+    return f"{side}x{side} positions"
 
 
 def _read_object(path: str) -> dict[str, Any]:
@@ -366,3 +381,13 @@ def _read_object(path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object.")
     return value
+
+
+def _read_run(path: str) -> dict[str, Any]:
+    run = _read_object(path)
+    wrong = [name for name, kind in _RUN_FACTS.items() if not isinstance(run.get(name), kind)]
+    if not wrong:
+        wrong = [f"base_model.{name}" for name in _BASE_FACTS if name not in run["base_model"]]
+    if wrong:
+        raise ValueError(f"{path} has no proper {', '.join(wrong)}: is it the run.json that `shirg train` writes?")
+    return run

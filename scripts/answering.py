@@ -9,10 +9,10 @@ from PIL import Image
 from transformers import TextDiffusionStreamer
 
 from modeling_shirg.evaluation.overlay import draw_overlay
+from modeling_shirg.evaluation.timing import StageClock
 from modeling_shirg.generation_shirg_lavida import visible_attention
 
 from .loading import Loaded
-from .stage_clock import StageClock
 
 
 @dataclass
@@ -85,46 +85,42 @@ def answer_question(
         loaded: model and processor.
         image: upright RGB.
         question: in plain words.
-        clock: gets `preprocess`, `encode`, `select`, `project`, `prefix`, `denoise` and `rest`.
+        clock: gets the `STAGES` that there are.
         image_options: call-time arguments of the image processor, such as `fovea_boxes` and `selection_budget`.
         stream: show the answer on standard output while it denoises.
         **generation: arguments of `generate`; `None` leaves the checkpoint's own.
     """
     model, processor = loaded.model, loaded.processor
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-    with clock.stage("preprocess"):
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=image_options or {},
-        ).to(model.device)
-    with clock.watch(model):
-        with clock.stage("image"):
-            embeds, images = model.model.prepare_inputs_embeds(
-                inputs["input_ids"],
-                inputs["pixel_values"],
-                inputs.get("fovea_pixel_values"),
-                inputs["question_mask"],
-                inputs.get("mosaic_windows"),
-                inputs.get("relevance_input_ids"),
-                inputs["patch_boxes"],
-                inputs.get("selection_budget"),
-            )
-        clock.seconds["select"] = clock.seconds.pop("image") - clock.seconds["encode"] - clock.seconds["project"]
+    with clock.watch(model), clock.stage("rest"):
+        with clock.stage("preprocess"):
+            inputs = processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs=image_options or {},
+            ).to(model.device)
+        embeds, images = model.model.prepare_inputs_embeds(
+            inputs["input_ids"],
+            inputs["pixel_values"],
+            inputs.get("fovea_pixel_values"),
+            inputs["question_mask"],
+            inputs.get("mosaic_windows"),
+            inputs.get("relevance_input_ids"),
+            inputs["patch_boxes"],
+            inputs.get("selection_budget"),
+        )
         streamer = TextDiffusionStreamer(processor.tokenizer, skip_special_tokens=True) if stream else None
-        with clock.stage("generate"):
-            outputs = model.generate(
-                inputs_embeds=embeds,
-                attention_mask=visible_attention(inputs["attention_mask"], images),
-                streamer=streamer,
-                return_dict_in_generate=True,
-                **{name: value for name, value in generation.items() if value is not None},
-            )
-        clock.seconds["rest"] = clock.seconds.pop("generate") - clock.seconds["prefix"] - clock.seconds["denoise"]
-    text = processor.post_process_image_text_to_text(outputs.sequences)[0]
+        outputs = model.generate(
+            inputs_embeds=embeds,
+            attention_mask=visible_attention(inputs["attention_mask"], images),
+            streamer=streamer,
+            return_dict_in_generate=True,
+            **{name: value for name, value in generation.items() if value is not None},
+        )
+        text = processor.post_process_image_text_to_text(outputs.sequences)[0]
     return Answer(text, image, inputs, images, outputs, model.config)
 
 

@@ -16,22 +16,15 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from configuration_shirg.presets_shirg import PRESETS
+    from .arguments import add_answer_arguments, add_model_arguments, add_system_arguments
 
     parser = argparse.ArgumentParser(
         prog="shirg ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("image", help="a file, a URL, or - for standard input")
     parser.add_argument("question", help="the question, in plain words")
-    parser.add_argument("--model", help="folder or Hub id; by default the bundled toy checkpoint")
-    parser.add_argument(
-        "--prune_method", choices=sorted(PRESETS), help="system to use; by default the checkpoint's own"
-    )
-    parser.add_argument(
-        "--text_relevance",
-        choices=("lm", "siglip", "none"),
-        help="how patches are compared with the question; by default as the checkpoint says",
-    )
+    add_model_arguments(parser)
+    add_system_arguments(parser)
     parser.add_argument(
         "--option",
         action="append",
@@ -42,14 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--fovea_box", type=float, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="look here"
     )
-    parser.add_argument("--max_new_tokens", type=int, help="length of the answer in tokens")
-    parser.add_argument("--steps", type=int, help="denoising steps in all")
-    parser.add_argument(
-        "--prefix_kv", type=float, metavar="RATIO", help="share of the prompt's keys and values to keep"
-    )
-    parser.add_argument("--prefix_dtype", choices=("bfloat16", "float16", "int8"), help="type to store them in")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add_answer_arguments(parser)
     parser.add_argument("--overlay", type=Path, metavar="OUT.png", help="write the picture of what was looked at")
     parser.add_argument("--stream", action="store_true", help="show the answer while it denoises")
     parser.add_argument("--json", action="store_true", help="last line: one JSON object")
@@ -60,9 +46,11 @@ def main(args: argparse.Namespace) -> None:
     """Load, ask, answer."""
     from transformers.utils import logging
 
+    from modeling_shirg.evaluation.timing import StageClock
+
     from .answering import answer_question, check_writable, read_image
+    from .arguments import answer_arguments
     from .loading import load, parse_options
-    from .stage_clock import StageClock
 
     logging.disable_progress_bar()
     if args.overlay:
@@ -70,7 +58,9 @@ def main(args: argparse.Namespace) -> None:
     options = parse_options(args.option)
     clock = StageClock()
     with clock.stage("load"):
-        loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options)
+        loaded = load(
+            args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options, args.revision
+        )
     print(f"Model: {loaded.name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
     image = read_image(loaded, sys.stdin.buffer.read() if args.image == "-" else args.image)
     answer = answer_question(
@@ -80,10 +70,7 @@ def main(args: argparse.Namespace) -> None:
         clock,
         {"fovea_boxes": [args.fovea_box]} if args.fovea_box else None,
         args.stream,
-        max_new_tokens=args.max_new_tokens,
-        steps=args.steps,
-        prefix_kv=args.prefix_kv,
-        prefix_dtype=args.prefix_dtype,
+        **answer_arguments(args),
     )
     if args.overlay:
         answer.overlay().save(args.overlay)

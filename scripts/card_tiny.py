@@ -9,7 +9,6 @@ them takes matplotlib's fonts: pip install 'shirg-lavida[eval]'.
 import argparse
 import json
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 
 FAMILY_TEXT = {
@@ -28,10 +27,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Measure, then write figures.json and README.md into the folder."""
-    from huggingface_hub import ModelCard, ModelCardData
-
+    from modeling_shirg.evaluation.calibrated_folder import with_calibration_section
     from modeling_shirg.evaluation.exact_match import measure
     from modeling_shirg.evaluation.synthetic import FAMILIES
+    from modeling_shirg.publishing.cards import render
 
     from .loading import load
 
@@ -42,22 +41,21 @@ def main(args: argparse.Namespace) -> None:
         for figure in measure(loaded.model, loaded.processor, family, "test", args.images)
     ]
     (args.model / "figures.json").write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="image-text-to-text",
-        tags=["masked-diffusion", "vision-language", "visual-token-selection", "shirg", "custom_code"],
-    )
-    card = ModelCard.from_template(
-        data,
-        template_str=(files("shirg_hub_card") / "tiny_card_template.md").read_text(),
+    card = render(
+        "tiny",
+        {"license": "apache-2.0"},
         figures=_table(figures),
         families="\n".join(f"- {text}" for text in FAMILY_TEXT.values()),
         parameters=f"{loaded.model.num_parameters():,}",
         image_tokens=loaded.model.config.num_image_tokens,
         images=args.images,
+        source="hub_card/shirg-lavida-tiny",
+        revision="main",
+        image="grid.png",
+        question="What is in cell 5?",
     )
-    card.save(args.model / "README.md")
+    text = with_calibration_section(str(card), loaded.model.config.calibration)
+    (args.model / "README.md").write_text(text)
     print(_table(figures))
 
 

@@ -7,9 +7,12 @@ from huggingface_hub.errors import StrictDataclassError
 
 COMMANDS = {
     "ask": "Answer a question about an image.",
+    "bench": "Time systems side by side, stage by stage.",
+    "calibrate": "Measure the scores on labelled boxes, and correct them.",
     "compare": "Put every system side by side on one image.",
     "convert": "Convert an original LaViDa checkpoint.",
     "plan": "Print how much memory a training run needs.",
+    "push": "Publish an adapter, a model or its position embeddings on the Hub.",
     "train": "Fine-tune a LoRA footprint on image-question data.",
 }
 

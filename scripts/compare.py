@@ -2,37 +2,54 @@
 
     shirg compare photo.png "What is written on the sign?" --out sheet.png
     shirg compare page.png "What is the total?" --model me/my-lavida --systems shirg lavida-980 --out sheet.png
+    shirg compare photo.png "What is written on the sign?" --quality --prefix_kv 0.5 --out sheet.png
 
 Systems run one after the other on the same weights, which were trained for one of them: the sheet shows what each
 looks at, not which is best after training.
+
+--quality adds, for every system that selects: the Gini coefficient of the scores; the mean relevance of the kept
+tokens over that of a random draw; the share of kept tokens with a kept neighbour (coherence); the share of 4x4 blocks
+of patches with a kept one; and how features at an interpolated grid correlate with those of the same view at the base
+grid. A figure that a system has no notion of is "-".
 """
 
 import argparse
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 _CELL = 448
 _CAPTION = 72
 _LINE_LENGTH = 58
+_HEADINGS = {
+    "gini": "gini",
+    "relevance_over_random": "relevance",
+    "coherence": "coherence",
+    "block_coverage": "4x4 blocks",
+    "grid_correlation": "grid corr.",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from configuration_shirg.presets_shirg import PRESETS
 
+    from .arguments import add_answer_arguments, add_model_arguments, preset_name
+
     parser = argparse.ArgumentParser(
         prog="shirg compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("image", help="a file or a URL")
     parser.add_argument("question", help="the question, in plain words")
-    parser.add_argument("--systems", nargs="+", choices=list(PRESETS), default=list(PRESETS), metavar="NAME")
-    parser.add_argument("--model", help="folder or Hub id; by default the bundled toy checkpoint")
+    parser.add_argument(
+        "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
+    )
+    add_model_arguments(parser)
+    add_answer_arguments(parser)
+    parser.add_argument("--quality", action="store_true", help="add figures about what each system selects")
     parser.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="write the sheet here")
-    parser.add_argument("--max_new_tokens", type=int, help="length of the answer in tokens")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--json", action="store_true", help="last line: one JSON object")
     return parser.parse_args(argv)
 
@@ -42,27 +59,57 @@ def main(args: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
     from transformers.utils import logging
 
+    from modeling_shirg.evaluation.selection_quality import system_quality
+    from modeling_shirg.evaluation.timing import StageClock
+
     from .answering import answer_question, check_writable, read_image
+    from .arguments import answer_arguments
     from .loading import load
-    from .stage_clock import StageClock
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # presets that have no use for a table of the checkpoint are no news here
     check_writable(args.out, "--out")
+    print(_line("system", "tokens", "seconds", _HEADINGS.values() if args.quality else (), "answer"))
     cells, rows = [], {}
     for name in tqdm(args.systems, desc="Systems", file=sys.stderr):
-        loaded = load(args.model, name, args.device, args.dtype)
+        loaded = load(args.model, name, args.device, args.dtype, revision=args.revision)
         clock = StageClock()
         answer = answer_question(
-            loaded, read_image(loaded, args.image), args.question, clock, max_new_tokens=args.max_new_tokens
+            loaded, read_image(loaded, args.image), args.question, clock, **answer_arguments(args)
         )
-        seconds = sum(clock.seconds.values())
-        rows[name] = {"answer": answer.text, "image_tokens": answer.num_image_tokens, "seconds": round(seconds, 4)}
+        rows[name] = _row(answer, sum(clock.seconds.values()))
+        if args.quality:
+            found = system_quality(loaded.model, answer.inputs)
+            rows[name]["quality"] = {figure: found.get(figure) for figure in _HEADINGS}
+        figures = ["-" if value is None else f"{value:.3f}" for value in rows[name].get("quality", {}).values()]
+        print(_line(name, answer.num_image_tokens, f"{rows[name]['seconds']:.2f}", figures, answer.text))
         cells.append(_cell(answer.overlay(), name, rows[name]))
-        print(f"{name:<16} {answer.num_image_tokens:>6} tokens {seconds:>8.2f} s  {answer.text}")
     _sheet(cells).save(args.out)
     if args.json:
         print(json.dumps({"systems": rows, "sheet": str(args.out)}))
+
+
+def _row(answer, seconds: float) -> dict:
+    """What the JSON object says of one system."""
+    held = answer.outputs.prefix_bytes
+    return {
+        "answer": answer.text,
+        "image_tokens": answer.num_image_tokens,
+        "seconds": round(seconds, 4),
+        "prefix_bytes": None if held is None else sum(held),
+    }
+
+
+def _line(system: str, tokens: int | str, seconds: str, figures: Iterable[str], answer: str) -> str:
+    """One line of the table."""
+    columns = [
+        f"{system:<16}",
+        f"{tokens:>6}",
+        f"{seconds:>8}",
+        *(f"{figure:>10}" for figure in figures),
+        f" {answer}",
+    ]
+    return " ".join(columns)
 
 
 def _cell(overlay, name: str, row: dict):

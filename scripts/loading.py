@@ -1,19 +1,21 @@
-"""Loading a checkpoint for a command: the bundled one by default, any folder or Hub id, under any preset."""
+"""Loading a checkpoint or an adapter for a command: the bundled one by default, any folder or Hub id, any preset."""
 
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoConfig
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
 from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.adapters_shirg import Adapter, Resolved, resolve
 from modeling_shirg.conversion import DTYPES
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.unconverted import UnconvertedLavidaConfig
@@ -42,23 +44,22 @@ def load(
 ) -> Loaded:
     """Load `model` under preset `prune_method`.
 
-    `model` is a folder or a Hub id; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None`
-    keep the checkpoint's own. `options` are other fields of the config, such as an ablation's.
-    `revision` is a branch, tag or commit of `model` on the Hub. `model_class` is a subclass with the same weights.
+    `model` is the folder or the Hub id of a checkpoint, or of an adapter, which brings its base and the system that it
+    was trained for; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None` keep its own.
+    `options` are other fields of the config, such as an ablation's. `revision` is a branch, tag or commit of `model`
+    on the Hub. `model_class` is a subclass with the same weights.
 
     Raises:
-        ValueError: the checkpoint is not a SHIRG-LaViDa one, the device or dtype is unknown, or the text relevance
-            needs a tower that the checkpoint lacks or scores under a preset that has none.
+        ValueError: the checkpoint is not a SHIRG-LaViDa one, the adapter does not fit, the device or dtype is unknown,
+            or the text relevance needs a tower that the checkpoint lacks or scores under a preset that has none.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(DTYPES)}.")
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
-        config = _config(source, revision)
-        fields = {"prune_method": prune_method, "text_relevance": text_relevance, **(options or {})}
-        fields = {name: value for name, value in fields.items() if value is not None}
-        if fields:
-            config = ShirgLavidaConfig.from_dict(config.to_dict(), **fields)
+        fields = {"prune_method": prune_method, "text_relevance": text_relevance}
+        fields = {name: value for name, value in fields.items() if value is not None} | (options or {})
+        config = _resolved(source, revision, fields).config
         method = METHODS.get(config.selection_method)
         if text_relevance is not None and (method is None or "relevance" not in method.needs):
             raise ValueError(
@@ -70,10 +71,17 @@ def load(
             config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
         )
         try:
-            network = model_class.from_pretrained(source, config=config, dtype=dtype, revision=revision)
+            network = model_class.from_pretrained(source, dtype=dtype, revision=revision, **fields)
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
     return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
+
+
+def checkpoint_folder(model: str | None, revision: str | None = None) -> Path:
+    """The folder with the files of `model`, which `load` took: its own, or the one that the Hub's files are in."""
+    if model is None:
+        return Path(str(files("shirg_hub_card") / BUNDLED))
+    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, revision=revision))
 
 
 def parse_options(entries: list[str]) -> dict[str, Any]:
@@ -120,19 +128,23 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def _config(source: str, revision: str | None) -> ShirgLavidaConfig:
+def _resolved(source: str, revision: str | None, fields: dict[str, Any]) -> Resolved:
+    """What `source` with these fields of the config is, before any weights are read."""
+    adapter = Adapter.open(source, revision=revision)
+    base, base_revision = (source, revision) if adapter is None else (adapter.base_name, adapter.base_revision)
     try:
-        model_type = ShirgLavidaConfig.get_config_dict(source, revision=revision)[0].get("model_type")
+        model_type = ShirgLavidaConfig.get_config_dict(base, revision=base_revision)[0].get("model_type")
     except OSError as error:
         raise ValueError(
-            f"There is no checkpoint at {source!r}: give a folder with a config.json, or a Hub id that can be reached "
+            f"There is no checkpoint at {base!r}{'' if adapter is None else f', the base of {source}'}: give a folder "
+            "with a config.json or an adapter_config.json, or a Hub id that can be reached "
             f"({str(error).splitlines()[0]})"
         ) from None
     if model_type == UnconvertedLavidaConfig.model_type:
-        raise ValueError(f"{source}: {UNCONVERTED}")
+        raise ValueError(f"{base}: {UNCONVERTED}")
     if model_type != ShirgLavidaConfig.model_type:
         raise ValueError(
-            f"{source} has model_type {model_type!r}, not {ShirgLavidaConfig.model_type!r}: it is no SHIRG-LaViDa "
+            f"{base} has model_type {model_type!r}, not {ShirgLavidaConfig.model_type!r}: it is no SHIRG-LaViDa "
             "checkpoint."
         )
-    return AutoConfig.from_pretrained(source, revision=revision)
+    return resolve(ShirgLavidaConfig, source, None, {"revision": revision, **fields})

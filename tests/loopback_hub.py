@@ -6,8 +6,8 @@
 
 It speaks what `huggingface_hub` and `transformers` need to create, upload, list and download repositories: regular
 files in the commit itself, large ones through LFS (Xet is switched off in `hub.env`). Everything lives in memory.
-Reading needs no token; writing needs `hub.token`. What it does not know it refuses: 404 for a route, 400 for a pull
-request.
+Reading a public repository needs no token; writing, and reading a private one, needs `hub.token`. What it does not
+know it refuses: 404 for a route, 400 for a pull request.
 """
 
 import base64
@@ -22,9 +22,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 USER = "tester"
 DATE = "2026-01-01T00:00:00.000Z"
 REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
+# Fields of a model card's metadata, and what each value of them must look like.
+_METADATA = {
+    "license": r"apache-2\.0|mit|other|cc-by-4\.0|cc-by-nc-4\.0|llama3\.1|gemma|openrail|unknown",
+    "license_name": r"[a-z0-9._-]+",
+    "base_model": r"[\w.-]+/[\w.-]+",
+    "base_model_relation": r"adapter|merge|quantized|finetune",
+    "datasets": r"[\w.-]+(/[\w.-]+)?",
+    "library_name": r"[a-z0-9_-]+",
+    "pipeline_tag": r"image-text-to-text",
+    "tags": r".+",
+}
 API = rf"/api/(?P<type>models|datasets|spaces)/{REPO}"
 FILE = rf"/(?:(?P<type>datasets|spaces)/)?{REPO}"
 
@@ -66,6 +79,7 @@ class Repo:
 
     type: str
     id: str
+    private: bool = False
     commits: dict[str, Tree] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -145,7 +159,11 @@ def route(method: str, pattern: str) -> Callable[[Route], Route]:
 
 
 class LoopbackHub:
-    """The server and what it stores. `requests` lists every `METHOD path` it got, in order of arrival."""
+    """The server and what it stores.
+
+    `requests` lists every `METHOD path` it got, in order of arrival. Those that match the expression of `broken` get
+    an error and change nothing, from the match of its number on; the first is 1.
+    """
 
     def __init__(self, *, lfs_bytes: int = 1_000_000) -> None:
         """Files of at least `lfs_bytes`, and any that hold a zero byte, are asked for through LFS."""
@@ -154,6 +172,7 @@ class LoopbackHub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.broken: tuple[str, int] | None = None
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -199,16 +218,34 @@ class LoopbackHub:
         if request.headers.get("authorization") != f"Bearer {self.token}":
             raise HubError(401, "Invalid credentials in Authorization header")
 
+    def check_whole(self) -> None:
+        """The request that came last does not meet what is broken."""
+        if self.broken and re.search(self.broken[0], self.requests[-1]):
+            self.broken = (self.broken[0], self.broken[1] - 1)
+            if self.broken[1] <= 0:
+                raise HubError(403, "this part of the Hub is broken")
+
+    def check_readable(self, request: Request) -> None:
+        """A private repository is not there for who has no token."""
+        if "repo" in request.args and self.repo(request.args).private:
+            try:
+                self.check_token(request)
+            except HubError as error:
+                raise HubError(401, str(error), "RepoNotFound") from None
+
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Response:
         """Find the route for a request and run it; one request at a time sees the stored state."""
         url = urlsplit(target)
         with self.lock:
             self.requests.append(f"{method} {target}")
+            self.check_whole()
             for wanted, pattern, handler in ROUTES:
                 found = pattern.fullmatch(url.path) if wanted == method else None
                 if found:
                     args = {name: unquote(value or "") for name, value in found.groupdict().items()}
-                    return handler(self, Request(method, args, parse_qs(url.query), headers, body))
+                    request = Request(method, args, parse_qs(url.query), headers, body)
+                    self.check_readable(request)
+                    return handler(self, request)
         raise HubError(404, f"this Hub has no {method} {url.path}")
 
 
@@ -269,7 +306,8 @@ def whoami(hub: LoopbackHub, request: Request) -> Response:
 def create_repo(hub: LoopbackHub, request: Request) -> Response:
     hub.check_token(request)
     wanted = request.json
-    repo = Repo(f"{wanted.get('type') or 'model'}s", f"{wanted.get('organization') or USER}/{wanted['name']}")
+    name = f"{wanted.get('organization') or USER}/{wanted['name']}"
+    repo = Repo(f"{wanted.get('type') or 'model'}s", name, private=wanted.get("visibility") == "private")
     url = f"{hub.endpoint}/{'' if repo.type == 'models' else repo.type + '/'}{repo.id}"
     if (repo.type, repo.id) in hub.repos:
         return Response.json({"error": "You already created this repo", "url": url}, 409)
@@ -293,8 +331,46 @@ def delete_repo(hub: LoopbackHub, request: Request) -> Response:
 
 @route("POST", "/api/validate-yaml")
 def validate_yaml(hub: LoopbackHub, request: Request) -> Response:
-    """Accept any text: the real check is a schema of the Hub's own."""
-    return Response.json({"errors": [], "warnings": []} if request.json else {})
+    """The parts of the Hub's own schema that cards here can get wrong."""
+    try:
+        errors = metadata_errors(metadata_of(request.json["content"]))
+    except yaml.YAMLError as error:
+        errors = [f"the metadata is not YAML: {error}"]
+    warnings = [] if errors or request.json["content"].startswith("---") else ["empty or missing yaml metadata"]
+    told = {
+        kind: [{"message": each} for each in found] for kind, found in (("errors", errors), ("warnings", warnings))
+    }
+    return Response.json(told, 400 if errors else 200)
+
+
+def metadata_of(card: str) -> Any:
+    """What stands between the first two lines of three dashes."""
+    found = re.match(r"---\s*\n(.*?)\n---\s*\n", card, flags=re.DOTALL)
+    return yaml.safe_load(found[1]) or {} if found else {}
+
+
+def metadata_errors(metadata: Any) -> list[str]:
+    """What the Hub would refuse in a model card's metadata."""
+    if not isinstance(metadata, dict):
+        return ["metadata must be a mapping"]
+    errors = []
+    for name, pattern in _METADATA.items():
+        values = metadata.get(name, [])
+        for value in values if isinstance(values, list) else [values]:
+            if not isinstance(value, str) or not re.fullmatch(pattern, value):
+                errors.append(f'"{name}" must match {pattern}, got {value!r}')
+    if metadata.get("license") == "other" and "license_name" not in metadata:
+        errors.append('"license: other" needs "license_name"')
+    if "base_model_relation" in metadata and "base_model" not in metadata:
+        errors.append('"base_model_relation" needs "base_model"')
+    for index in metadata.get("model-index", []):
+        for result in index.get("results", []) if index.get("name") else [{}]:
+            numbers = [metric.get("value") for metric in result.get("metrics", [{}])]
+            if not {"task", "dataset", "metrics"} <= result.keys() or not {"name", "type"} <= result["dataset"].keys():
+                errors.append('"model-index" needs a name, and in every result a task, a data set and metrics')
+            elif not all(isinstance(number, (int, float, str)) for number in numbers):
+                errors.append(f'"model-index" has metrics without a value: {numbers}')
+    return errors
 
 
 # Upload
@@ -493,6 +569,7 @@ def _part_of(data: bytes, headers: dict[str, str], wanted: str | None) -> Respon
 def repo_info(hub: LoopbackHub, request: Request) -> Response:
     repo = hub.repo(request.args)
     oid = repo.resolve(request.args.get("rev", "main"))
+    readme = repo.commits[oid].get("README.md")
     facts = {
         "_id": hashlib.sha1(repo.id.encode()).hexdigest()[:24],
         "id": repo.id,
@@ -500,12 +577,13 @@ def repo_info(hub: LoopbackHub, request: Request) -> Response:
         "sha": oid,
         "createdAt": DATE,
         "lastModified": DATE,
-        "private": False,
+        "private": repo.private,
         "gated": False,
         "disabled": False,
         "downloads": 0,
         "likes": 0,
         "tags": [],
+        "cardData": metadata_of(readme.data.decode()) if readme else {},
         "siblings": [{"rfilename": path} for path in sorted(repo.commits[oid])],
     }
     return Response.json(facts)

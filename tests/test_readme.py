@@ -25,7 +25,7 @@ BUNDLED_COMMANDS = [command for command in COMMANDS if command.startswith("shirg
 
 
 def test_the_readme_has_commands_and_python():
-    assert {command.split()[1] for command in COMMANDS} == {"ask", "convert", "plan", "train"}
+    assert {command.split()[1] for command in COMMANDS} == {"ask", "calibrate", "convert", "plan", "push", "train"}
     assert BUNDLED_COMMANDS
     assert [language for language, _ in BLOCKS].count("python") >= 2
 

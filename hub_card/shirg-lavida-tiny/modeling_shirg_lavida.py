@@ -12,6 +12,7 @@ model width, P pixels per side.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -199,8 +200,6 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         """
         if peft_model_id is not None:
             self.check_adapter(peft_model_id, any_system=any_system, **(adapter_kwargs or {}))
-        if not kwargs.get("is_trainable", False) and kwargs.get("load_config") is None:
-            kwargs.setdefault("dtype", self.dtype)
         info = super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
         name = adapter_name or "default"
         lacking = sorted(key for key in info.missing_keys if f".{name}." in key)
@@ -221,7 +220,10 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
             super().set_adapter(adapter_name)
 
     def check_adapter(self, adapter: str, any_system: bool = False, **hub) -> None:
-        """Check that an adapter fits this model, as `load_adapter` does; `PeftModel.from_pretrained` checks nothing.
+        """Check that an adapter fits this model, as `load_adapter` does.
+
+        `PeftModel.from_pretrained` sees sizes alone (torch's error) and a missing embedding (a KeyError): to it any
+        base of the same sizes will do, the system is the model's, and a table without a place in the model is dropped.
 
         Args:
             adapter: folder or Hub id.
@@ -260,6 +262,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             self.relevance_text_model = SiglipTextModel._from_config(config.relevance_text_config)
         # LaViDa's row separator: read by `patch_merge_type="spatial_unpad"` alone, kept by every preset.
         self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
+        self._warn_of_foreign_means()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -269,6 +272,54 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the language model's token embeddings."""
         self.language_model.set_input_embeddings(value)
+
+    def _warn_of_foreign_means(self) -> None:
+        config, method = self.config, METHODS.get(self.config.selection_method)
+        if method is None or "attention" not in method.needs or not method.corrects_attention:
+            return
+        if foreign := config.foreign_means():
+            logger.warning_once(
+                f"Preset {config.prune_method!r} uses its attention as it is: calibration holds a mean for "
+                f"{' and for '.join(map(str, foreign))} alone. `shirg calibrate --prune_method {config.prune_method}` "
+                "estimates one for it."
+            )
+
+    @torch.no_grad()
+    def get_view_tokens(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.Tensor,
+        fovea_pixel_values: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+        relevance_input_ids: torch.LongTensor | None = None,
+        needs: Collection[str] = ("attention", "relevance"),
+        text_relevance: str | None = None,
+        calibrated: bool = True,
+    ) -> list[ViewTokens]:
+        """What a selection method sees of every view that tokens are selected from, image by image: for measuring.
+
+        Args:
+            input_ids, pixel_values, fovea_pixel_values, question_mask, relevance_input_ids: see `forward`.
+            needs: fields of `ViewTokens` to fill besides `features`.
+            text_relevance: how patches are compared with the question; by default the config's way.
+            calibrated: whether the signals are corrected as the config's calibration says.
+        """
+        config = self.config
+        if not config.selects:
+            raise ValueError(f"Preset {config.prune_method!r} selects no tokens: it has no views to select from.")
+        source = text_relevance or config.text_relevance
+        pixels_V3PP = fovea_pixel_values if config.view_policy == "foveal" else pixel_values
+        features_VND, signals = self.vision_tower(pixels_V3PP, needs)
+        if "edges" in needs:
+            signals["edges"] = patch_edges(pixels_V3PP, config.vision_config.patch_size)
+        projected_VNC = None
+        if "relevance" in needs and source == "lm":
+            projected_VNC = self.multi_modal_projector(features_VND)
+        embeds_BLC = self.get_input_embeddings()(input_ids)
+        rows_I = self._image_rows(input_ids == config.image_token_id, self._image_lengths(pixel_values, None, None))
+        questions = (embeds_BLC[rows_I.to(embeds_BLC.device)], question_mask, relevance_input_ids)
+        with full_precision(features_VND):
+            return self._view_tokens(features_VND, signals, projected_VNC, needs, questions, source, calibrated)
 
     def get_image_features(
         self,
@@ -502,25 +553,64 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         questions: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
     ) -> list[Selection]:
         """What each view keeps. `questions` are the last three arguments of `_relevance`, one row per image."""
-        views = self.config.num_selected_views
+        config = self.config
         with full_precision(features_VND):
-            relevance_V = [None] * len(features_VND)
-            if "relevance" in method.needs:
-                repeated = [None if each is None else each.repeat_interleave(views, dim=0) for each in questions]
-                relevance_V = self._relevance(features_VND, projected_VNC, *repeated)
+            views = self._view_tokens(
+                features_VND,
+                signals,
+                projected_VNC,
+                method.needs,
+                questions,
+                config.text_relevance,
+                calibrated=True,
+            )
             # One view at a time: what is kept must not depend on who shares the batch, not even by a rounding error.
-            return [
-                method.select(
-                    ViewTokens(
-                        features=features_ND,
-                        relevance=relevance_N,
-                        **{name: signal[view] for name, signal in signals.items()},
-                    ),
-                    budget // views,
-                    self.config,
-                )
-                for view, (features_ND, relevance_N) in enumerate(zip(features_VND, relevance_V, strict=True))
-            ]
+            return [method.select(view, budget // config.num_selected_views, config) for view in views]
+
+    def _view_tokens(
+        self,
+        features_VND: torch.Tensor,
+        signals: dict[str, torch.Tensor],
+        projected_VNC: torch.Tensor | None,
+        needs: Collection[str],
+        questions: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+        text_relevance: str,
+        calibrated: bool,
+    ) -> list[ViewTokens]:
+        """What a selection method sees of each view; `questions` are as in `_select`."""
+        relevance_V = [None] * len(features_VND)
+        if "relevance" in needs:
+            views = self.config.num_selected_views
+            repeated = [None if each is None else each.repeat_interleave(views, dim=0) for each in questions]
+            relevance_V = self._relevance(text_relevance, features_VND, projected_VNC, *repeated)
+        if calibrated:
+            signals, relevance_V = self._corrected(signals, relevance_V, text_relevance)
+        return [
+            ViewTokens(
+                features=features_ND,
+                relevance=relevance_N,
+                **{name: signal[view] for name, signal in signals.items()},
+            )
+            for view, (features_ND, relevance_N) in enumerate(zip(features_VND, relevance_V, strict=True))
+        ]
+
+    def _corrected(
+        self,
+        signals: dict[str, torch.Tensor],
+        relevance_V: list[torch.Tensor | None],
+        text_relevance: str,
+    ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor | None]]:
+        """Attention without its mean at each position, and relevance with its sign, where the config has them."""
+        config, method = self.config, METHODS.get(self.config.selection_method)
+        if config.relevance_sign(text_relevance) < 0:
+            relevance_V = [None if each_N is None else -each_N for each_N in relevance_V]
+        if "attention" in signals and (method is None or method.corrects_attention):
+            attention_VN = signals["attention"]
+            mean = config.attention_mean(math.isqrt(attention_VN.shape[1]))
+            if mean is not None:
+                mean_N = torch.tensor(mean, dtype=torch.float32, device=attention_VN.device)
+                signals = {**signals, "attention": attention_VN - mean_N}
+        return signals, relevance_V
 
     def _selected_tokens(
         self,
@@ -555,6 +645,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
 
     def _relevance(
         self,
+        source: str,
         features_IND: torch.Tensor,
         projected_INC: torch.Tensor,
         question_embeds: torch.Tensor | None,
@@ -562,15 +653,15 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         relevance_input_ids: torch.LongTensor | None,
     ) -> list[torch.Tensor | None]:
         """Relevance of each image's patches for its question, float32 (N,) each; `None` without a question."""
-        config, num_images = self.config, len(features_IND)
-        if config.text_relevance == "lm" and question_embeds is not None and question_mask is not None:
+        num_images = len(features_IND)
+        if source == "lm" and question_embeds is not None and question_mask is not None:
             return [
                 text_relevance(projected_NC, embeds_LC[mask_L]) if mask_L.any() else None
                 for projected_NC, embeds_LC, mask_L in zip(
                     projected_INC, question_embeds, question_mask.bool(), strict=True
                 )
             ]
-        if config.text_relevance == "siglip" and self._has_questions(num_images, question_mask, relevance_input_ids):
+        if source == "siglip" and self._has_questions(num_images, question_mask, relevance_input_ids):
             return [
                 self._siglip_relevance(features_ND, ids_T) if ids_T[0] >= 0 else None
                 for features_ND, ids_T in zip(features_IND, relevance_input_ids, strict=True)

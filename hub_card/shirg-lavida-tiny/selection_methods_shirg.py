@@ -20,11 +20,14 @@ class SelectionMethod:
     Args:
         select: `(view, budget, config) -> Selection`; `config` is the `ShirgLavidaConfig` with weights and switches.
         needs: fields of `ViewTokens` besides `features`.
+        corrects_attention: whether a calibrated mean is subtracted from the attention first. What is left has either
+            sign: it can be ranked, but it is no mass.
         ranks: whether patches are ranked by a score that noise can be added to.
     """
 
     select: Callable[[ViewTokens, int, Any], Selection]
     needs: frozenset[str] = frozenset()
+    corrects_attention: bool = True
     ranks: bool = False
 
 
@@ -77,6 +80,9 @@ def _peer(select: Callable[..., Selection]) -> Callable[[ViewTokens, int, Any], 
     return lambda view, budget, config: select(view, budget)
 
 
+# HoloV's quotas are shares of the attention.
+_MASS = ("holov",)
+
 METHODS: dict[str, SelectionMethod] = {
     "shirg": SelectionMethod(_shirg, frozenset({"attention", "relevance"}), ranks=True),
     "random": SelectionMethod(_random),
@@ -84,5 +90,8 @@ METHODS: dict[str, SelectionMethod] = {
     "fixed": SelectionMethod(_fixed, frozenset({"attention", "relevance"}), ranks=True),
     "mixed": SelectionMethod(_mixed, frozenset({"attention", "relevance", "edges"}), ranks=True),
     "adaptive": SelectionMethod(_adaptive, frozenset({"attention", "relevance"}), ranks=True),
-    **{name: SelectionMethod(_peer(select), needs - {"features"}) for name, (select, needs) in PEERS.items()},
+    **{
+        name: SelectionMethod(_peer(select), needs - {"features"}, corrects_attention=name not in _MASS)
+        for name, (select, needs) in PEERS.items()
+    },
 }

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 from yaml import YAMLError
 
+from modeling_shirg.publishing.licences import licence_fields
+
 from .safetensors_stream import INDEX, StoredTensor, read_header
 
 logger = logging.get_logger(__name__)
@@ -21,7 +23,6 @@ _WEIGHTS = ("*.safetensors",)
 _TRACES = ("chat_template", "is_local", "local_files_only", "name_or_path", "vocab_file")
 # Most entries of a list in an error.
 _LISTED = 100
-_LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Source:
         except YAMLError:
             logger.warning(f"{card} has metadata that cannot be read: no licence is taken from it.")
             return {}
-        return {name: data[name] for name in _LICENSE_FIELDS if data.get(name)}
+        return licence_fields(data)
 
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:

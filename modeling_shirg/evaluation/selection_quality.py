@@ -7,12 +7,58 @@ Shape suffixes: N patches of one view, K tokens, D vision width, M patches of th
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch.nn import functional as F
 
 from modeling_shirg.foveal_variants_shirg import block_ids, mixed_values
+from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import Selection, ViewTokens, min_max
+
+FIGURES = ("gini", "relevance_over_random", "coherence", "block_coverage", "grid_correlation")
+
+
+@torch.no_grad()
+def system_quality(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The `FIGURES` of what a model selects of one image, each the mean over the views that it selects from.
+
+    A figure that the system has no notion of is left out: all without a selection; all but the correlation where
+    tokens are pooled or none is dropped; the correlation where the views have the base grid.
+
+    Args:
+        model: a `ShirgLavidaForConditionalGeneration`.
+        inputs: what its processor made of one prompt with one image.
+    """
+    config = model.config
+    if not config.selects:
+        return {}
+    method = METHODS.get(config.selection_method)
+    names = ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask", "relevance_input_ids")
+    views = model.model.get_view_tokens(
+        *(inputs.get(name) for name in names), needs={"relevance", *(() if method is None else method.needs)}
+    )
+    base_V = _base_features(model, inputs)
+    figures = []
+    for view, base_ND in zip(views, base_V or [None] * len(views), strict=True):
+        if method is not None:
+            selection = method.select(view, config.selection_budget // config.num_selected_views, config)
+            figures.append(selection_quality(selection, view, config.selected_grid, base_ND))
+        elif base_ND is not None:
+            figures.append({"grid_correlation": grid_correlation(view.features, base_ND)})
+    found = [name for name in FIGURES if figures and name in figures[0]]
+    return {name: sum(each[name] for each in figures) / len(figures) for name in found}
+
+
+def _base_features(model, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor] | None:
+    """Features of each selected view, its pixels resized to the base view; `None` where they have its grid."""
+    config = model.config
+    if config.selected_grid == config.base_grid:
+        return None
+    pixels_V3PP = inputs["fovea_pixel_values"] if config.view_policy == "foveal" else inputs["pixel_values"]
+    side = config.vision_config.image_size
+    resized_V3PP = F.interpolate(pixels_V3PP.float(), size=(side, side), mode="bicubic", antialias=True)
+    return list(model.model.vision_tower(resized_V3PP)[0])
 
 
 def selection_quality(

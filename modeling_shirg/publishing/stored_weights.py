@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,6 +47,23 @@ class StoredWeights:
     def __contains__(self, tensor: str) -> bool:
         file = self._files.get(tensor) if self._files else _FILE
         return file is not None and tensor in self._header(file)[0]
+
+    def kinds(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Type and shape of every tensor, after checking that all files are there to their last byte.
+
+        Raises:
+            ValueError: one is missing, or ends too early.
+        """
+        found = []
+        for file in sorted(set(self._files.values())) or [_FILE]:
+            header, data = self._header(file)
+            entries = [entry for name, entry in header.items() if name != "__metadata__"]
+            with self._open(file) as opened:
+                size = opened.seek(0, SEEK_END)
+            if size != data + max(entry["data_offsets"][1] for entry in entries):
+                raise ValueError(f"{self.name}: {file} is not of the size that its header says: a broken download?")
+            found += [(entry["dtype"], tuple(entry["shape"])) for entry in entries]
+        return found
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Its shape."""

@@ -1,0 +1,188 @@
+"""What every family draws with: marks with their pixel boxes, text in matplotlib's DejaVu fonts, questions about them.
+
+Glyph sizes are cap heights in pixels. All lengths are pixels of the drawn image.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Box = tuple[float, float, float, float]
+
+DIGITS = "0123456789"
+# No "A" (an article to VQA metrics), no "I" and "O" (they look like 1 and 0).
+LETTERS = "BCDEFGHJKLMNPQRSTUVWXYZ"
+CHARACTERS = DIGITS + LETTERS
+COLORS = {
+    "red": (215, 35, 40),
+    "green": (30, 150, 60),
+    "blue": (40, 80, 215),
+    "orange": (245, 140, 20),
+    "purple": (140, 50, 180),
+    "brown": (115, 70, 35),
+    "pink": (240, 110, 170),
+    "black": (20, 20, 20),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf")
+_CAP_HEIGHT = 0.729  # of the em, in every DejaVu face
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One glyph or shape: what it is (a character, or a shape's name), its colour's name, the box of its ink."""
+
+    label: str
+    color: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene.
+
+    Args:
+        text, answer: what is asked and the one right answer.
+        kind: what has to be done, `"read_value"` for example.
+        box: the evidence, the ink of what has to be read or counted.
+        glyph_px: cap height of the evidence's glyphs; the side of a shape.
+        key_marks: the marks that the question names (a row's key, a bar's name), one per character; may be empty.
+        answer_marks: per character of the answer, the marks to look at; where the answer is not read off the image,
+            one entry with all marks that it depends on.
+    """
+
+    text: str
+    answer: str
+    kind: str
+    box: Box
+    glyph_px: float
+    key_marks: tuple[int, ...]
+    answer_marks: tuple[tuple[int, ...], ...]
+
+
+@dataclass
+class Scene:
+    """An upright RGB image, everything that is drawn on it, and questions about it."""
+
+    image: Image.Image
+    marks: list[Mark] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+
+    def write(self, text: str, left: float, middle: float, glyph_px: float, font: str, color: str) -> list[int]:
+        """Write `text` from `left` on, capitals centred on `middle`; the indices of its marks, one per character."""
+        first = len(self.marks)
+        for character, ink, box in _lay_out(text, left, middle, glyph_px, font):
+            self.image.paste(COLORS[color], box[:2], ink)
+            self.marks.append(Mark(character, color, box))
+        return list(range(first, len(self.marks)))
+
+    def draw_shape(self, shape: str, center: tuple[float, float], size: float, color: str) -> int:
+        """Draw a shape of `SHAPES`, `size` pixels wide; the index of its mark."""
+        box = (center[0] - size / 2, center[1] - size / 2, center[0] + size / 2, center[1] + size / 2)
+        draw_shape(ImageDraw.Draw(self.image), shape, box, COLORS[color])
+        self.marks.append(Mark(shape, color, box))
+        return len(self.marks) - 1
+
+    def ink_box(self, marks: Sequence[int]) -> Box:
+        """The box around these marks."""
+        return union([self.marks[i].box for i in marks])
+
+
+def union(boxes: Sequence[Box]) -> Box:
+    """The smallest box around `boxes`."""
+    left, top, right, bottom = np.array(boxes).T
+    return (float(left.min()), float(top.min()), float(right.max()), float(bottom.max()))
+
+
+def canvas(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """An empty page, white or nearly so."""
+    return Image.new("RGB", (width, height), tuple(int(value) for value in rng.integers(225, 256, size=3)))
+
+
+def pick(rng: np.random.Generator, options: Sequence):
+    """One of `options`."""
+    return options[int(rng.integers(len(options)))]
+
+
+def text_width(text: str, glyph_px: float, font: str) -> float:
+    """Advance width of `text`."""
+    return load_font(font, font_size(glyph_px)).getlength(text)
+
+
+def text_ink(text: str, left: float, middle: float, glyph_px: float, font: str) -> Box:
+    """The box of the ink that `Scene.write` would leave."""
+    return union([box for _, _, box in _lay_out(text, left, middle, glyph_px, font)])
+
+
+def font_size(glyph_px: float) -> int:
+    """The font size in pixels whose capitals are `glyph_px` high."""
+    return max(1, round(glyph_px / _CAP_HEIGHT))
+
+
+@cache
+def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A face of DejaVu, laid out by FreeType alone: where Raqm is installed it would place glyphs otherwise."""
+    try:
+        import matplotlib  # the fonts' owner; only rendering needs it
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "Rendered scenes take their fonts from matplotlib, which is missing: pip install 'shirg-lavida[eval]'"
+        ) from error
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _lay_out(
+    text: str, left: float, middle: float, glyph_px: float, font: str
+) -> Iterator[tuple[str, Image.Image, tuple[int, int, int, int]]]:
+    """Each character of a line of text, its ink and the box that the ink fills."""
+    size = font_size(glyph_px)
+    baseline = round(middle + glyph_px / 2)
+    x = float(left)
+    for character in text:
+        ink, dx, dy = _glyph(font, size, character)
+        place = (round(x) + dx, baseline + dy)
+        yield character, ink, (*place, place[0] + ink.width, place[1] + ink.height)
+        x += load_font(font, size).getlength(character)
+
+
+@cache
+def _glyph(font: str, size: int, character: str) -> tuple[Image.Image, int, int]:
+    """The ink of one character as a mask cut to its box, and where it lies from the pen's place on the baseline."""
+    face = load_font(font, size)
+    left, top, right, bottom = face.getbbox(character, anchor="ls")
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), character, font=face, fill=255, anchor="ls")
+    return mask, left, top
+
+
+def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Box, rgb: tuple[int, int, int]) -> None:
+    """Fill one of `SHAPES` into `box`."""
+    left, top, right, bottom = box
+    if shape == "circle":
+        draw.ellipse(box, fill=rgb)
+    elif shape == "square":
+        draw.rectangle(box, fill=rgb)
+    elif shape == "triangle":
+        draw.polygon([((left + right) / 2, top), (right, bottom), (left, bottom)], fill=rgb)
+    elif shape == "cross":
+        arm = (right - left) / 3
+        draw.rectangle((left + arm, top, right - arm, bottom), fill=rgb)
+        draw.rectangle((left, top + arm, right, bottom - arm), fill=rgb)
+    else:
+        draw.polygon(_star_points((left + right) / 2, (top + bottom) / 2, (right - left) / 2), fill=rgb)
+
+
+def _star_points(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    points = []
+    for step in range(10):
+        reach = radius if step % 2 == 0 else radius * 0.42
+        angle = math.pi * step / 5 - math.pi / 2
+        points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
+    return points

@@ -1,0 +1,59 @@
+"""Which publication a command line means."""
+
+from pathlib import Path
+
+from .base_model import BaseModel, local_base, pinned_base
+from .contents import adapter_publication, checkpoint_publication, kind_of, merged_publication
+from .positions import positions_publication
+from .publication import Publication
+from .run_folder import open_run
+
+
+def prepare(
+    source: str,
+    repo_id: str,
+    workshop: Path,
+    merge: bool = False,
+    position_embeddings: bool = False,
+    base: str | None = None,
+    licence: str | None = None,
+    token: str | None = None,
+    allow_unfinished: bool = False,
+) -> Publication:
+    """What is to be published of `source`; nothing is published here.
+
+    Args:
+        source: folder of a run or of a checkpoint; for position embeddings `REPO_ID[@REVISION]` will do.
+        repo_id: where it will be.
+        workshop: an empty folder for files that are made; it has to outlive the publication.
+        merge: the merged model instead of the adapter.
+        position_embeddings: these alone.
+        base: `REPO_ID[@REVISION]` of a run's base on the Hub.
+        licence: identifier of the licence; by default what the base's card states.
+        token: of the Hub.
+        allow_unfinished: take a run that has not finished.
+
+    Raises:
+        ValueError: the source is not what is asked of it, or an argument has no meaning for it.
+    """
+    if position_embeddings:
+        _refuse({"--base": base, "--allow_unfinished": allow_unfinished}, "--position_embeddings")
+        return positions_publication(source, repo_id, licence, token, workshop)
+    folder = Path(source)
+    if kind_of(folder) == "checkpoint":
+        _refuse({"--base": base, "--merge": merge, "--allow_unfinished": allow_unfinished}, f"{folder}, a checkpoint")
+        return checkpoint_publication(folder, repo_id, licence)
+    run = open_run(folder, allow_unfinished)
+    reported = run.run["base_model"]
+    if merge and base is None and local_base(reported):
+        named = BaseModel(Path(reported["name_or_path"]).resolve().name, None)
+    else:
+        named = pinned_base(reported, base, token)
+    build = merged_publication if merge else adapter_publication
+    return build(run, repo_id, named, licence, workshop)
+
+
+def _refuse(given: dict, what: str) -> None:
+    without_meaning = [flag for flag, value in given.items() if value]
+    if without_meaning:
+        raise ValueError(f"{', '.join(without_meaning)} has no meaning for {what}.")

@@ -1,0 +1,52 @@
+"""Arguments that commands share: which checkpoint, under which system, and how it answers."""
+
+import argparse
+from typing import Any
+
+
+def preset_name(name: str) -> str:
+    """A `type` for arguments that name a preset: an unknown name is an error that suggests the nearest."""
+    from configuration_shirg.presets_shirg import GEOMETRIES, preset_fields
+
+    try:
+        preset_fields(name, next(iter(GEOMETRIES)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model, --revision, --device and --dtype, the arguments of `loading.load`."""
+    parser.add_argument(
+        "--model", help="folder or Hub id of a checkpoint or an adapter; by default the bundled toy checkpoint"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of --model on the Hub")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+
+
+def add_system_arguments(parser: argparse.ArgumentParser) -> None:
+    """--prune_method and --text_relevance; by default the checkpoint's own."""
+    parser.add_argument(
+        "--prune_method", type=preset_name, metavar="NAME", help="system to use; by default the checkpoint's own"
+    )
+    parser.add_argument(
+        "--text_relevance",
+        choices=("lm", "siglip", "none"),
+        help="how patches are compared with the question; by default as the checkpoint says",
+    )
+
+
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """--max_new_tokens, --steps, --prefix_kv and --prefix_dtype, which `answer_arguments` hands to `generate`."""
+    parser.add_argument("--max_new_tokens", type=int, help="length of the answer in tokens")
+    parser.add_argument("--steps", type=int, help="denoising steps in all")
+    parser.add_argument(
+        "--prefix_kv", type=float, metavar="RATIO", help="share of the prompt's keys and values to keep"
+    )
+    parser.add_argument("--prefix_dtype", choices=("bfloat16", "float16", "int8"), help="type to store them in")
+
+
+def answer_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `generate` among the parsed ones; `None` leaves the checkpoint's own."""
+    return {name: getattr(args, name) for name in ("max_new_tokens", "steps", "prefix_kv", "prefix_dtype")}
