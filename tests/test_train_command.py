@@ -1,12 +1,16 @@
 """`shirg train`: one run from its first step to its report, killed and resumed, on one process and on two."""
 
+import subprocess
+import sys
+from importlib.resources import files
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from modeling_shirg.training.run_log import read_log
 from modeling_shirg.training.stage import last_complete_checkpoint
-from training_run import facts, losses, run, run_and_kill, save_base, sharded
+from training_run import facts, flags, losses, run, run_and_kill, save_base, sharded
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +114,31 @@ def test_fsdp2_takes_bfloat16_weights_with_float32_adapters(base, tmp_path):
         two = run(2, output_dir=tmp_path / "two", per_device_train_batch_size=1, **half)
     assert losses(two) == pytest.approx(losses(alone), rel=1e-2)
     assert {weight.dtype for weight in _adapter(two).values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_the_launchers_start_it_unchanged(base, whole, tmp_path, launcher):
+    config = files("shirg_scripts") / "configs" / "accelerate" / "cpu.yaml"
+    words = {
+        "accelerate": ["accelerate.commands.launch", "--config_file", str(config)],
+        "torchrun": ["torch.distributed.run", "--nproc_per_node", "2"],
+    }[launcher]
+    arguments = flags(model=base, output_dir=tmp_path / "run", per_device_train_batch_size=1, use_cpu=True)
+    command = [sys.executable, "-m", *words, "-m", "shirg_scripts.cli", "train", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert facts(tmp_path / "run")["machine"]["processes"] == 2
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_bundled_checkpoint_learns_another_fovea(tmp_path):
+    config = files("shirg_scripts") / "configs" / "tiny.yaml"
+    command = [sys.executable, "-m", "shirg_scripts.cli", "train", str(config), "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    (figure,) = facts(tmp_path / "run")["evaluation"]
+    assert figure["low"] > max(0.25, figure["baseline"], figure["majority"])
+    assert f"{figure['value']:.1%}" in done.stdout and f"{figure['baseline']:.1%} before training" in done.stdout
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 10_000

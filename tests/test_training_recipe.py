@@ -65,6 +65,7 @@ def test_arguments_come_from_a_file_and_flags_win(tmp_path, name):
         (["--group_learning_rates", "head=1"], "'head=1' is not GROUP=RATE with one of projector, vision"),
         (["--learning_rate", "0"], "Learning rates must be above 0"),
         (["--align_temperature", "0"], "align_temperature must be above 0"),
+        (["--report_to", "swanlab"], "report_to='swanlab' is not installed: pip install swanlab"),
         (["--early_stopping_patience", "-1"], "early_stopping_patience must be 0 or more"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from modeling_shirg.training.footprints import GROUPS
@@ -143,6 +144,7 @@ class ShirgTrainingArguments(TrainingArguments):
         if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         self._check_recipe()
+        self._check_trackers()
         self._accumulate()
 
     @property
@@ -186,6 +188,14 @@ class ShirgTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"save_steps={self.save_steps} must be a multiple of logging_steps={self.logging_steps}: otherwise a "
                 "resumed run logs other means than one that was never stopped."
+            )
+
+    def _check_trackers(self) -> None:
+        missing = sorted(set(self.report_to) - set(get_available_reporting_integrations()))
+        if missing:
+            raise ValueError(
+                f"report_to={missing[0]!r} is not installed: pip install {missing[0]}. log.jsonl is written "
+                "without it."
             )
 
     def _accumulate(self) -> None:
