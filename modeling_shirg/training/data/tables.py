@@ -42,11 +42,18 @@ def open_table(spec: SourceSpec, split: str, streaming: bool) -> tuple[Any, Imag
         table = _load(spec, streaming, _builder(spec, file), data_files={split: str(file)}, split=split)
     elif place.is_dir():
         table = _load(spec, streaming, str(place), name=spec.config, split=split)
-    elif _HUB_ID.fullmatch(spec.path) and not place.suffix:
+    elif hub_id(spec) is not None:
         table = _load(spec, streaming, spec.path, name=spec.config, revision=spec.revision, split=split)
     else:
         raise ValueError(f"{spec.name}: there is no file or folder {spec.path}, and it is no Hub id (owner/name).")
     return _readable_columns(spec, table), ImageFiles(_image_place(spec, file))
+
+
+def hub_id(spec: SourceSpec) -> str | None:
+    """The data set on the Hub that the source is; `None` for files, folders and rendered scenes."""
+    place = Path(spec.path)
+    local = spec.source in ("synthetic", "lcs") or place.exists() or place.suffix
+    return None if local or not _HUB_ID.fullmatch(spec.path) else spec.path
 
 
 def _load(spec: SourceSpec, streaming: bool, *args: Any, **kwargs: Any) -> Any:
