@@ -375,7 +375,6 @@ class ShirgLavidaConfig(PreTrainedConfig):
 
     def validate_geometry(self):
         """Part of `@strict` validation: views, selection and score source fit each other, checked in this order."""
-        preset_fields(self.prune_method, next(iter(GEOMETRIES)))  # an unknown name is an error
         self._validate_models()
         self._validate_token_ids()
         _check_lavida_views(self.lavida_views)
