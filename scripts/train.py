@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> tuple:
 def main(arguments: tuple) -> None:
     """Open the run, train it to its end, save and report; or only check its gradients."""
     from modeling_shirg.training.footprints import check_trainable, trainable_counts
-    from modeling_shirg.training.run_folder import open_run, run_settings
+    from modeling_shirg.training.run_folder import is_finished, run_settings
     from modeling_shirg.training.run_log import check_can_draw
 
     model_args, data_args, args = arguments
@@ -53,9 +53,7 @@ def main(arguments: tuple) -> None:
             args.only_check(stack.enter_context(tempfile.TemporaryDirectory()), STEPS)
         else:
             settings = run_settings(model_args, data_args, args)
-            with args.main_process_first(local=False, desc="opening the run"):
-                finished = open_run(folder, settings)
-            if finished:
+            if is_finished(folder, settings):
                 return say(f"{folder} is finished: nothing to do. Choose another output_dir for another run.")
         parts = _parts(model_args, args)
         check_trainable(parts.model)
@@ -65,7 +63,7 @@ def main(arguments: tuple) -> None:
         if args.check_gradients:
             _check_gradients(parts, args, rows, say)
         else:
-            _train(folder, parts, args, rows, validation, say)
+            _train(folder, settings, parts, args, rows, validation, say)
 
 
 @dataclass
@@ -107,6 +105,11 @@ def _parts(model_args, args) -> _Parts:
         revision=model_args.revision,
         model_class=ShirgLavidaForAlignment if args.stage == "align" else ShirgLavidaForConditionalGeneration,
     )
+    if loaded.model._hf_peft_config_loaded:
+        raise ValueError(
+            f"--model {model_args.model} is an adapter: give its base as --model, and it as --adapter to train on "
+            "from it."
+        )
     config = loaded.model.config
     model = apply_footprint(loaded.model, footprint, args.seed)
     model.peft_config[model.active_adapter].revision = base_commit(config.name_or_path, model_args.revision)
@@ -172,23 +175,28 @@ def _check_gradients(parts: _Parts, args, rows, say) -> None:
     say("Every tensor of the footprint received a gradient, and no other did.")
 
 
-def _train(folder: Path, parts: _Parts, args, rows, validation, say) -> None:
+def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, validation, say) -> None:
     from modeling_shirg.training.run_facts import closing_facts, starting_facts
-    from modeling_shirg.training.run_folder import RUN_FILE, write_json, write_skipped
+    from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, write_json, write_skipped
     from modeling_shirg.training.run_log import LOG_FILE, RunLog, draw_losses
     from modeling_shirg.training.stage import last_complete_checkpoint
 
     if validation is None:
+        if args.then_evaluate:
+            raise ValueError("then_evaluate answers the validation rows: give --validation_rows or --validation_data.")
         args.without_validation()
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
         checkpoint = last_complete_checkpoint(folder)
     say(f"Run {folder}: {'from the start' if checkpoint is None else f'continued from {checkpoint}'}")
     trainer = _trainer(parts, args, rows, validation, [RunLog(folder)])
+    if args.then_evaluate and trainer.is_fsdp_enabled:
+        raise ValueError("then_evaluate needs the whole model on one device, FSDP shards it: leave one of them out.")
     report = rows.report()
     facts = starting_facts(
         parts.model, parts.base_config, parts.footprint, report["sources"], args, shlex.join(sys.argv)
     )
     if trainer.is_world_process_zero():
+        write_json(folder / ARGUMENTS_FILE, settings)
         write_json(folder / RUN_FILE, facts)
         write_skipped(folder, report["skipped"])
         parts.processor.save_pretrained(folder)

@@ -33,6 +33,10 @@ def _assert_same_weights(one, other):
     assert set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def _until(entries, step):
+    return [entry for entry in entries if entry["step"] <= step]
+
+
 def test_a_run_leaves_the_best_adapter_and_its_report(whole, base):
     report = facts(whole)
     assert report["status"] == "finished" and report["steps"] == 6
@@ -63,11 +67,16 @@ def test_a_killed_run_continues_exactly(base, whole, tmp_path, step, workers):
     arguments = {"model": base, "output_dir": tmp_path / "killed", "dataloader_num_workers": workers}
     folder = run_and_kill(step, **arguments, then_evaluate=True)
     assert facts(folder)["status"] == "running" and not (folder / "adapter_model.safetensors").exists()
+    before, reached = read_log(folder / "log.jsonl"), int(last_complete_checkpoint(folder).rpartition("-")[2])
     run(**arguments, then_evaluate=True)
+    after = read_log(folder / "log.jsonl")
+    assert _until(before, reached) == _until(after, reached), "what was done is not done again"
     assert losses(folder) == losses(whole) and losses(folder, "eval_loss") == losses(whole, "eval_loss")
     _assert_same_weights(folder, whole)
     assert facts(folder)["evaluation"] == facts(whole)["evaluation"]
-    assert len(read_log(folder / "log.jsonl")) == len(read_log(whole / "log.jsonl"))
+    assert len(after) == len(read_log(whole / "log.jsonl"))
+    seconds = [entry["seconds"] for entry in after]
+    assert seconds == sorted(seconds)
 
 
 def test_two_processes_are_one(base, whole, tmp_path):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from configuration_shirg import PRESETS
+from modeling_shirg.training import footprints
 from modeling_shirg.training.alignment import contrastive_losses, same_text
 from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments, parse_arguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
@@ -20,7 +21,7 @@ from modeling_shirg.training.gradient_check import GradientCheck
 from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.mixture import DataArguments
 from modeling_shirg.training.stage import last_complete_checkpoint
-from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, optimizer_groups
+from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, optimizer_groups
 from tiny_model import TEXT, tiny_config, tiny_model
 from training_run import facts, losses, output_of, run, save_base
 
@@ -134,8 +135,10 @@ def test_without_validation_the_last_weights_are_kept(base, tmp_path):
 def test_inverse_t_weighs_rows_alike_and_accumulates_to_the_same_mean(base, tmp_path):
     weighted = {"option": ["loss_weighting=inverse_t"], "max_steps": 2, "eval_steps": 2}
     together = run(model=base, output_dir=tmp_path / "a", per_device_train_batch_size=4, **weighted)
-    apart = run(model=base, output_dir=tmp_path / "b", per_device_train_batch_size=1, **weighted)
+    one = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    apart = run(model=base, output_dir=tmp_path / "b", **one, **weighted)
     assert losses(apart) == pytest.approx(losses(together), rel=1e-5)
+    assert losses(apart, "eval_loss") == pytest.approx(losses(together, "eval_loss"), rel=1e-5)
 
 
 def test_the_alignment_stage_learns_and_the_diffusion_stage_starts_from_it(base, tmp_path):
@@ -147,6 +150,8 @@ def test_the_alignment_stage_learns_and_the_diffusion_stage_starts_from_it(base,
     assert losses(then)[1] != losses(fresh)[1]
     status, said = output_of(model=base, output_dir=tmp_path / "other", adapter=first, rank=8)
     assert status == 2 and "two footprints never mix" in said
+    status, said = output_of(model=first, output_dir=tmp_path / "other")
+    assert status == 2 and "is an adapter: give its base as --model" in said
     status, said = output_of(model=base, output_dir=tmp_path / "one", stage="align", per_device_train_batch_size=1)
     assert status == 2 and "per_device_train_batch_size must be at least 2, got 1" in said
 
@@ -231,6 +236,7 @@ def test_a_tensor_of_the_footprint_without_a_gradient_fails_the_check():
         ({"footprint": "shirg-fixed"}, "trains the coordinate embedding, which preset 'shirg' does not have"),
         ({"data": ["synthetic:guard,rows=3"]}, "There are 3 training rows, one optimizer step takes effective_batch"),
         ({"data": None}, "Say what to read"),
+        ({"then_evaluate": True, "validation_rows": 0}, "then_evaluate answers the validation rows"),
         ({"prune_method": "lavida-980", "budgets": [9]}, "need a preset that selects tokens"),
         ({"option": ["text_config=1"]}, "text_config"),
         ({"adapter": "nowhere/at-all"}, "nowhere/at-all"),
@@ -240,6 +246,36 @@ def test_what_cannot_be_trained_is_said_before_training(base, tmp_path, argument
     status, said = output_of(model=base, output_dir=tmp_path / "run", **arguments)
     assert status == 2 and "Traceback" not in said
     assert message in said
+
+
+def test_what_was_unfrozen_by_accident_is_named(base, tmp_path, monkeypatch):
+    freeze = footprints.apply_footprint
+
+    def forgetful(model, *args):
+        adapted = freeze(model, *args)
+        model.lm_head.requires_grad_(True)
+        return adapted
+
+    monkeypatch.setattr(footprints, "apply_footprint", forgetful)
+    for check in (False, True):
+        status, said = output_of(model=base, output_dir=tmp_path / "run", check_gradients=check)
+        assert status == 2 and "1 tensors outside the footprint would be trained" in said and "lm_head" in said
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_failed_start_leaves_the_folder_free(base, tmp_path):
+    status, _ = output_of(model=base, output_dir=tmp_path / "run", footprint="shirg-fixed")
+    assert status == 2
+    run(model=base, output_dir=tmp_path / "run", max_steps=2, footprint="projector")
+
+
+def test_a_warm_up_longer_than_the_run_is_said(caplog):
+    twenty_steps = ["--effective_batch_size", "4", "--num_train_epochs", "2"]
+    with caplog.at_level("WARNING"):
+        check_rows(range(40), _arguments(*twenty_steps, "--warmup_steps", "19"))
+        assert not caplog.text
+        check_rows(range(40), _arguments(*twenty_steps, "--warmup_steps", "20"))
+    assert "has 20 steps and warmup_steps=20.0: the learning rate is never at its peak" in caplog.text
 
 
 def test_an_empty_data_set_is_an_error(base, tmp_path):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import sys
 import tempfile
@@ -133,6 +134,9 @@ def run_and_kill(after_step: int, count: int = 1, **arguments: Any) -> Path:
     for process in started:
         process.kill()
         process.join()
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):  # a worker that was just starting would wait for ever
+            os.killpg(process.pid, signal.SIGKILL)
     return folder
 
 
@@ -151,6 +155,7 @@ def _start(count: int, **arguments: Any) -> list[multiprocessing.Process]:
 
 
 def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
+    os.setsid()
     _reset()
     if count > 1:
         os.environ |= {

@@ -1,6 +1,6 @@
 """The folder of one fine-tuning run: what it was asked for, how far it is, and what is read from it afterwards.
 
-- `arguments.json`: everything it was asked for, written first; the same command continues the run.
+- `arguments.json`: what it was asked for, written before anything else; the same command continues the run.
 - `run.json`: facts and figures (run_facts.py); its `status` becomes `finished` as the last thing of all.
 - `log.jsonl`: one line per log entry; a resumed run continues it (run_log.py).
 - `skipped_rows.jsonl`: rows that could not be used, with why.
@@ -66,8 +66,8 @@ def run_settings(model: ModelArguments, data: Any, training: ShirgTrainingArgume
     return json.loads(json.dumps(settings))
 
 
-def open_run(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the run in `folder` is finished; a new folder gets its `settings` written.
+def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the run in `folder` is finished; it may not have begun.
 
     Raises:
         ValueError: the folder holds a run with other settings, or something that is no run.
@@ -76,7 +76,6 @@ def open_run(folder: Path, settings: dict[str, Any]) -> bool:
     if not file.exists():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no {ARGUMENTS_FILE}, so it is no run: choose another.")
-        write_json(file, settings)
         return False
     before = json.loads(file.read_text())
     for name in before | settings:

@@ -93,7 +93,7 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     The Trainer writes a checkpoint's state file last; where that does not parse or weights or optimizer do not open,
     the checkpoint is half-written, or half-removed, and is removed.
     """
-    while (checkpoint := get_last_checkpoint(str(folder))) is not None:
+    while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
         if _parses(Path(checkpoint) / TRAINER_STATE_NAME) and _opens(Path(checkpoint)):
             return checkpoint
         logger.warning("Removing the half-written checkpoint %s", checkpoint)

@@ -19,10 +19,13 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers.utils import logging
 
 from modeling_shirg.objective_shirg import IGNORED, token_losses
 from modeling_shirg.training.arguments import ShirgTrainingArguments
 from modeling_shirg.training.footprints import GROUPS, check_trainable, group_of
+
+logger = logging.get_logger(__name__)
 
 
 class ShirgTrainer(Trainer):
@@ -55,11 +58,7 @@ class ShirgTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         check_trainable(model)
-        if not isinstance(rows, IterableDataset) and len(rows) < args.effective_batch_size:
-            raise ValueError(
-                f"There are {len(rows)} training rows, one optimizer step takes effective_batch_size="
-                f"{args.effective_batch_size}: lower it, or give more data."
-            )
+        check_rows(rows, args)
         self.validation_collator = validation_collator
         own = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         super().__init__(
@@ -160,6 +159,27 @@ class ShirgTrainer(Trainer):
                 "rate, or look for bad values in the data."
             )
         return norm
+
+
+def check_rows(rows: Dataset, args: ShirgTrainingArguments) -> None:
+    """Warns if the warm-up is all there is.
+
+    Raises:
+        ValueError: there are too few rows for a step.
+    """
+    steps = args.max_steps
+    if not isinstance(rows, IterableDataset):
+        per_epoch = len(rows) // args.effective_batch_size
+        if per_epoch == 0:
+            raise ValueError(
+                f"There are {len(rows)} training rows, one optimizer step takes effective_batch_size="
+                f"{args.effective_batch_size}: lower it, or give more data."
+            )
+        steps = steps if steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    if 0 < steps <= args.warmup_steps:
+        logger.warning(
+            f"The run has {steps} steps and warmup_steps={args.warmup_steps}: the learning rate is never at its peak."
+        )
 
 
 def answer_tokens(labels_BL: torch.LongTensor, infill_token_id: int | None) -> torch.BoolTensor:
