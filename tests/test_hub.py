@@ -228,3 +228,27 @@ def test_push_and_pull_over_http_and_offline_from_the_cache(saved, hub, tmp_path
     home = {"HF_HOME": str(tmp_path / "home")}
     _check(saved, _ask(saved, "tester/tiny", env=hub.env | home))
     _check(saved, _ask(saved, "tester/tiny", env=home | {"HF_HUB_OFFLINE": "1"}))
+
+
+SAVE_SYSTEM = """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+system = dict(prune_method="lavida-980", trust_remote_code=True)
+AutoProcessor.from_pretrained({source!r}, **system).save_pretrained({saved!r})
+AutoModelForImageTextToText.from_pretrained({source!r}, **system).save_pretrained({saved!r})
+"""
+LOAD_SYSTEM = """
+import json
+from transformers import AutoImageProcessor, AutoProcessor
+
+processor = AutoProcessor.from_pretrained({saved!r}, trust_remote_code=True)
+images = AutoImageProcessor.from_pretrained({saved!r}, trust_remote_code=True)
+print(json.dumps([processor.num_image_tokens, processor.image_processor.view_policy, images.view_policy]))
+"""
+
+
+def test_another_system_saved_by_a_process_without_the_package_loads_in_the_next(saved, tmp_path):
+    target = str(tmp_path / "system")
+    run_fresh(SAVE_SYSTEM.format(source=saved["source"], saved=target))
+    report = json.loads(run_fresh(LOAD_SYSTEM.format(saved=target)).strip().splitlines()[-1])
+    assert report[1:] == ["anyres", "anyres"] and report[0] == tiny_config().with_preset("lavida-980").num_image_tokens

@@ -36,7 +36,7 @@ def open_table(spec: SourceSpec, split: str, streaming: bool) -> tuple[Any, Imag
     if spec.source == "lcs":
         place = place / LCS_FILE
     file = place if place.is_file() or spec.source == "lcs" else _metadata_file(place, split)
-    if file is not None and not file.stat().st_size:
+    if file is not None and file.is_file() and not file.stat().st_size:
         raise ValueError(f"{spec.name} cannot be opened: {file} is empty.")
     if file is not None:
         table = _load(spec, streaming, _builder(spec, file), data_files={split: str(file)}, split=split)
