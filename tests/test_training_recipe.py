@@ -6,12 +6,14 @@ from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
+from transformers import EvalPrediction
 
 from configuration_shirg import PRESETS
 from modeling_shirg.training import footprints
@@ -23,7 +25,7 @@ from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.mixture import DataArguments
 from modeling_shirg.training.run_facts import closing_facts
 from modeling_shirg.training.stage import last_complete_checkpoint
-from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, optimizer_groups
+from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
 from tiny_model import TEXT, tiny_config, tiny_model
 from training_run import facts, losses, output_of, run, save_base
 
@@ -110,6 +112,11 @@ def test_infill_tokens_are_not_counted_as_answers():
     labels = torch.tensor([[-100, 7, 265, 8]])
     assert answer_tokens(labels, 265).tolist() == [[False, True, False, True]]
     assert answer_tokens(labels, None).sum() == 3
+
+
+def test_the_validation_loss_weighs_answer_tokens_alike():
+    sums, counts = np.array([6.0, 1.0]), np.array([3, 1])
+    assert mean_loss(EvalPrediction(predictions=sums, label_ids=counts)) == {"loss": 7 / 4}
 
 
 # What a run does
