@@ -40,6 +40,7 @@ def _until(entries, step):
 def test_a_run_leaves_the_best_adapter_and_its_report(whole, base):
     report = facts(whole)
     assert report["status"] == "finished" and report["steps"] == 6
+    assert report["epochs"] == 2, "2 of 14 rows fill no step of 4 and wait"
     validation = losses(whole, "eval_loss")
     assert set(validation) == {2, 4, 6}
     assert report["metrics"]["eval_loss"] == min(validation.values())

@@ -4,13 +4,16 @@ import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
+from transformers import EvalPrediction
 
 from configuration_shirg import PRESETS
 from modeling_shirg.training import footprints
@@ -20,8 +23,9 @@ from modeling_shirg.training.footprints import apply_footprint, named_footprint
 from modeling_shirg.training.gradient_check import GradientCheck
 from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.mixture import DataArguments
+from modeling_shirg.training.run_facts import closing_facts
 from modeling_shirg.training.stage import last_complete_checkpoint
-from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, optimizer_groups
+from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
 from tiny_model import TEXT, tiny_config, tiny_model
 from training_run import facts, losses, output_of, run, save_base
 
@@ -110,6 +114,11 @@ def test_infill_tokens_are_not_counted_as_answers():
     assert answer_tokens(labels, None).sum() == 3
 
 
+def test_the_validation_loss_weighs_answer_tokens_alike():
+    sums, counts = np.array([6.0, 1.0]), np.array([3, 1])
+    assert mean_loss(EvalPrediction(predictions=sums, label_ids=counts)) == {"loss": 7 / 4}
+
+
 # What a run does
 
 
@@ -118,6 +127,44 @@ def test_half_of_the_activations_are_bfloat16_and_what_is_trained_is_not(base, t
     assert facts(folder)["machine"]["bf16"] and all(loss < 10 for loss in losses(folder).values())
     with safe_open(folder / "adapter_model.safetensors", "pt") as adapter:
         assert {adapter.get_tensor(name).dtype for name in adapter.keys()} == {torch.float32}
+
+
+PARTS = {
+    "token dropout": {"token_dropout": 0.5},
+    "another fovea": {"fovea_sizes": [336]},
+    "another budget": {"budgets": [100]},
+    "Gumbel top-K": {"train_selection": "gumbel"},
+    "augmentation": {"augment": True},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_of_the_recipe_reaches_the_loss_and_not_the_validation(base, plain, tmp_path, part):
+    still = {"learning_rate": 1e-12, "max_steps": 2, "token_dropout": 0.0}
+    folder = run(model=base, output_dir=tmp_path / "run", **{**still, **PARTS[part]})
+    assert losses(folder)[1] != pytest.approx(losses(plain)[1], rel=1e-6)
+    assert losses(folder, "eval_loss") == pytest.approx(losses(plain, "eval_loss"), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def plain(base, tmp_path_factory):
+    """Two steps that change nothing, without any part of the recipe."""
+    still = {"learning_rate": 1e-12, "max_steps": 2, "token_dropout": 0.0}
+    return run(model=base, output_dir=tmp_path_factory.mktemp("runs") / "plain", **still)
+
+
+def test_the_best_step_is_the_one_of_the_least_validation_loss(tmp_path):
+    entries = [
+        {"step": 2, "seconds": 1.0, "loss": 5.0},
+        {"step": 2, "seconds": 1.5, "eval_loss": 3.0},
+        {"step": 4, "seconds": 2.0, "loss": 4.0},
+        {"step": 4, "seconds": 2.5, "eval_loss": 3.5},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    state = SimpleNamespace(best_global_step=2, global_step=4, epoch=1.0)
+    closing = closing_facts(state, tmp_path / "log.jsonl")
+    assert closing["metrics"] == {"best_step": 2, "eval_loss": 3.0, "train_loss": 4.0}
+    assert (closing["steps"], closing["seconds"]) == (4, 2.5)
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(base, tmp_path):

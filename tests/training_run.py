@@ -38,7 +38,7 @@ COMMON = {
     "eval_steps": 2,
     "save_steps": 2,
     "validation_rows": 5,
-    "answer_length": 8,
+    "answer_length": 1,  # answers of different lengths
     "dataloader_num_workers": 0,
     "disable_tqdm": True,
     "loss_curve": False,

@@ -67,7 +67,7 @@ class ShirgTrainer(Trainer):
             data_collator=collator,
             train_dataset=rows,
             eval_dataset=validation_rows,
-            compute_metrics=_mean_loss,
+            compute_metrics=mean_loss,
             callbacks=[*own, *(callbacks or [])],
         )
 
@@ -209,7 +209,7 @@ def optimizer_groups(model: nn.Module, decayed: list[str], args: ShirgTrainingAr
     return groups
 
 
-def _mean_loss(prediction: EvalPrediction) -> dict[str, float]:
+def mean_loss(prediction: EvalPrediction) -> dict[str, float]:
     """The mean over all answer tokens, from each row's sum and number."""
     sums, counts = (np.asarray(each, dtype=np.float64) for each in (prediction.predictions, prediction.label_ids))
     return {"loss": float(sums.sum() / counts.sum())}
