@@ -7,7 +7,7 @@ from typing import Any
 from modeling_shirg.evaluation.tasks import TASKS
 
 _GROUPED = {
-    "glyph_px": "cap height of the glyphs in pixels",
+    "glyph_px": "height of what is asked about, in pixels of the toy geometry's images",
     "eccentricity": "distance from the image's centre, 1 at its border",
 }
 _COSTS = {"image_tokens": "image tokens", "seconds": "seconds per image, median"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -145,9 +146,7 @@ def _nominal_size(record: dict) -> str | None:
 def _eccentricity_bin(record: dict) -> str | None:
     if record.get("cell_glyph_px") is None:
         return None
-    number = next(
-        i for i, edge in enumerate(EDGES[1:], start=1) if record["eccentricity"] <= edge or edge == EDGES[-1]
-    )
+    number = next(i for i, edge in enumerate(EDGES[1:], start=1) if record["eccentricity"] < edge or edge == EDGES[-1])
     return f"{EDGES[number - 1]:g}-{EDGES[number]:g}"
 
 
@@ -243,8 +242,9 @@ def _efficiency(task: str, system: str, records: Records) -> dict[str, Any]:
 
 
 def _memory(root: Path, place: Place) -> dict[str, int]:
-    """What `peak_memory` measured on one batch of `memory_batch_size` images."""
-    return json.loads((place.folder(root) / MEMORY_FILE).read_text())
+    """What `peak_memory` measured on one batch of `memory_batch_size` images; nothing where no batch was measured."""
+    file = place.folder(root) / MEMORY_FILE
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 def _write_csv(file: Path, rows: Sequence[dict]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    draft = file.with_name(f".{file.name}")
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
     with draft.open("w", newline="") as opened:
         writer = csv.DictWriter(opened, names)
         writer.writeheader()
