@@ -3,18 +3,18 @@ r"""Ask systems the questions of benchmarks, score the answers, and table them w
     shirg evaluate --systems shirg lavida-980 --baseline lavida-980 --limit 200 --out runs/synthetic
     shirg evaluate --model me/my-lavida --systems shirg lavida-980 lavida-full --baseline lavida-980 \
         --tasks chartqa docvqa textvqa vqav2 --batch_size 8 --out runs/mine
-    accelerate launch --num_processes 4 -m shirg_scripts.cli evaluate --model me/my-lavida --out runs/mine
+    torchrun --nproc_per_node 4 -m shirg_scripts.cli evaluate --model me/my-lavida --out runs/mine
     shirg evaluate --systems shirg lavida-980 shirg:prefix_kv=0.6 --control blank --out runs/prefix
     shirg evaluate --tasks chartqa --data chartqa=data/charts,split=test --out runs/local
 
 A system is a preset, or one that differs: shirg:prefix_kv=0.6,steps=8 takes arguments of `generate` and fields of the
 config. All systems run on the weights of --model, which is a checkpoint or an adapter.
 
-The same command goes on where a killed one stopped and asks nothing twice; more --systems, --tasks and --control may
-be asked for later in the same --out, any other change is an error. There are then: settings.json; answers/, one JSON
-line per question; results.json with all tables; results.csv; groups.csv, accuracy by glyph size, eccentricity and
-place; curves/. Seconds and memory are of this machine, of batches of --batch_size; on a CPU, memory is what torch
-allocated.
+Processes that torchrun or accelerate launch start answer a part each. The same command goes on where a killed one
+stopped and asks nothing twice. More --systems, --tasks and --control may be asked for later in the same --out; another
+value of what answers depend on is an error. There are then: settings.json; answers/, one JSON line per question;
+results.json with all tables; results.csv; groups.csv, accuracy by glyph size, eccentricity and place; curves/. Seconds
+and memory are of this machine, of batches of --batch_size; on a CPU, memory is what torch allocated.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 _SYSTEMS = ["lavida-980", "shirg"]
 _TASKS = ["chart", "document", "entity_grid", "guard"]
 # What an answer depends on; --systems, --tasks and --control have files of their own.
-_SETTINGS = ("revision", "dtype", "split", "limit", "data", "batch_size")
+_SETTINGS = ("revision", "dtype", "split", "limit", "batch_size")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -169,12 +169,16 @@ def _ask(args: argparse.Namespace, rows: list) -> tuple[Any, dict]:
 def _open_tasks(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     """The rows of every task, rendered at the scale of the checkpoint's views."""
     from configuration_shirg.presets_shirg import GEOMETRIES
+    from modeling_shirg.evaluation.answer_log import ROWS_FILE, check_settings
     from modeling_shirg.evaluation.tasks import TaskRows
 
     scale, places = config.vision_config.image_size / GEOMETRIES["toy"]["image_size"], _places(args)
-    return {
-        task: TaskRows(task, places.get(task), args.split, args.limit, scale) for task in dict.fromkeys(args.tasks)
-    }
+    opened = {}
+    for task in dict.fromkeys(args.tasks):
+        opened[task] = TaskRows(task, places.get(task), args.split, args.limit, scale)
+        asked = {"data": places.get(task), "rows": len(opened[task])}
+        check_settings(args.out / "answers" / task / ROWS_FILE, asked)
+    return opened
 
 
 def _generation(length: int, given: dict[str, Any]) -> dict[str, Any]:

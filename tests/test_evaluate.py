@@ -448,6 +448,9 @@ def test_chartqa_from_a_folder_by_subset_with_controls_bad_rows_and_curves(base,
     out = tmp_path / "out"
     assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *words]) == 2
     assert "1 of 4 rows of chartqa cannot be used" in capsys.readouterr().err
+    elsewhere = [word.replace(str(data), f"{data},split=test") for word in words]
+    assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *elsewhere]) == 2
+    assert "data was" in capsys.readouterr().err
     arguments = [word for word in [*COMMON, *words] if word != "--no_curves"] + ["--max_bad_share", "0.3"]
     assert main(["evaluate", "--model", str(base), "--out", str(out), *arguments]) == 0
     printed = capsys.readouterr().out

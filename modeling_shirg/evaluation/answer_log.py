@@ -2,6 +2,7 @@
 
     DIR/settings.json                               what every answer in DIR was given under
     DIR/weights.json                                fingerprint of the base weights that gave them
+    DIR/answers/TASK/rows.json                      where the task's rows came from, and how many
     DIR/answers/TASK/SYSTEM/CONTROL.RANK.jsonl      answers of one process; another never writes there
     DIR/answers/TASK/SYSTEM/memory.json             peak memory of the first batch
 
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 SETTINGS_FILE = "settings.json"
 WEIGHTS_FILE = "weights.json"
+ROWS_FILE = "rows.json"
 MEMORY_FILE = "memory.json"
 
 
