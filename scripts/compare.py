@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     print(_line("system", "tokens", "seconds", _HEADINGS.values() if args.quality else (), "answer"))
     cells, rows = [], {}
     for name in tqdm(args.systems, desc="Systems", file=sys.stderr):
-        with _errors_alone():
+        with errors_alone():
             loaded = load(args.model, name, args.device, args.dtype, revision=args.revision)
         clock = StageClock()
         answer = answer_question(
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _errors_alone() -> Iterator[None]:
+def errors_alone() -> Iterator[None]:
     """No warnings: that a preset has no use for a table of the checkpoint, or derives its own, is no news here."""
     loggers = [logging.getLogger(name) for name in ("transformers", "modeling_shirg")]
     levels = [logger.level for logger in loggers]
