@@ -308,7 +308,7 @@ def test_received_attention_is_the_column_mean_of_the_eager_map():
     tower = tiny_model(tiny_config(attn_implementation="eager", attention_source="received")).model.vision_tower
     pixels = torch.randn(2, 3, 192, 192)
     with torch.no_grad():
-        before = tower._embed(pixels)
+        before = tower._embed(pixels, any_grid=False)
         for layer in tower.vision_model.encoder.layers[: tower.num_kept_layers - 1]:
             before = layer(before, None)
         last = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]

@@ -144,7 +144,10 @@ def load_adapter(adapted: PeftModel, folder: str) -> None:
     Raises:
         ValueError: it is of another footprint or of other base weights; the message names the first difference.
     """
-    Adapter.open(folder).check_base(adapted.get_base_model())
+    adapter = Adapter.open(folder)
+    if adapter is None:
+        raise ValueError(f"There is no adapter at {folder}: give the folder or the Hub id of one.")
+    adapter.check_base(adapted.get_base_model())
     own, other = adapted.peft_config[_ADAPTER], LoraConfig.from_pretrained(folder)
     for field in ("target_modules", "modules_to_save", "r", "lora_alpha", "rank_pattern", "alpha_pattern"):
         here, there = getattr(own, field), getattr(other, field)
