@@ -220,4 +220,4 @@ def check_task(name: str) -> str:
 
 
 def _reader(name: str, place: str, adapter: str, suffix: str, files: ImageFiles) -> RowReader:
-    return RowReader(0, name, place, ADAPTERS[adapter].adapt, suffix, files)
+    return RowReader(0, name, place, None, ADAPTERS[adapter].adapt, suffix, files)
