@@ -182,22 +182,23 @@ class ShirgLavidaProcessor(ProcessorMixin):
         return super().save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, prune_method: str | None = None, **kwargs):
-        """Load a processor, for another preset than the checkpoint's own if `prune_method` names one."""
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load a processor.
+
+        `prune_method` and any other field of `ShirgLavidaConfig`, such as `selection_budget`, are taken as the model's
+        `from_pretrained` takes them: the processor is the one that belongs to that config.
+        """
+        options = {name: kwargs.pop(name) for name in ShirgLavidaConfig.__annotations__ if name in kwargs}
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         try:
             processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except OSError:
             # Says so if this is an original LaViDa checkpoint, which has no processor.
-            hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
             ShirgLavidaConfig.from_pretrained(pretrained_model_name_or_path, **hub)
             raise
-        if prune_method is None:
+        if not options:
             return processor
-        config = ShirgLavidaConfig.from_pretrained(
-            pretrained_model_name_or_path,
-            prune_method=prune_method,
-            **{name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs},
-        )
+        config = ShirgLavidaConfig.from_pretrained(pretrained_model_name_or_path, **hub, **options)
         return cls.from_config(
             config, processor.tokenizer, processor.chat_template, relevance_tokenizer=processor.relevance_tokenizer
         )

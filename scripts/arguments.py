@@ -37,6 +37,17 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_option_argument(parser: argparse.ArgumentParser) -> None:
+    """--option, which `loading.parse_options` reads."""
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any other field of the config, such as selection_budget=410 or diversity_weight=0; repeatable",
+    )
+
+
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     """--max_new_tokens, --steps, --prefix_kv and --prefix_dtype, which `answer_arguments` hands to `generate`."""
     parser.add_argument("--max_new_tokens", type=int, help="length of the answer in tokens")

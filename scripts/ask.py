@@ -16,7 +16,7 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .arguments import add_answer_arguments, add_model_arguments, add_system_arguments
+    from .arguments import add_answer_arguments, add_model_arguments, add_option_argument, add_system_arguments
 
     parser = argparse.ArgumentParser(
         prog="shirg ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -25,13 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("question", help="the question, in plain words")
     add_model_arguments(parser)
     add_system_arguments(parser)
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="any other field of the config, such as selection_budget=410 or diversity_weight=0; repeatable",
-    )
+    add_option_argument(parser)
     parser.add_argument(
         "--fovea_box", type=float, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="look here"
     )

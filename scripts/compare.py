@@ -3,9 +3,11 @@
     shirg compare photo.png "What is written on the sign?" --out sheet.png
     shirg compare page.png "What is the total?" --model me/my-lavida --systems shirg lavida-980 --out sheet.png
     shirg compare photo.png "What is written on the sign?" --quality --prefix_kv 0.5 --out sheet.png
+    shirg compare photo.png "What is written on the sign?" --systems shirg shirg-v1 --option text_weight=0 --out s.png
 
 Systems run one after the other on the same weights, which were trained for one of them: the sheet shows what each
-looks at, not which is best after training.
+looks at, not which is best after training. Seconds are of one answer, after one of the first system that does not
+count; `shirg bench` repeats and interleaves.
 
 --quality adds, for every system that selects: the Gini coefficient of the scores; the mean relevance of the kept
 tokens over that of a random draw; the share of kept tokens with a kept neighbour (coherence); the share of 4x4 blocks
@@ -38,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from configuration_shirg.presets_shirg import PRESETS
 
-    from .arguments import add_answer_arguments, add_model_arguments, preset_name
+    from .arguments import add_answer_arguments, add_model_arguments, add_option_argument, preset_name
 
     parser = argparse.ArgumentParser(
         prog="shirg compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -49,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
     )
     add_model_arguments(parser)
+    add_option_argument(parser)
     add_answer_arguments(parser)
     parser.add_argument("--quality", action="store_true", help="add figures about what each system selects")
     parser.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="write the sheet here")
@@ -66,19 +69,20 @@ def main(args: argparse.Namespace) -> None:
 
     from .answering import answer_question, check_writable, read_image
     from .arguments import answer_arguments
-    from .loading import load
+    from .loading import load, parse_options
 
     disable_progress_bar()
     check_writable(args.out, "--out")
+    options = parse_options(args.option)
     print(_line("system", "tokens", "seconds", _HEADINGS.values() if args.quality else (), "answer"))
     cells, rows = [], {}
-    for name in tqdm(args.systems, desc="Systems", file=sys.stderr):
+    for number, name in enumerate(tqdm(args.systems, desc="Systems", file=sys.stderr)):
         with errors_alone():
-            loaded = load(args.model, name, args.device, args.dtype, revision=args.revision)
-        clock = StageClock()
-        answer = answer_question(
-            loaded, read_image(loaded, args.image), args.question, clock, **answer_arguments(args)
-        )
+            loaded = load(args.model, name, args.device, args.dtype, options=options, revision=args.revision)
+        image = read_image(loaded, args.image)
+        for _ in range(2 if number == 0 else 1):
+            clock = StageClock()
+            answer = answer_question(loaded, image, args.question, clock, **answer_arguments(args))
         rows[name] = _row(answer, sum(clock.seconds.values()))
         if args.quality:
             found = system_quality(loaded.model, answer.inputs)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
@@ -130,6 +132,11 @@ def resolve_device(device: str) -> torch.device:
 
 def _resolved(source: str, revision: str | None, fields: dict[str, Any]) -> Resolved:
     """What `source` with these fields of the config is, before any weights are read."""
+    if not Path(source).is_dir():
+        try:
+            validate_repo_id(source)
+        except HFValidationError:
+            raise ValueError(f"There is no folder {source!r}, and it is no Hub id (OWNER/NAME).") from None
     adapter = Adapter.open(source, revision=revision)
     base, base_revision = (source, revision) if adapter is None else (adapter.base_name, adapter.base_revision)
     try:

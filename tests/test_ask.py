@@ -175,6 +175,11 @@ def test_a_checkpoint_of_another_kind_is_refused(capsys, tmp_path):
     assert status == 2 and "'bert'" in err and "shirg_lavida" in err
 
 
+def test_a_folder_that_is_not_there_is_named(capsys, tmp_path):
+    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path / "not" / "there"))
+    assert status == 2 and f"There is no folder '{tmp_path}/not/there', and it is no Hub id" in err
+
+
 def test_a_contradictory_checkpoint_is_refused_without_a_traceback(capsys, tmp_path):
     shutil.copytree(EXAMPLES.parent / "shirg-lavida-tiny", tmp_path / "model")
     path = tmp_path / "model" / "config.json"

@@ -5,7 +5,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from configuration_shirg import ShirgLavidaProcessor
 from fresh_process import run_fresh
 
 HUB_CARD = Path(str(files("shirg_hub_card")))
@@ -33,6 +35,16 @@ def test_its_code_files_are_the_sources():
             if found.exists() and "replaced by the file itself on save" not in found.read_text()
         ]
         assert path.read_text() == source.read_text(), f"{path.name} is stale: export the checkpoint again"
+
+
+def test_its_processor_takes_another_budget_when_loaded_or_called():
+    prompt = "<image>\nWhat is in cell 5?"
+    own, other = (ShirgLavidaProcessor.from_pretrained(BUNDLED, **kwargs) for kwargs in ({}, {"selection_budget": 100}))
+    image = Image.open(HUB_CARD / "examples" / "grid.png")
+    called = own(images=image, text=prompt, selection_budget=100)
+    loaded = other(images=image, text=prompt)
+    assert called.pop("selection_budget") == [100]
+    assert called["input_ids"] == loaded["input_ids"] and loaded["input_ids"][0].count(own.image_token_id) == 164
 
 
 def test_it_is_small_and_holds_nothing_but_safe_files():

@@ -86,6 +86,13 @@ def test_the_prefix_is_whole_unless_asked_and_there_are_no_figures_then(capsys, 
         assert row["prefix_bytes"] == pytest.approx(share * whole["prefix_bytes"], rel=0.02)
 
 
+def test_options_of_the_config_hold_for_every_system(capsys, tmp_path):
+    arguments = ["--systems", "shirg", "uniform", "--option", "selection_budget=100", "--out", str(tmp_path / "s.png")]
+    assert main(["compare", GRID, "What is in cell 5?", "--json", *arguments]) == 0
+    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["systems"]
+    assert {name: row["image_tokens"] for name, row in rows.items()} == {"shirg": 164, "uniform": 164}
+
+
 @pytest.mark.parametrize("preset", [name for name in PRESETS if _figures_of(name)])
 def test_figures_are_those_of_the_selection_that_is_answered_with(preset):
     config = tiny_config(preset)

@@ -113,7 +113,7 @@ def test_wrong_combinations_of_lavidas_layout_name_the_values(overrides, named):
         ("saint", {"selection_budget": 3650}, ("3650", "3645")),
         ("saint", {"scaffold": True}, ("scaffold=False", "True")),
         ("topv", {"pooled_grid_size": 14}, ("pooled_grid_size=None", "14")),
-        ("shirg-fixed", {"scaffold": False}, ("scaffold=False", "12")),
+        ("shirg-fixed", {"pooled_grid_size": None}, ("scaffold=True", "pooled_grid_size, got None")),
         ("shirg-mixed", {"selection_budget": 2305}, ("2305", "2304")),
         ("shirg-mixed", {"fovea_size": None}, ("whole", "None")),
         ("shirg-adaptive", {"selection_mass": 0.0}, ("selection_mass", "0.0")),

@@ -405,6 +405,8 @@ def test_a_budget_unlike_the_processors_names_both_counts():
     pair = encode(tiny_processor(config), *(chat(QUESTIONS[0], noise_image(0)) for _ in range(2)))
     with pytest.raises(ValueError, match="same selection_budget, got \\[100, 181\\]"):
         tiny_model(config)(**pair, selection_budget=torch.tensor([181, 100]))
+    with pytest.raises(TypeError, match=r"processor\(\.\.\., selection_budget=\.\.\.\), got 64"):
+        tiny_model(config).generate(**inputs, selection_budget=64)
 
 
 @pytest.mark.parametrize("part", ["vision_tower.vision_model.head", "image_newline", "relevance_text_model"])

@@ -149,7 +149,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
             and the id of `<image>`. Infill tokens are never predicted.
 
     Raises:
-        ValueError: the fields contradict each other; the message names both values.
+        StrictDataclassError: of huggingface_hub, for a field of another type, or fields that contradict each other;
+            its cause is a `TypeError` or a `ValueError` whose message names the values.
 
     Example:
     ```python
@@ -458,11 +459,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
             raise ValueError(
                 f"view_policy={self.view_policy!r} needs patch_merge_type='flat', got {self.patch_merge_type!r}."
             )
-        if self.view_policy == "whole" and self.scaffold != (self.pooled_grid_size is not None):
-            raise ValueError(
-                f"view_policy='whole' has a scaffold of pooled_grid_size, got scaffold={self.scaffold} with "
-                f"pooled_grid_size={self.pooled_grid_size}: give both or neither."
-            )
+        if self.view_policy == "whole" and self.scaffold and self.pooled_grid_size is None:
+            raise ValueError("view_policy='whole' with scaffold=True needs pooled_grid_size, got None.")
         if self.view_policy == "anyres":
             check_pinpoints(self.image_grid_pinpoints, base)
             if self.patch_merge_type == "flat" and len(self.image_grid_pinpoints) != 1:

@@ -1017,6 +1017,11 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
 
 def _shared_value(name: str, values: torch.Tensor) -> int:
     """The one value of a per-image argument."""
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(
+            f"{name} must be a tensor with one number per image, as the processor returns it for "
+            f"processor(..., {name}=...), got {values!r}."
+        )
     distinct = sorted(set(values.flatten().tolist()))
     if len(distinct) != 1:
         raise ValueError(f"All images of a batch need the same {name}, got {distinct}.")
