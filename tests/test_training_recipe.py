@@ -50,6 +50,11 @@ def test_the_defaults_are_the_recipe():
     assert not args.bf16 and args.early_stopping_patience == 5 and not args.logging_nan_inf_filter
 
 
+def test_without_validation_nothing_is_best_and_nothing_stops_early():
+    args = _arguments("--eval_strategy", "no")
+    assert not args.load_best_model_at_end and args.early_stopping_patience == 0
+
+
 @pytest.mark.parametrize("name", ["run.yaml", "run.json"])
 def test_arguments_come_from_a_file_and_flags_win(tmp_path, name):
     values = {"seed": 7, "learning_rate": "2e-4", "use_cpu": True, "output_dir": "x", "option": ["text_weight=0"]}
@@ -283,6 +288,8 @@ def test_a_tensor_of_the_footprint_without_a_gradient_fails_the_check():
         ({"footprint": "shirg-fixed"}, "trains the coordinate embedding, which preset 'shirg' does not have"),
         ({"data": ["synthetic:guard,rows=3"]}, "There are 3 training rows, one optimizer step takes effective_batch"),
         ({"data": None}, "Say what to read"),
+        ({"streaming": True, "max_steps": -1}, "A stream has no length: say with --max_steps when to stop"),
+        ({"streaming": True, "data": ["synthetic:guard,rows=3"]}, "An epoch of the stream has 3 rows"),
         ({"then_evaluate": True, "validation_rows": 0}, "then_evaluate answers the validation rows"),
         ({"prune_method": "lavida-980", "budgets": [9]}, "need a preset that selects tokens"),
         ({"option": ["text_config=1"]}, "text_config"),

@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from modeling_shirg.training.footprints import GROUPS
@@ -138,6 +139,8 @@ class ShirgTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available()
+        if self.eval_strategy == "no":
+            self.without_validation()
         super().__post_init__()
         self.label_names = ["labels"]
         self.accelerator_config.dispatch_batches = False
@@ -160,7 +163,7 @@ class ShirgTrainingArguments(TrainingArguments):
 
     def without_validation(self) -> None:
         """Train without validation rows: no best checkpoint, no early stopping, the last weights are kept."""
-        self.eval_strategy = type(self.eval_strategy)("no")
+        self.eval_strategy = IntervalStrategy.NO
         self.load_best_model_at_end = self.do_eval = False
         self.metric_for_best_model = None
         self.early_stopping_patience = 0
@@ -171,7 +174,7 @@ class ShirgTrainingArguments(TrainingArguments):
         self.effective_batch_size = self.train_batch_size * self.world_size
         self.gradient_accumulation_steps = 1
         self.max_steps, self.warmup_steps = steps, 0
-        self.save_strategy = type(self.save_strategy)("no")
+        self.save_strategy = SaveStrategy.NO
         self.report_to = []
         self.without_validation()
 

@@ -1,7 +1,7 @@
 """Fine-tuning with transformers' Trainer: what is changed of it, and nothing else.
 
 - Rows are read in order, because the data set shuffles itself; what does not fill an optimizer step waits for another
-  epoch.
+  epoch. A stream goes on from epoch to epoch without the Trainer's knowing, which could not resume it otherwise.
 - The loss is the mean over the answer tokens of the whole optimizer step, however they are spread over devices and
   accumulated batches.
 - The validation loss is the mean over all answer tokens.
@@ -9,8 +9,9 @@
 - A gradient that is not finite ends the training before it reaches a weight.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,39 @@ from modeling_shirg.training.footprints import GROUPS, check_trainable, group_of
 logger = logging.get_logger(__name__)
 
 
+class EndlessStream(IterableDataset):
+    """Epoch after epoch of a stream, in whole optimizer steps.
+
+    Args:
+        stream: has `rows_of(epoch)`.
+        step_rows: rows of a step; what is left over at the end of an epoch is dropped.
+    """
+
+    def __init__(self, stream: IterableDataset, step_rows: int):
+        self.stream = stream
+        self.step_rows = step_rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for epoch in itertools.count():
+            rows = self.stream.rows_of(epoch)
+            step = list(itertools.islice(rows, self.step_rows))
+            if len(step) < self.step_rows:
+                raise ValueError(
+                    f"An epoch of the stream has {len(step)} rows (in this worker), one optimizer step takes "
+                    f"effective_batch_size={self.step_rows}: lower it, or give more data or fewer workers."
+                )
+            while len(step) == self.step_rows:
+                yield from step
+                step = list(itertools.islice(rows, self.step_rows))
+
+
 class ShirgTrainer(Trainer):
     """Trainer of one LoRA footprint.
 
     Args:
         model: with an adapter; see footprints.py.
         args: the recipe.
-        rows: training rows; they shuffle themselves by `set_epoch`.
+        rows: training rows, which shuffle themselves by `set_epoch`, or a stream, which does by `rows_of`.
         collator: makes batches of them, with training's draws.
         validation_rows: rows of the validation loss; `None` for none.
         validation_collator: makes batches of those, with draws that are the same every time.
@@ -59,13 +86,14 @@ class ShirgTrainer(Trainer):
     ):
         check_trainable(model)
         check_rows(rows, args)
+        is_stream = isinstance(rows, IterableDataset)
         self.validation_collator = validation_collator
         own = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         super().__init__(
             model=model,
             args=args,
             data_collator=collator,
-            train_dataset=rows,
+            train_dataset=EndlessStream(rows, args.effective_batch_size) if is_stream else rows,
             eval_dataset=validation_rows,
             compute_metrics=mean_loss,
             callbacks=[*own, *(callbacks or [])],
@@ -165,10 +193,13 @@ def check_rows(rows: Dataset, args: ShirgTrainingArguments) -> None:
     """Warns if the warm-up is all there is.
 
     Raises:
-        ValueError: there are too few rows for a step.
+        ValueError: there are too few rows for a step, or a stream has no end.
     """
     steps = args.max_steps
-    if not isinstance(rows, IterableDataset):
+    if isinstance(rows, IterableDataset):
+        if steps <= 0:
+            raise ValueError("A stream has no length: say with --max_steps when to stop.")
+    else:
         per_epoch = len(rows) // args.effective_batch_size
         if per_epoch == 0:
             raise ValueError(

@@ -152,9 +152,12 @@ class TrainingStream(IterableDataset):
         self._epoch.set(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.rows_of(self._epoch.get())
+
+    def rows_of(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """One epoch's items, whatever epoch is set; in a worker, its part of them."""
         worker = get_worker_info()
         stream, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        epoch = self._epoch.get()
         rng = named_generator(self.seed, "mix", epoch, stream)
         feeds = [self._usable(number, epoch, stream, workers) for number in range(len(self.readers))]
         shares = np.array([float(share) for share in self.shares])
