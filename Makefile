@@ -29,7 +29,7 @@ ask: $(VENV)/.installed ## Ask about an image: make ask IMAGE=photo.png QUESTION
 
 test: $(VENV)/.installed-test ## Run the tests, without the slow ones
 	@echo "==> Running the tests (the slow ones are left to make test-slow)"
-	@$(PYTEST) -m "not slow"
+	@OMP_NUM_THREADS=1 $(PYTEST) -n auto --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed-test ## Run the slow tests
 	@echo "==> Running the slow tests"

@@ -109,6 +109,9 @@ class ShirgLavidaImageProcessor(PilBackend):
 
     size = {"height": GEOMETRIES["full"]["image_size"], "width": GEOMETRIES["full"]["image_size"]}
     patch_size = 14
+    # Written into what is saved, also by one that was made from a config in a process without this package.
+    _auto_class = "AutoImageProcessor"
+
     view_policy = "foveal"
     fovea_size = GEOMETRIES["full"]["fovea_size"]
     fovea_placement = "center"

@@ -16,6 +16,7 @@ counts), `machine`, `settings`.
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 _SYSTEMS = ["lavida-980", "shirg", "lavida-full"]
@@ -86,6 +87,16 @@ def main(args: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
+def command(args: argparse.Namespace) -> str:
+    """The command that these arguments came from, without what only says where to write."""
+    words, default = ["shirg", "bench"], vars(parse_args([]))
+    for name, value in vars(args).items():
+        if value != default[name] and name != "out":
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name}", *map(str, values)]
+    return shlex.join(words)
+
+
 def _check(args: argparse.Namespace) -> None:
     for name, least in (("repeats", 1), ("warmup", 0), ("batch", 1)):
         if getattr(args, name) < least:
@@ -102,6 +113,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace, bench) -> dict:
     return {
+        "command": command(args),
         "profile": args.profile,
         **bench.settings(),
         "repeats": args.repeats,
@@ -177,7 +189,7 @@ def _curve(args: argparse.Namespace, bench) -> dict:
 
     curve = CURVES[args.curve]
     rows = curve_rows(args.curve, bench, args.systems or list(curve.systems), args.points or curve.points(bench))
-    result = _compare(args, bench.systems(row for points in rows.values() for _, row in points))
+    result = _compare(args, bench.systems(row for points in rows.values() for row in points))
     return {"measured": "curve", **result, "curve": curve_table(args.curve, rows, result)}
 
 

@@ -16,7 +16,7 @@ class Curve:
     Args:
         points: of a bench, the values it takes.
         entry: of a bench, a point and all points: what a row of this point differs in.
-        size: of a point and the row's facts, the number of units.
+        size: the fact of a row that is the number of units.
         stages: whose median seconds are the cost.
         unit: what the cost is divided by.
         systems: that are timed if none are named.
@@ -24,7 +24,7 @@ class Curve:
 
     points: Callable[[Bench], list[int]]
     entry: Callable[[Bench, int, list[int]], str]
-    size: Callable[[int, dict[str, int]], int]
+    size: str
     stages: tuple[str, ...]
     unit: str
     systems: tuple[str, ...] = ("shirg",)
@@ -46,28 +46,28 @@ CURVES = {
     "batch": Curve(
         points=lambda bench: [1, 2, 4, 8, 16],
         entry=lambda bench, point, points: f"batch={point}",
-        size=lambda point, facts: point,
+        size="answers",
         stages=("total",),
         unit="answer",
     ),
     "steps": Curve(
         points=lambda bench: [8, 16, 32, 64],
         entry=lambda bench, point, points: f"max_new_tokens={max(points)},steps={point}",
-        size=lambda point, facts: facts["forwards"],
+        size="forwards",
         stages=("denoise",),
         unit="step",
     ),
     "response": Curve(
         points=lambda bench: [16, 32, 64, 128, 256],
         entry=_response,
-        size=lambda point, facts: facts["new_tokens"],
+        size="new_tokens",
         stages=("denoise",),
         unit="response token",
     ),
     "tokens": Curve(
         points=_grids,
         entry=lambda bench, point, points: f"pooled_grid_size={point}",
-        size=lambda point, facts: facts["image_tokens"],
+        size="image_tokens",
         stages=("prefix", "denoise"),
         unit="image token",
         systems=("lavida-full",),
@@ -75,7 +75,7 @@ CURVES = {
 }
 
 
-def curve_rows(axis: str, bench: Bench, names: list[str], points: list[int]) -> dict[str, list[tuple[int, Row]]]:
+def curve_rows(axis: str, bench: Bench, names: list[str], points: list[int]) -> dict[str, list[Row]]:
     """The rows of each system, one at every point, ascending.
 
     Raises:
@@ -86,19 +86,17 @@ def curve_rows(axis: str, bench: Bench, names: list[str], points: list[int]) -> 
         raise ValueError(f"--points {points}: a curve needs two different ones, 1 or more each.")
     entry = CURVES[axis].entry
     return {
-        name: [
-            (point, parse_row(f"{name}{',' if ':' in name else ':'}{entry(bench, point, points)}")) for point in points
-        ]
+        name: [parse_row(f"{name}{',' if ':' in name else ':'}{entry(bench, point, points)}") for point in points]
         for name in names
     }
 
 
-def curve_table(axis: str, rows: dict[str, list[tuple[int, Row]]], measured: dict[str, Any]) -> dict[str, Any]:
+def curve_table(axis: str, rows: dict[str, list[Row]], measured: dict[str, Any]) -> dict[str, Any]:
     """Cost and cost per unit at every point, and the exponent of the cost against the units, 1 where it is linear."""
     curve, systems = CURVES[axis], {}
     for name, points in rows.items():
-        labels = [row.label for _, row in points]
-        sizes = [curve.size(point, measured["facts"][row.label]) for point, row in points]
+        labels = [row.label for row in points]
+        sizes = [measured["facts"][label][curve.size] for label in labels]
         costs = [sum(measured["systems"][label][stage]["median"] for stage in curve.stages) for label in labels]
         systems[name] = {
             "points": [

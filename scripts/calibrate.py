@@ -77,6 +77,9 @@ def main(args: argparse.Namespace) -> None:
         number, data = len(boxes), args.data.name
     loaded = load(args.model, args.prune_method, args.device, args.dtype, args.text_relevance, revision=args.revision)
     config = loaded.model.config
+    folder = checkpoint_folder(args.model, args.revision) if args.out or args.in_place else None
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json, which a calibration is written to: name a whole checkpoint.")
     print(f"Model: {loaded.name}, system: {config.prune_method}", file=sys.stderr)
     readable_signals(config)
     sources = text_relevances(loaded.model, loaded.processor) if args.text_relevance is None else ()
@@ -88,12 +91,11 @@ def main(args: argparse.Namespace) -> None:
     print(calibration_table(calibration))
     if unseen:
         print(f"{unseen} of {number} boxes are left out: no view shows both patches inside and outside of them.")
-    written = args.out
     if args.out:
-        write_calibrated_copy(checkpoint_folder(args.model, args.revision), args.out, calibration)
+        write_calibrated_copy(folder, args.out, calibration)
     elif args.in_place:
-        written = Path(args.model)
-        write_calibration(written, calibration)
+        write_calibration(folder, calibration)
+    written = args.out or folder
     print(f"Written to {written}" if written else "Nothing was written: give --out FOLDER or --in_place.")
     if args.json:
         report = {"prune_method": config.prune_method, "calibration": calibration, "left_out": unseen}

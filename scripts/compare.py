@@ -15,9 +15,11 @@ grid. A figure that a system has no notion of is "-".
 
 import argparse
 import json
+import logging
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _CELL = 448
@@ -57,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Ask with every system, print a table, draw the sheet."""
     from tqdm.auto import tqdm
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
     from modeling_shirg.evaluation.selection_quality import system_quality
     from modeling_shirg.evaluation.timing import StageClock
@@ -66,13 +68,13 @@ def main(args: argparse.Namespace) -> None:
     from .arguments import answer_arguments
     from .loading import load
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # presets that have no use for a table of the checkpoint are no news here
+    disable_progress_bar()
     check_writable(args.out, "--out")
     print(_line("system", "tokens", "seconds", _HEADINGS.values() if args.quality else (), "answer"))
     cells, rows = [], {}
     for name in tqdm(args.systems, desc="Systems", file=sys.stderr):
-        loaded = load(args.model, name, args.device, args.dtype, revision=args.revision)
+        with errors_alone():
+            loaded = load(args.model, name, args.device, args.dtype, revision=args.revision)
         clock = StageClock()
         answer = answer_question(
             loaded, read_image(loaded, args.image), args.question, clock, **answer_arguments(args)
@@ -82,11 +84,25 @@ def main(args: argparse.Namespace) -> None:
             found = system_quality(loaded.model, answer.inputs)
             rows[name]["quality"] = {figure: found.get(figure) for figure in _HEADINGS}
         figures = ["-" if value is None else f"{value:.3f}" for value in rows[name].get("quality", {}).values()]
-        print(_line(name, answer.num_image_tokens, f"{rows[name]['seconds']:.2f}", figures, answer.text))
+        tqdm.write(_line(name, answer.num_image_tokens, f"{rows[name]['seconds']:.2f}", figures, answer.text))
         cells.append(_cell(answer.overlay(), name, rows[name]))
     _sheet(cells).save(args.out)
     if args.json:
         print(json.dumps({"systems": rows, "sheet": str(args.out)}))
+
+
+@contextmanager
+def errors_alone() -> Iterator[None]:
+    """No warnings: that a preset has no use for a table of the checkpoint, or derives its own, is no news here."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "modeling_shirg")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _row(answer, seconds: float) -> dict:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from configuration_shirg.presets_shirg import PRESETS
+    from .arguments import preset_name
 
     parser = argparse.ArgumentParser(
         prog="shirg convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -31,7 +31,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vision_base", metavar="FOLDER_OR_ID", help="the SigLIP it was made from")
     parser.add_argument("--text_tower", action="store_true", help="take the text tower of --vision_base too")
     parser.add_argument(
-        "--prune_method", choices=sorted(PRESETS), default="lavida", help="preset of the config (default: lavida)"
+        "--prune_method",
+        type=preset_name,
+        default="lavida",
+        metavar="NAME",
+        help="preset of the config (default: lavida)",
     )
     parser.add_argument("--dtype", help="of the weights: float32, bfloat16 or float16; by default as they are stored")
     parser.add_argument(

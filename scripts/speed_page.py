@@ -53,8 +53,6 @@ measured bandwidth, and of its matrix products over the measured rate. Norms, so
 in it, so a factor of 1 cannot be reached.
 """
 
-_NOT_RUN = "Not run: no machine for it was at hand."
-
 
 @dataclass(frozen=True)
 class Aim:
@@ -98,7 +96,11 @@ def measurable() -> list[str]:
     """The measurements that this machine can make."""
     import torch
 
-    return [name for name, command in MEASUREMENTS.items() if "gpu" not in command or torch.cuda.is_available()]
+    return [name for name in MEASUREMENTS if torch.cuda.is_available() or not _needs_gpu(name)]
+
+
+def _needs_gpu(name: str) -> bool:
+    return "--profile gpu" in MEASUREMENTS[name]
 
 
 def measure(name: str, folder: Path) -> None:
@@ -120,8 +122,11 @@ def page(results: dict[str, dict[str, Any] | None], notes: str = "") -> str:
 
     parts = [INTRODUCTION, "## Aims", aims_table(results), notes]
     for name, result in results.items():
-        parts.append(f"## {name}\n\n`shirg bench {MEASUREMENTS[name]}`")
-        parts.append(render({**result, "limits": None}) if result else _NOT_RUN)
+        if result:
+            parts += [f"## {name}", f"`{result['settings']['command']}`", render({**result, "limits": None})]
+        else:
+            reason = ": no accelerator was at hand" if _needs_gpu(name) else ""
+            parts += [f"## {name}", f"`shirg bench {MEASUREMENTS[name]}`", f"Not run{reason}."]
     parts.append(LIMITS)
     for name, result in results.items():
         if result and result.get("limits"):

@@ -69,7 +69,13 @@ def save_run(
         },
         "data": [
             {"name": "rows:/data/ada/charts.jsonl", "source": "/data/ada/charts.jsonl", "weight": 0.75, "rows": 4321},
-            {"name": "tester/scenes", "source": "tester/scenes", "weight": 0.25, "rows": 1234},
+            {
+                "name": "tester/scenes",
+                "source": "tester/scenes, config=DocVQA",
+                "dataset_id": "tester/scenes",
+                "weight": 0.25,
+                "rows": 1234,
+            },
         ],
         "metrics": {"best_step": 180, "eval_loss": 1.2345, "train_loss": 1.3456},
         "evaluation": [

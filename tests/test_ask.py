@@ -154,6 +154,21 @@ def test_errors_name_the_value_in_one_line(capsys, arguments, named):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask", GRID, QUESTION, "--prune_method", "lavida980"],
+        ["compare", GRID, QUESTION, "--out", "sheet.png", "--systems", "shirg", "lavida980"],
+        ["calibrate", "--prune-method=lavida980"],
+        ["convert", "somewhere", "elsewhere", "--prune_method", "lavida980"],
+    ],
+)
+def test_every_command_suggests_the_nearest_system(capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "'lavida980'. Did you mean 'lavida-980'?" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_kind_is_refused(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path))

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -27,9 +28,12 @@ from modeling_shirg.evaluation.side_by_side import (
     peak_memory,
     prefix_savings,
     ratios,
+    torch_threads,
 )
 from modeling_shirg.evaluation.timing import STAGES, StageClock, spread
+from modeling_shirg.foveal_variants_shirg import mixed_values
 from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.selection_shirg import Selection
 from shirg_scripts.bench_curves import CURVES
 from shirg_scripts.bench_rows import parse_row, smaller_caches, with_variants
 from shirg_scripts.bench_tables import table
@@ -40,6 +44,13 @@ from tiny_model import encode, tiny_config, tiny_model, tiny_processor
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 GENERATION = {"max_new_tokens": 8, "steps": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Several threads on a busy machine wait for each other."""
+    with torch_threads(1):
+        yield
 
 
 def _system(preset: str = "shirg", batch: int = 1, geometry: str = "toy", **generation) -> System:
@@ -228,6 +239,7 @@ class TestSideBySide:
         facts = _answer(_system(preset, batch=2)).facts
         prompt = facts["prompt_tokens"]
         assert facts == {
+            "answers": 2,
             "image_tokens": tokens,
             "prompt_tokens": prompt,
             "new_tokens": 8,
@@ -336,6 +348,17 @@ class TestSelectionCost:
             assert each.patches == [144, 400, 784]
             assert len(each.seconds) == len(each.signal_seconds) == 3 and min(each.seconds) > 0
         assert grown["shirg"].signal_seconds[0] > 0 == grown["random"].signal_seconds[0]
+
+    def test_what_is_timed_ends_in_the_tokens(self, monkeypatch):
+        gathered = []
+
+        def gather(features: torch.Tensor, selection: Selection) -> torch.Tensor:
+            gathered.append(mixed_values(features, selection).shape)
+            return features
+
+        monkeypatch.setattr("modeling_shirg.evaluation.selection_cost.mixed_values", gather)
+        growth(tiny_model(tiny_config()), "fixed", repeats=1, grids=(12, 24))
+        assert set(gathered) == {(48, 32), (192, 32)}  # a third of the patches, as shirg-fixed keeps
 
     def test_a_system_is_seen_without_an_answer(self):
         system = _system("shirg-mixed")
@@ -458,6 +481,9 @@ class TestCommand:
         settings = result["settings"]
         assert (settings["profile"], settings["repeats"], settings["warmup"], settings["steps"]) == ("toy", 2, 1, 3)
         assert settings["weights"] == "random weights"
+        rows = "--systems lavida-980 shirg --baseline lavida-980"
+        options = "--limits --prefix_kv 0.6 --threads 1 --steps 3"
+        assert settings["command"] == f"shirg bench --profile toy {rows} --repeats 2 {options}"
         assert "after 1 warm-up rounds that do not count" in text
 
     def test_every_row_has_a_line_in_the_tables(self, told):
@@ -473,10 +499,9 @@ class TestCommand:
 
     def test_threads_are_as_before(self, capsys):
         before = torch.get_num_threads()
-        status, _, err = _bench(
-            capsys, "--threads", "1", "--systems", "uniform", "--max_new_tokens", "2", "--steps", "1"
-        )
+        status, out, err = _bench(capsys, "--threads", str(before + 1), "--systems", "uniform", "--steps", "1")
         assert status == 0, err
+        assert json.loads(out.splitlines()[-1])["machine"]["threads"] == before + 1
         assert torch.get_num_threads() == before
 
     @pytest.mark.parametrize(
@@ -541,10 +566,12 @@ class TestPage:
     def test_what_was_not_run_is_said_and_left_empty(self, told):
         results = {**dict.fromkeys(MEASUREMENTS), "cpu": told[1]}
         written = page(results, "## What was missed\n\nNothing.")
-        assert written.count("Not run: no machine for it was at hand.") == len(MEASUREMENTS) - 1
+        assert written.count("Not run: no accelerator was at hand.") == 2
+        assert written.count("Not run.") == len(MEASUREMENTS) - 3
         assert "## What was missed" in written
         for name, command in MEASUREMENTS.items():
-            assert f"## {name}\n\n`shirg bench {command}`" in written
+            made = told[1]["settings"]["command"] if name == "cpu" else f"shirg bench {command}"
+            assert f"## {name}\n\n`{made}`" in written
         rows = [line for line in aims_table(results).splitlines() if "gpu" in line.split("|")[2]]
         assert len(rows) == len(AIMS["gpu"])
         assert all("not run" in row and "met" not in row for row in rows)

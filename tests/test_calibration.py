@@ -18,7 +18,11 @@ from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.calibration_shirg import check_calibration, joined_calibration
 from fresh_process import run_fresh
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.evaluation.calibrated_folder import calibration_table, with_calibration_section
+from modeling_shirg.evaluation.calibrated_folder import (
+    calibration_table,
+    with_calibration_section,
+    write_calibration,
+)
 from modeling_shirg.evaluation.calibration import (
     Seen,
     auc,
@@ -618,6 +622,16 @@ def test_a_write_that_fails_leaves_the_folder_as_it_was(capsys, folder, monkeypa
         "boxes.jsonl",
         "model",
     ]
+
+
+def test_what_would_not_load_is_not_written(tmp_path):
+    config = json.dumps({**json.loads((BUNDLED / "config.json").read_text()), "selection_budget": 9999})
+    (tmp_path / "config.json").write_text(config)
+    for given, named in ((calibration(1, attention_entry([0.1] * 9)), "256 values"), (calibration(), "9999")):
+        with pytest.raises((ValueError, StrictDataclassError), match=named):
+            write_calibration(tmp_path, given)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == config
 
 
 def test_the_toy_checkpoint_on_its_own_scenes(capsys):

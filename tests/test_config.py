@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from configuration_shirg import GEOMETRIES, PRESETS, ShirgLavidaConfig
-from configuration_shirg.configuration_shirg_lavida import NEED_ATTENTION
+from configuration_shirg.configuration_shirg_lavida import NEED_ATTENTION, NEED_RELEVANCE
 from modeling_shirg.selection_methods_shirg import METHODS
 from tiny_model import tiny_config
 
@@ -75,7 +75,7 @@ def test_every_preset_has_its_count(preset, geometry):
         ({"vision_feature_layer": -1}, ("map", "-1", "received")),
         ({"vision_feature_layer": -28}, ("-28", "27")),
         ({"vision_config": {"vision_use_head": False}}, ("vision_use_head", "False", "received")),
-        ({"prune_method": "shrig"}, ("shrig", "shirg")),
+        ({"prune_method": "shrig"}, ("shrig", "Did you mean 'shirg'?")),
         ({"selction_budget": 724}, ("selction_budget",)),
         ({"selection_method": "best"}, ("best", "random")),
         ({"image_token_id": 126336}, ("image_token_id", "126336", "differ")),
@@ -152,6 +152,7 @@ def test_the_methods_of_the_config_are_those_of_the_registry():
     known = get_args(ShirgLavidaConfig.__annotations__["selection_method"])
     assert {*known} == {*METHODS, "none", "pool"}
     assert {*NEED_ATTENTION} == {name for name, method in METHODS.items() if "attention" in method.needs}
+    assert {*NEED_RELEVANCE} == {name for name, method in METHODS.items() if "relevance" in method.needs}
 
 
 def test_an_original_checkpoint_is_told_to_convert(tmp_path):

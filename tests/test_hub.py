@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from configuration_shirg import PRESETS, ShirgLavidaProcessor
 from fresh_process import run_fresh
+from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.selection_methods_shirg import METHODS
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 CODE_FILES = {
@@ -143,6 +146,48 @@ def test_what_a_stranger_saves_again_still_loads(saved, tmp_path):
     _check(saved, _ask(saved, target))
 
 
+KEPT = """
+import json, sys
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+kept = {{}}
+for name in {presets!r}:
+    load = dict(trust_remote_code=True, prune_method=name)
+    processor = AutoProcessor.from_pretrained({source!r}, **load)
+    model = AutoModelForImageTextToText.from_pretrained({source!r}, **load).eval()
+    inputs = processor(images=[{image!r}] * 2, text=["<image>" + {question!r}, "<image>Which?"], return_tensors="pt")
+    inputs = {{key: inputs[key] for key in {names!r} if key in inputs}}
+    kept[name] = model.model.prepare_inputs_embeds(**inputs)[1].kept_indices.tolist()
+assert type(model).__module__.startswith("transformers_modules.")
+print(json.dumps(kept))
+"""
+
+
+def test_every_system_keeps_the_same_patches_in_another_process(saved):
+    """Exact counts, in raster order, and the same as here: from a folder, by a stranger, with another hash seed."""
+    presets = [name for name in PRESETS if tiny_config(name).selection_method not in ("none", "pool")]
+    names = ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask", "patch_boxes")
+    code = KEPT.format(**{name: saved[name] for name in ("source", "image", "question")}, presets=presets, names=names)
+    elsewhere = json.loads(run_fresh(code, env={"PYTHONHASHSEED": "7"}).strip().splitlines()[-1])
+    assert list(elsewhere) == presets
+    for name in presets:
+        model = ShirgLavidaForConditionalGeneration.from_pretrained(saved["source"], prune_method=name).eval()
+        processor = ShirgLavidaProcessor.from_pretrained(saved["source"], prune_method=name)
+        alone = []
+        for question in (saved["question"], "Which?"):
+            inputs = processor(images=saved["image"], text="<image>" + question, return_tensors="pt")
+            with torch.no_grad():
+                given = {key: inputs[key] for key in names if key in inputs}
+                alone.append(model.model.prepare_inputs_embeds(**given)[1].kept_indices[0])
+        for kept_K, there in zip(alone, elsewhere[name], strict=True):
+            used_K = kept_K[kept_K >= 0]
+            assert [index for index in there if index >= 0] == used_K.tolist(), name
+            assert (used_K.diff() > 0).all()
+            assert len(used_K) == model.config.selection_budget or name == "shirg-adaptive"
+        reads_the_question = "relevance" in METHODS[model.config.selection_method].needs
+        assert (alone[0].tolist() != alone[1].tolist()) == reads_the_question, name
+
+
 PRESET = """
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -183,3 +228,27 @@ def test_push_and_pull_over_http_and_offline_from_the_cache(saved, hub, tmp_path
     home = {"HF_HOME": str(tmp_path / "home")}
     _check(saved, _ask(saved, "tester/tiny", env=hub.env | home))
     _check(saved, _ask(saved, "tester/tiny", env=home | {"HF_HUB_OFFLINE": "1"}))
+
+
+SAVE_SYSTEM = """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+system = dict(prune_method="lavida-980", trust_remote_code=True)
+AutoProcessor.from_pretrained({source!r}, **system).save_pretrained({saved!r})
+AutoModelForImageTextToText.from_pretrained({source!r}, **system).save_pretrained({saved!r})
+"""
+LOAD_SYSTEM = """
+import json
+from transformers import AutoImageProcessor, AutoProcessor
+
+processor = AutoProcessor.from_pretrained({saved!r}, trust_remote_code=True)
+images = AutoImageProcessor.from_pretrained({saved!r}, trust_remote_code=True)
+print(json.dumps([processor.num_image_tokens, processor.image_processor.view_policy, images.view_policy]))
+"""
+
+
+def test_another_system_saved_by_a_process_without_the_package_loads_in_the_next(saved, tmp_path):
+    target = str(tmp_path / "system")
+    run_fresh(SAVE_SYSTEM.format(source=saved["source"], saved=target))
+    report = json.loads(run_fresh(LOAD_SYSTEM.format(saved=target)).strip().splitlines()[-1])
+    assert report[1:] == ["anyres", "anyres"] and report[0] == tiny_config().with_preset("lavida-980").num_image_tokens

@@ -394,6 +394,37 @@ def test_another_budget_at_call_time(preset):
         model(**inputs)
 
 
+def test_a_budget_unlike_the_processors_names_both_counts():
+    config = tiny_config("shirg")
+    inputs = encode(tiny_processor(config), chat(QUESTIONS[0], noise_image(0)))
+    other = tiny_model(tiny_config("shirg", selection_budget=100))
+    with pytest.raises(ValueError, match="245 image tokens.* give 164.*exactly \\[164\\].*from_config"):
+        other(**inputs)
+    with pytest.raises(ValueError, match="245 image tokens.* give 94"):
+        tiny_model(config)(**inputs, selection_budget=torch.tensor([30]))
+    pair = encode(tiny_processor(config), *(chat(QUESTIONS[0], noise_image(0)) for _ in range(2)))
+    with pytest.raises(ValueError, match="same selection_budget, got \\[100, 181\\]"):
+        tiny_model(config)(**pair, selection_budget=torch.tensor([181, 100]))
+
+
+@pytest.mark.parametrize("part", ["vision_tower.vision_model.head", "image_newline", "relevance_text_model"])
+def test_weights_that_a_checkpoint_lacks_are_an_error_and_not_random_numbers(tmp_path, part):
+    config = tiny_config("shirg")
+    if part == "relevance_text_model":
+        tiny_model(config).save_pretrained(tmp_path)
+        tower = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1, "projection_size": 32}
+        fields = {"relevance_text_config": tower, "text_relevance": "siglip"}
+    else:
+        model = tiny_model(config)
+        kept = {name: weight for name, weight in model.state_dict().items() if part not in name}
+        assert len(kept) < len(model.state_dict())
+        model.save_pretrained(tmp_path, state_dict=kept)
+        fields = {}
+    for preset in ("shirg", "shirg-3645"):
+        with pytest.raises(ValueError, match=f"(?s)lacks \\d+ tensors .*{part}.*--vision_base"):
+            ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, prune_method=preset, **fields)
+
+
 @pytest.mark.parametrize("budget", [0, -5, 10_000])
 def test_impossible_budgets_at_call_time_are_named(budget):
     config = tiny_config("shirg-mixed")

@@ -236,7 +236,7 @@ def test_the_card_says_what_the_report_says(published, run):
         f"| trained weights | {report['trainable']['total']:,} (1.25% of the base's) |",
         "| `model.multi_modal_projector.linear_2` | 1,251 |",
         "| rows:charts.jsonl | charts.jsonl | 0.75 | 4,321 | 17 |",
-        "| tester/scenes | tester/scenes | 0.25 | 1,234 | 0 |",
+        "| tester/scenes | tester/scenes, config=DocVQA | 0.25 | 1,234 | 0 |",
         "| steps, epochs, effective batch | 240, 1.5, 16 |",
         "| best step, validation loss, training loss | 180, 1.234, 1.346 |",
         "| charts | exact_match | 0.625 | 0.591 to 0.658 | 808 | - | - |",

@@ -84,6 +84,33 @@ def test_without_a_question_v1_is_a_and_v2_is_08a_minus_01d():
     assert torch.allclose(shirg_scores(features, attention, None, 5, 0.5, 0.3, 0.1), 0.8 * a - 0.1 * d)
 
 
+@pytest.mark.parametrize("weights", [(0.7, 0.3, 0.0), (0.5, 0.3, 0.1)], ids=["v1", "v2"])
+def test_every_weight_and_every_input_of_the_score_changes_what_is_kept(weights):
+    reads_features = weights[2] > 0
+    torch.manual_seed(0)
+    signals = {"features_ND": torch.randn(64, 6), "attention_N": torch.rand(64), "relevance_N": torch.rand(64)}
+
+    def kept(given_weights=weights, **changed):
+        named = zip(("attention_weight", "text_weight", "diversity_weight"), given_weights, strict=True)
+        return top_k(shirg_scores(**{**signals, **changed}, budget=30, **dict(named)), 30).tolist()
+
+    for term in range(3 if reads_features else 2):
+        for factor in (0.0, 5.0):
+            changed = [factor * weight if place == term else weight for place, weight in enumerate(weights)]
+            assert kept(changed) != kept()
+    for name in ("attention_N", "relevance_N"):
+        assert kept(**{name: signals[name].flip(0)}) != kept()
+    assert kept(relevance_N=None) != kept()
+    assert (kept(features_ND=signals["features_ND"].flip(0)) != kept()) == reads_features
+
+
+def test_redundancy_is_with_the_tokens_of_the_budget():
+    torch.manual_seed(0)
+    signals = torch.randn(64, 6), torch.rand(64), torch.rand(64)
+    few, many = (shirg_scores(*signals, budget, 0.5, 0.3, 0.1) for budget in (5, 60))
+    assert top_k(few, 30).tolist() != top_k(many, 30).tolist()
+
+
 @pytest.mark.parametrize(("tokens", "kept"), [(1024, 724), (256, 181), (5, 5), (7, 1)])
 def test_controls_keep_exactly_k_distinct_tokens_in_raster_order(tokens, kept):
     for indices in (
@@ -195,6 +222,76 @@ def test_selection_of_pages_and_flat_images_does_not_depend_on_the_batch(geometr
     assert _kept(model, encode(processor, *chats)).tolist() == alone
 
 
+SWITCHES = [
+    ("shirg", "attention_weight", 0.0),
+    ("shirg", "text_weight", 0.0),
+    ("shirg", "diversity_weight", 0.0),
+    ("shirg", "text_relevance", "none"),
+    ("shirg", "attention_source", "received"),
+    ("shirg", "attention_source", "norm"),
+    ("shirg-v1", "attention_weight", 0.0),
+    ("shirg-v1", "text_weight", 0.0),
+    ("shirg-v1", "diversity_weight", 0.2),
+    ("shirg-784", "diversity_weight", 0.0),
+    ("shirg-salient", "fovea_placement", "center"),
+    ("shirg-3645", "diversity_weight", 0.0),
+    ("shirg-3645", "text_weight", 0.0),
+    ("shirg-adaptive", "attention_weight", 0.0),
+    ("shirg-adaptive", "text_weight", 0.0),
+    ("shirg-adaptive", "diversity_weight", 0.0),
+    ("shirg-adaptive", "selection_mass", 0.5),
+    ("shirg-adaptive", "selection_temperature", 0.05),
+    ("shirg-fixed", "text_weight", 0.0),
+    ("shirg-fixed", "text_relevance", "none"),
+    ("shirg-fixed", "coverage", False),
+    ("shirg-fixed", "merging", False),
+    ("shirg-mixed", "text_weight", 0.0),
+    ("shirg-mixed", "text_relevance", "none"),
+    ("shirg-mixed", "coverage", False),
+    ("shirg-mixed", "summaries", False),
+    ("random", "selection_seed", 1),
+    ("visionzip", "attention_source", "norm"),
+    ("vispruner", "attention_source", "norm"),
+    ("holov", "attention_source", "norm"),
+    ("cdpruner", "text_relevance", "none"),
+]
+
+
+def _tokens(preset: str, **fields) -> tuple[list[list[int]], torch.Tensor]:
+    """What a tiny model of always the same weights keeps of an image, and what its language model reads of it."""
+    config = tiny_config(preset, **fields)
+    model, processor = tiny_model(config), tiny_processor(config)
+    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0, 400, 300)))
+    names = ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask", "mosaic_windows")
+    with torch.no_grad():
+        given = [inputs.get(name) for name in names]
+        _, images = model.model.prepare_inputs_embeds(*given, patch_boxes=inputs["patch_boxes"])
+    return images.kept_indices.tolist(), images.image_tokens[0]
+
+
+@pytest.fixture(scope="module")
+def plain_tokens() -> dict:
+    return {preset: _tokens(preset) for preset in {preset for preset, _, _ in SWITCHES}}
+
+
+@pytest.mark.parametrize(("preset", "field", "value"), SWITCHES)
+def test_every_switch_of_the_config_reaches_the_selection(plain_tokens, preset, field, value):
+    plain_kept, plain = plain_tokens[preset]
+    # Of noise, a large budget covers every block anyway.
+    few = {"selection_budget": 40} if field == "coverage" else {}
+    if few:
+        plain_kept, plain = _tokens(preset, **few)
+    kept, tokens = _tokens(preset, **{field: value}, **few)
+    if field == "merging":  # may stand at the same patches, but the tokens are other ones
+        assert tokens.shape == plain.shape and not torch.equal(tokens, plain)
+    else:
+        assert kept != plain_kept
+
+
+def test_the_temperature_changes_no_top_k(plain_tokens):
+    assert _tokens("shirg", selection_temperature=3.0)[0] == plain_tokens["shirg"][0]
+
+
 def test_probe_attention_is_what_the_stock_head_attends_to():
     model = tiny_model(tiny_config())
     tower = model.model.vision_tower
@@ -211,7 +308,7 @@ def test_received_attention_is_the_column_mean_of_the_eager_map():
     tower = tiny_model(tiny_config(attn_implementation="eager", attention_source="received")).model.vision_tower
     pixels = torch.randn(2, 3, 192, 192)
     with torch.no_grad():
-        before = tower._embed(pixels)
+        before = tower._embed(pixels, any_grid=False)
         for layer in tower.vision_model.encoder.layers[: tower.num_kept_layers - 1]:
             before = layer(before, None)
         last = tower.vision_model.encoder.layers[tower.num_kept_layers - 1]

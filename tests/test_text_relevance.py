@@ -325,8 +325,10 @@ def test_text_around_an_image_is_one_question_and_long_ones_are_cut():
 
 def test_from_config_checks_that_both_fit():
     tokenizer, relevance = make_tokenizer(), make_relevance_tokenizer()
-    with pytest.raises(ValueError, match="needs SigLIP's own tokenizer .* pass relevance_tokenizer"):
-        ShirgLavidaProcessor.from_config(siglip_config(), tokenizer)
+    for preset in ("shirg", "shirg-fixed", "shirg-mixed", "shirg-adaptive", "cdpruner"):
+        with pytest.raises(ValueError, match="needs SigLIP's own tokenizer .* pass relevance_tokenizer"):
+            ShirgLavidaProcessor.from_config(siglip_config(preset), tokenizer)
+    assert ShirgLavidaProcessor.from_config(siglip_config("visionzip"), tokenizer).relevance_tokenizer is None
     with pytest.raises(ValueError, match="no relevance_text_config"):
         ShirgLavidaProcessor.from_config(tiny_config(), tokenizer, relevance_tokenizer=relevance)
     small = siglip_config(relevance_text_config={**TOWER, "vocab_size": 100})

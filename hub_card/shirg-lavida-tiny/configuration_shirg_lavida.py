@@ -16,7 +16,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .calibration_shirg import AttentionMap, attention_mean, check_calibration, foreign_means, relevance_sign
 from .geometry_shirg import check_pinpoints, grid_side, mosaic_length, mosaic_window, select_best_resolution
-from .presets_shirg import GEOMETRIES, PRESETS, geometry_of, preset_fields
+from .presets_shirg import GEOMETRIES, geometry_of, preset_fields
 
 _MODULE = "modeling_shirg_lavida"
 _MODEL = f"{_MODULE}.ShirgLavidaForConditionalGeneration"
@@ -39,6 +39,8 @@ _DEFAULT_SYSTEM = preset_fields("shirg", "full")
 
 # Methods that read the attention signal, always or where there is no question.
 NEED_ATTENTION = ("shirg", "fixed", "mixed", "adaptive", "visionzip", "vispruner", "holov")
+# Methods that read the relevance for the question, where there is one.
+NEED_RELEVANCE = ("shirg", "fixed", "mixed", "adaptive", "cdpruner")
 
 UNCONVERTED = (
     "This is an original LaViDa checkpoint (model_type 'llava_llada'). Convert it once with `shirg convert SRC OUT`, "
@@ -373,8 +375,6 @@ class ShirgLavidaConfig(PreTrainedConfig):
 
     def validate_geometry(self):
         """Part of `@strict` validation: views, selection and score source fit each other, checked in this order."""
-        if self.prune_method not in PRESETS:
-            raise ValueError(f"Unknown prune_method {self.prune_method!r}. Known: {', '.join(sorted(PRESETS))}.")
         self._validate_models()
         self._validate_token_ids()
         _check_lavida_views(self.lavida_views)

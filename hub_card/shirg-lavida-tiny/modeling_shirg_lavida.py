@@ -161,8 +161,10 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
                 f"{path} has a foveal_position_embedding that preset {config.prune_method!r} has no use for: a model "
                 "that is saved from here has none."
             )
+        # A table is derived where the checkpoint has none of this grid; coordinates are a no-op until trained.
+        may_lack = () if saved.coordinate_embedding else ("coordinate_embedding",)
         if config.fovea_grid in (None, saved.fovea_grid):
-            return super().from_pretrained(path, *args, config=config, **kwargs)
+            return cls._load_whole(path, may_lack, *args, config=config, **kwargs)
         held = "no" if saved.fovea_grid is None else f"a {saved.fovea_grid}x{saved.fovea_grid}"
         logger.warning(
             f"{path} has {held} foveal_position_embedding; the one of {config.fovea_grid}x"
@@ -170,11 +172,27 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         )
         with_info = kwargs.pop("output_loading_info", False)
         lenient = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, info = super().from_pretrained(path, *args, config=config, **lenient)
+        model, info = cls._load_whole(path, (*may_lack, "foveal_position_embedding"), *args, config=config, **lenient)
         others = [key for key in map(str, info["mismatched_keys"]) if "foveal_position_embedding" not in key]
         if others and not kwargs.get("ignore_mismatched_sizes", False):
             raise ValueError(f"{path} has tensors of other shapes than config: {others}.")
         return (model, info) if with_info else model
+
+    @classmethod
+    def _load_whole(cls, path, may_lack: tuple[str, ...], *args, output_loading_info: bool = False, **kwargs):
+        """The parent's `from_pretrained`, but a weight that the checkpoint lacks is an error, not a random number.
+
+        `may_lack` are parts of the names of weights that it may lack.
+        """
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(key for key in map(str, info["missing_keys"]) if not any(name in key for name in may_lack))
+        if missing:
+            raise ValueError(
+                f"{path} lacks {len(missing)} tensors that the config asks for, such as {', '.join(missing[:3])}. Is "
+                "the download complete? A pooling head or a text tower that the checkpoint never had comes with "
+                "`shirg convert --vision_base`."
+            )
+        return (model, info) if output_loading_info else model
 
     def load_adapter(
         self,

@@ -52,10 +52,12 @@ class System:
 
 @dataclass
 class Answered:
-    """What one run returned: the clock's stages, and facts of the answer."""
+    """What one run returned: the clock's stages, facts, and for each row its text and number of image tokens."""
 
     clock: StageClock
     facts: dict[str, int]
+    texts: list[str] = field(default_factory=list)
+    image_tokens: list[int] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -68,15 +70,23 @@ def answer(system: System, chats: list[list[dict]], clock: StageClock) -> Answer
                 chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             ).to(model.device)
         output = model.generate(**inputs, **system.generation, return_dict_in_generate=True, output_selection=True)
-        processor.post_process_image_text_to_text(output.sequences[:, inputs["input_ids"].shape[1] :])
-    return Answered(clock, _facts(model.config, inputs, output))
+        texts = processor.post_process_image_text_to_text(output.sequences[:, inputs["input_ids"].shape[1] :])
+    image_tokens = _image_tokens(model.config, inputs, output)
+    return Answered(clock, _facts(image_tokens[0], inputs, output), texts, image_tokens)
 
 
-def _facts(config: Any, inputs: Any, output: Any) -> dict[str, int]:
+def _image_tokens(config: Any, inputs: Any, output: Any) -> list[int]:
+    """Of every row, the image tokens that are used."""
+    written_B = (inputs["input_ids"] == config.image_token_id).sum(1)
+    unused_B = 0 if output.kept_indices is None else (output.kept_indices < 0).sum(1).to(written_B.device)
+    return (written_B - unused_B).tolist()
+
+
+def _facts(image_tokens: int, inputs: Any, output: Any) -> dict[str, int]:
     """What of an answer is counted and not timed; of a batch, image and prompt tokens are those of the first row."""
-    unused = 0 if output.kept_indices is None else int((output.kept_indices[0] < 0).sum())
     facts = {
-        "image_tokens": int((inputs["input_ids"][0] == config.image_token_id).sum()) - unused,
+        "answers": len(inputs["input_ids"]),
+        "image_tokens": image_tokens,
         "prompt_tokens": inputs["input_ids"].shape[1],
         "new_tokens": output.sequences.shape[1] - inputs["input_ids"].shape[1],
         "forwards": output.forwards,

@@ -1,10 +1,7 @@
 """The cards of what a run made: its report put in order for a template, and in the Hub's own metadata."""
 
-from pathlib import Path
-
 import yaml
-from huggingface_hub import EvalResultEntry, HfApi, ModelCard, eval_result_entries_to_yaml
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub import EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 from transformers.utils import logging
 
 from configuration_shirg import GEOMETRIES
@@ -105,13 +102,4 @@ def eval_results_file(run: dict) -> dict[str, bytes]:
 
 def _hub_datasets(data: list[dict]) -> list[str]:
     """Those of a run's sources that are data sets on the Hub."""
-    found = []
-    for place in dict.fromkeys(source["source"] for source in data):
-        if place.count("/") != 1 or Path(place).exists():
-            continue
-        try:
-            if HfApi().repo_exists(place, repo_type="dataset"):
-                found.append(place)
-        except OfflineModeIsEnabled:
-            logger.warning(f"The Hub is offline: the card's metadata does not name the data set {place}.")
-    return found
+    return list(dict.fromkeys(source["dataset_id"] for source in data if source.get("dataset_id")))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from os import SEEK_END
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
@@ -119,9 +119,13 @@ class StoredWeights:
         """Which file holds each tensor; empty where one file holds them all."""
         try:
             with self._open(_INDEX) as opened:
-                return json.load(opened)["weight_map"]
+                files = json.load(opened)["weight_map"]
         except FileNotFoundError:
             return {}
+        outside = sorted({file for file in files.values() if PurePosixPath(file).name != file})
+        if outside:
+            raise ValueError(f"{self.name}: {_INDEX} names {outside[0]!r}, which is no file of this checkpoint.")
+        return files
 
 
 def base_fingerprint(base: nn.Module | str | Path | StoredWeights) -> str | None:

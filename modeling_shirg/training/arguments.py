@@ -34,7 +34,8 @@ class ModelArguments:
         default=None, metadata={"help": "System to train under; by default the checkpoint's own."}
     )
     option: list[str] = field(
-        default_factory=list, metadata={"help": "Other fields of the config as FIELD=VALUE, such as text_weight=0."}
+        default_factory=list,
+        metadata={"help": "Other fields of the config as FIELD=VALUE, such as text_weight=0.", "action": "extend"},
     )
     dtype: str = field(default="auto", metadata={"help": "Type of the frozen weights; trained ones are float32."})
     footprint: str = field(default="shirg-extra", metadata={"help": "Which weights are trained (footprints.py)."})
@@ -181,6 +182,12 @@ class ShirgTrainingArguments(TrainingArguments):
     def _check_recipe(self) -> None:
         if self.token_dropout is not None and not 0 <= self.token_dropout < 1:
             raise ValueError(f"token_dropout is a share, 0 or more and below 1, got {self.token_dropout}.")
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process would train on {self.n_gpu} devices: start one per device with `torchrun "
+                f"--nproc_per_node {self.n_gpu} -m shirg_scripts.cli train ...`, or show it one "
+                "device (CUDA_VISIBLE_DEVICES=0)."
+            )
         if self.align_temperature <= 0:
             raise ValueError(f"align_temperature must be above 0, got {self.align_temperature}.")
         if self.early_stopping_patience < 0:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers.utils import logging
 
 from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.adapters_shirg import Adapter
 
 logger = logging.get_logger(__name__)
 
@@ -141,8 +142,12 @@ def load_adapter(adapted: PeftModel, folder: str) -> None:
     """Start from the adapter in `folder` instead of a fresh one.
 
     Raises:
-        ValueError: it is of another footprint; the message names the first difference.
+        ValueError: it is of another footprint or of other base weights; the message names the first difference.
     """
+    adapter = Adapter.open(folder)
+    if adapter is None:
+        raise ValueError(f"There is no adapter at {folder}: give the folder or the Hub id of one.")
+    adapter.check_base(adapted.get_base_model())
     own, other = adapted.peft_config[_ADAPTER], LoraConfig.from_pretrained(folder)
     for field in ("target_modules", "modules_to_save", "r", "lora_alpha", "rank_pattern", "alpha_pattern"):
         here, there = getattr(own, field), getattr(other, field)

@@ -18,7 +18,7 @@ from modeling_shirg.training.data.reading import RowReader
 from modeling_shirg.training.data.rows import TrainingRows, TrainingStream
 from modeling_shirg.training.data.scenes import SceneTable
 from modeling_shirg.training.data.specs import GRAMMAR, SourceSpec, read_specs
-from modeling_shirg.training.data.tables import open_table
+from modeling_shirg.training.data.tables import hub_id, open_table
 from modeling_shirg.training.draws import named_generator
 from modeling_shirg.training.encoder import RowEncoder
 
@@ -199,6 +199,7 @@ def _reader(number: int, spec: SourceSpec, files: Any) -> RowReader:
         number=number,
         name=spec.name,
         place=", ".join([spec.path, *named]),
+        dataset_id=hub_id(spec),
         adapt=ADAPTERS[spec.source].adapt,
         suffix=spec.suffix,
         files=files,

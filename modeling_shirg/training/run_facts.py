@@ -81,8 +81,9 @@ def closing_facts(state: Any, log_file: Path) -> dict[str, Any]:
     losses = [entry["loss"] for entry in log if "loss" in entry]
     best = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
     best_step = state.best_global_step if best else state.global_step
+    train_loss = losses[-1] if losses else None  # a run may be shorter than the interval of its log
     return {
-        "metrics": {"best_step": best_step, "eval_loss": best.get(best_step), "train_loss": losses[-1]},
+        "metrics": {"best_step": best_step, "eval_loss": best.get(best_step), "train_loss": train_loss},
         "steps": state.global_step,
         "epochs": state.epoch,
         "seconds": log[-1]["seconds"],

@@ -1,6 +1,7 @@
 """log.jsonl: every log entry of a run as one line, the same whether the run was stopped or not, and its curves."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ class RunLog(TrainerCallback):
             return
         kept = [entry for entry in read_log(self.file) if entry["step"] <= state.global_step and state.global_step]
         self.started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
-        self.file.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        shorter = self.file.with_suffix(".tmp")
+        shorter.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        os.replace(shorter, self.file)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:

@@ -96,10 +96,20 @@ def with_control(benchmark: Dataset, control: str) -> Dataset:
     if control not in CONTROLS:
         raise ValueError(f"No control {control!r}: there are {CONTROLS}.")
     if control == "blank":
-        return benchmark.map(lambda row: {"image": PILImage.new("RGB", row["image"].size, (128, 128, 128))})
+        return benchmark.map(lambda row: {"image": blank_image(row["image"])})
     if control == "shuffled_question":
         return benchmark.remove_columns("question").add_column("question", _other_questions(benchmark))
     return benchmark
+
+
+def blank_image(image: PILImage.Image) -> PILImage.Image:
+    """A grey image of the same size."""
+    return PILImage.new("RGB", image.size, (128, 128, 128))
+
+
+def num_cells(family: str) -> int:
+    """How many rows the benchmark has of `family` for each row of `per_cell`."""
+    return len(_cells(family))
 
 
 def majority_share(answers: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:

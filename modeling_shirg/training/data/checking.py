@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Features, Value
 from datasets.fingerprint import Hasher
 
 from modeling_shirg.training import encoder
@@ -134,6 +135,8 @@ def _found(reader: RowReader, table: Any, row_encoder: RowEncoder | None, num_pr
     state = [table._fingerprint, reader.adapt.__name__, reader.suffix, reader.files.stamp(), code]
     state.append(row_encoder and row_encoder.fingerprint())
     options["desc"] = f"Checking {reader.name}"
+    # Named, because a column of the data may have a finding's name and would lend it its type.
+    options["features"] = Features({"reason": Value("string"), **{name: Value("int64") for name in Lengths._fields}})
     results = table.map(check, new_fingerprint=Hasher.hash(state), **options)
     found = {name: list(results[name]) for name in results.column_names}
     bad = [number for number, reason in enumerate(found["reason"]) if reason]

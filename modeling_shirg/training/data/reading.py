@@ -37,6 +37,7 @@ class RowReader:
         number: the source's place in the mixture, from 0.
         name: what messages and reports call the source.
         place: where it came from, for reports.
+        dataset_id: the data set on the Hub that it is, if it is one.
         adapt: makes an `Example` of a row, or raises `BadRow`.
         suffix: what is appended to every question.
         files: where file names are looked up.
@@ -45,6 +46,7 @@ class RowReader:
     number: int
     name: str
     place: str
+    dataset_id: str | None
     adapt: Callable[[dict[str, Any], str], Example]
     suffix: str
     files: ImageFiles

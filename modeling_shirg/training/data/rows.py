@@ -216,7 +216,8 @@ class TrainingStream(IterableDataset):
 
 def _facts(reader: RowReader, share: Fraction, **numbers: int | None) -> dict[str, Any]:
     """One source in a report; `weight` is its share of the rows."""
-    return {"name": reader.name, "source": reader.place, "weight": float(share), **numbers}
+    place = {"source": reader.place, "dataset_id": reader.dataset_id}
+    return {"name": reader.name, **place, "weight": float(share), **numbers}
 
 
 def _raw_rows(table: Any, stream: int, workers: int, rng: np.random.Generator) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -31,22 +31,36 @@ def open_table(spec: SourceSpec, split: str, streaming: bool) -> tuple[Any, Imag
         if spec.split is not None:
             raise ValueError(f"{spec.name}: scenes take no split; training and validation have scenes of their own.")
         return SceneTable(spec.path, split, spec.rows or DEFAULT_ROWS), ImageFiles(Path())
+    table, files = open_whole_table(spec, split, streaming)
+    return _readable_columns(spec, table), files
+
+
+def open_whole_table(spec: SourceSpec, split: str, streaming: bool) -> tuple[Any, ImageFiles]:
+    """The same with all columns that there are; scenes are no such table."""
     split = spec.split or split
     place = Path(spec.path)
     if spec.source == "lcs":
         place = place / LCS_FILE
     file = place if place.is_file() or spec.source == "lcs" else _metadata_file(place, split)
-    if file is not None and not file.stat().st_size:
+    if file is not None and file.is_file() and not file.stat().st_size:
         raise ValueError(f"{spec.name} cannot be opened: {file} is empty.")
     if file is not None:
         table = _load(spec, streaming, _builder(spec, file), data_files={split: str(file)}, split=split)
     elif place.is_dir():
         table = _load(spec, streaming, str(place), name=spec.config, split=split)
-    elif _HUB_ID.fullmatch(spec.path) and not place.suffix:
+    elif hub_id(spec) is not None:
         table = _load(spec, streaming, spec.path, name=spec.config, revision=spec.revision, split=split)
     else:
         raise ValueError(f"{spec.name}: there is no file or folder {spec.path}, and it is no Hub id (owner/name).")
-    return _readable_columns(spec, table), ImageFiles(_image_place(spec, file))
+    _check_columns(spec, table)
+    return table, ImageFiles(_image_place(spec, file))
+
+
+def hub_id(spec: SourceSpec) -> str | None:
+    """The data set on the Hub that the source is; `None` for files, folders and rendered scenes."""
+    place = Path(spec.path)
+    local = spec.source in ("synthetic", "lcs") or place.exists() or place.suffix
+    return None if local or not _HUB_ID.fullmatch(spec.path) else spec.path
 
 
 def _load(spec: SourceSpec, streaming: bool, *args: Any, **kwargs: Any) -> Any:
@@ -72,16 +86,19 @@ def _undecoded(feature: Any) -> Any:
 
 def _readable_columns(spec: SourceSpec, table: Any) -> Any:
     """The table with only the columns that the adapter reads."""
-    names = table.column_names or list(next(iter(table.iter(1)), {}))
-    choices = ADAPTERS[spec.source].columns
-    for needed in choices:
-        if set(needed) <= set(names):
-            break
-    else:
+    known = {*_OPTIONAL_COLUMNS, *(name for needed in ADAPTERS[spec.source].columns for name in needed)}
+    return table.select_columns([name for name in _column_names(table) if name in known])
+
+
+def _check_columns(spec: SourceSpec, table: Any) -> None:
+    names, choices = _column_names(table), ADAPTERS[spec.source].columns
+    if not any(set(needed) <= set(names) for needed in choices):
         wanted = " or ".join("(" + ", ".join(needed) + ")" for needed in choices)
         raise ValueError(f"{spec.name} has the columns {', '.join(names)}; {spec.source!r} needs {wanted}.")
-    known = {*_OPTIONAL_COLUMNS, *(name for needed in choices for name in needed)}
-    return table.select_columns([name for name in names if name in known])
+
+
+def _column_names(table: Any) -> list[str]:
+    return table.column_names or list(next(iter(table.iter(1)), {}))
 
 
 def _builder(spec: SourceSpec, file: Path) -> str:

@@ -1,0 +1,223 @@
+"""The registry of tasks: which rows are asked, how, and which scores their answers get.
+
+A task is one entry of `TASKS`. Rows of data sets are read by the adapters of modeling_shirg/training/data, so that a
+question is written as in training; rendered families come from scenes/benchmark.py.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, relaxed_accuracy, token_f1
+from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, vqa_accuracy
+from modeling_shirg.evaluation.scenes.benchmark import PER_CELL, blank_image, build_benchmark, num_cells, with_control
+from modeling_shirg.training.data.adapters import ADAPTERS
+from modeling_shirg.training.data.bad_rows import BadRow
+from modeling_shirg.training.data.image_files import ImageFiles
+from modeling_shirg.training.data.reading import RowReader, text_of
+from modeling_shirg.training.data.specs import SourceSpec, read_specs
+from modeling_shirg.training.data.tables import open_whole_table
+
+Score = Callable[[str, Sequence[str]], float]
+
+
+def textvqa_accuracy(prediction: str, golds: Sequence[str]) -> float:
+    """VQA accuracy as TextVQA's evaluation has it: golds that all agree are normalised too."""
+    return vqa_accuracy(prediction, golds, keep_unanimous=False)
+
+
+class Task(NamedTuple):
+    """How a task is asked and scored.
+
+    Attributes:
+        scores: by name, of one answer, 0..1; the first is the task's own metric, which differences are taken of.
+        length: tokens of an answer, and denoising steps.
+        split: that is asked unless another is named.
+        golds: the texts that a row of a data set accepts; `None` for a rendered family.
+        facts: what else of a row of a data set is kept with its answer.
+        has_cider: CIDEr of the whole task is a secondary column.
+    """
+
+    scores: dict[str, Score]
+    length: int
+    split: str
+    golds: Callable[[dict], list[str]] | None = None
+    facts: Callable[[dict], dict[str, Any]] = lambda row: {}
+    has_cider: bool = False
+
+    @property
+    def metric(self) -> str:
+        """Name of the task's own metric."""
+        return next(iter(self.scores))
+
+
+def _chartqa_golds(row: dict) -> list[str]:
+    return list(row["label"]) if "label" in row else [text_of(row["answer"], "answer")]
+
+
+def _chartqa_facts(row: dict) -> dict[str, Any]:
+    """`subset`: who wrote the question, in either repository's column."""
+    if "human_or_machine" in row:
+        return {"subset": ("human", "augmented")[row["human_or_machine"]]}
+    return {"subset": row["type"].removesuffix("_test")} if "type" in row else {}
+
+
+def _vqa_golds(row: dict) -> list[str]:
+    return gold_texts(row["answers"] or [])
+
+
+_READING = {"exact_match": exact_match, "token_f1": token_f1}
+TASKS: dict[str, Task] = {
+    "chartqa": Task(
+        {"relaxed_accuracy": relaxed_accuracy, "exact_match": exact_match},
+        16,
+        "test",
+        _chartqa_golds,
+        _chartqa_facts,
+        has_cider=True,
+    ),
+    "docvqa": Task({"anls": anls, "exact_match": exact_match}, 32, "validation", _vqa_golds),
+    "infographicvqa": Task({"anls": anls, "exact_match": exact_match}, 32, "validation", _vqa_golds),
+    "textvqa": Task({"vqa_accuracy": textvqa_accuracy}, 16, "validation", _vqa_golds),
+    "vqav2": Task({"vqa_accuracy": vqa_accuracy}, 16, "validation", _vqa_golds),
+    "chart": Task({"exact_match": exact_match, "relaxed_accuracy": relaxed_accuracy}, 16, "test"),
+    "document": Task({"exact_match": exact_match, "anls": anls}, 16, "test"),
+    "entity_grid": Task(_READING, 16, "test"),
+    "guard": Task({"vqa_accuracy": vqa_accuracy, "exact_match": exact_match}, 16, "test"),
+}
+_FAMILY_FACTS = (
+    "kind",
+    "cell_glyph_px",
+    "cell_place",
+    "glyph_px",
+    "glyph_px_global",
+    "glyph_px_fovea",
+    "eccentricity",
+    "in_fovea",
+    "crosses_slice",
+    "box",
+)
+
+
+@dataclass
+class Sample:
+    """One question as it is asked, and what its answer is judged by."""
+
+    row: int
+    question_id: str
+    question: str
+    golds: list[str]
+    image: Image.Image
+    facts: dict[str, Any]
+
+    def chat(self) -> list[dict]:
+        """The prompt: the image before the question."""
+        content = [{"type": "image", "image": self.image}, {"type": "text", "text": self.question}]
+        return [{"role": "user", "content": content}]
+
+
+class TaskRows:
+    """The rows of a task, read one by one.
+
+    Args:
+        name: a key of `TASKS`.
+        place: `PLACE[,FIELD=VALUE...]` as after the colon of training's `--data`; `None` is the task's own place.
+        split: `None` is the task's own.
+        limit: ask the first so many rows; `None` is all.
+        scale: of rendered scenes, 1 for the toy geometry.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        place: str | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+        scale: float = 1.0,
+    ):
+        self.name, self.task = check_task(name), TASKS[name]
+        self.is_rendered = self.task.golds is None
+        split = split or self.task.split
+        if self.is_rendered:
+            if place is not None:
+                raise ValueError(f"--data {name}={place}: {name} is rendered here and takes no place.")
+            per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / num_cells(name)))
+            self.table = build_benchmark(name, split, per_cell, scale)
+            self._reader = _reader(name, name, "plain", "", ImageFiles(Path()))
+        else:
+            spec = SourceSpec(name) if place is None else read_specs([f"{name}:{place}"], None, "--data")[0]
+            self.table, files = open_whole_table(spec, split, streaming=False)
+            self._reader = _reader(spec.name, spec.path, name, spec.suffix, files)
+        self._count = len(self.table) if limit is None else min(limit, len(self.table))
+        if not self._count:
+            raise ValueError(f"{name} has no row in {self._reader.place}, split {split!r}.")
+        self._shuffled: Any = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def sample(self, row: int, control: str = "none") -> Sample:
+        """Row number `row`, under one of the benchmark's `CONTROLS`.
+
+        Raises:
+            BadRow: it cannot be asked or judged, with the reason.
+        """
+        raw = self.table[row]
+        image, question = self._read(raw, row)
+        if control == "shuffled_question":
+            question = self._other_question(row)
+        golds = [raw["answer"]] if self.is_rendered else [gold.strip() for gold in self.task.golds(raw)]
+        if self.name == "guard":
+            golds = gold_texts(raw["answers"])
+        if not any(golds):
+            raise BadRow("empty answer")
+        if self.task.metric == "vqa_accuracy" and len(golds) < 2:
+            raise BadRow(f"one answer, {golds[0]!r}: VQA accuracy needs those of several people")
+        facts = {name: raw[name] for name in _FAMILY_FACTS} if self.is_rendered else self.task.facts(raw)
+        number = raw.get("question_id", raw.get("questionId"))
+        return Sample(
+            row,
+            str(row if number is None else number),
+            question,
+            golds,
+            blank_image(image) if control == "blank" else image,
+            facts,
+        )
+
+    def _read(self, raw: dict, row: int) -> tuple[Image.Image, str]:
+        item = self._reader.item(raw, row)
+        text = item["messages"][0]["content"][-1]["text"]
+        return item["images"][0], text
+
+    def _other_question(self, row: int) -> str:
+        """The question of another row of the task, as it is written in the prompt."""
+        if self.is_rendered:
+            if self._shuffled is None:
+                self._shuffled = list(with_control(self.table, "shuffled_question")["question"])
+            return self._shuffled[row]
+        own = self._reader.adapt(self.table[row], self._reader.suffix).messages
+        for other in (*range(row + 1, len(self.table)), *range(row)):
+            try:
+                messages = self._reader.adapt(self.table[other], self._reader.suffix).messages
+            except BadRow:
+                continue
+            if messages[0] != own[0] and messages[1] != own[1]:
+                return messages[0]["content"][-1]["text"]
+        raise ValueError(f"{self.name}: no row has another question and another answer than row {row}.")
+
+
+def check_task(name: str) -> str:
+    """`name`, if it is a task; else a `ValueError` with the nearest."""
+    if name not in TASKS:
+        hint = "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(name, TASKS, n=1))
+        raise ValueError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{hint}")
+    return name
+
+
+def _reader(name: str, place: str, adapter: str, suffix: str, files: ImageFiles) -> RowReader:
+    return RowReader(0, name, place, None, ADAPTERS[adapter].adapt, suffix, files)

@@ -1,0 +1,511 @@
+"""`shirg evaluate`: what is asked, logged, continued and tabled; by-hand tables, and small runs of a tiny model."""
+
+import csv
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from modeling_shirg.evaluation.answer_log import AnswerLog, Place, check_settings, read_answers
+from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interval
+from modeling_shirg.evaluation.results import Plan, guard_verdicts, missing, tabulate, write_results
+from modeling_shirg.evaluation.scenes.benchmark import build_benchmark, num_cells
+from modeling_shirg.evaluation.tasks import TASKS, TaskRows
+from modeling_shirg.training.data.bad_rows import BadRow
+from shirg_scripts import evaluate
+from shirg_scripts.cli import main
+from tiny_model import noise_image, tiny_config, tiny_model, tiny_processor
+
+STRING, INT = datasets.Value("string"), datasets.Value("int64")
+STRINGS = datasets.List(STRING)
+PEOPLE = datasets.List({"answer": STRING, "answer_confidence": STRING, "answer_id": INT})
+WORD, PHRASE = (
+    "\nAnswer the question with a single word.",
+    "\nAnswer the question using a single word or phrase.",
+)
+
+
+def _people(*answers: str) -> list[dict]:
+    return [{"answer": each, "answer_confidence": "yes", "answer_id": i} for i, each in enumerate(answers, start=1)]
+
+
+# Task, split, columns as the Hub has them, one row without its image, suffix, golds, what else is kept, and the scores
+# of a prediction that tells the task's metric from the others.
+SCHEMAS = {
+    "chartqa of HuggingFaceM4": (
+        ("chartqa", "test"),
+        {"query": STRING, "label": STRINGS, "human_or_machine": INT},
+        {"query": "How many?", "label": ["100"], "human_or_machine": 1},
+        ("How many?" + WORD, ["100"], {"subset": "augmented"}, "0"),
+        ("104", {"relaxed_accuracy": 1.0, "exact_match": 0.0}),
+    ),
+    "chartqa of lmms-lab": (
+        ("chartqa", "test"),
+        {"type": STRING, "question": STRING, "answer": STRING},
+        {"type": "human_test", "question": "How many?", "answer": "100"},
+        ("How many?" + WORD, ["100"], {"subset": "human"}, "0"),
+        ("106", {"relaxed_accuracy": 0.0, "exact_match": 0.0}),
+    ),
+    "docvqa": (
+        ("docvqa", "validation"),
+        {"questionId": STRING, "question": STRING, "answers": STRINGS, "docId": INT},
+        {"questionId": "77", "question": "Who?", "answers": ["smith", "j. smith"], "docId": 3},
+        ("Who?" + PHRASE, ["smith", "j. smith"], {}, "77"),
+        ("smath", {"anls": 0.8, "exact_match": 0.0}),
+    ),
+    "infographicvqa": (
+        ("infographicvqa", "validation"),
+        {"questionId": STRING, "question": STRING, "answers": STRINGS, "operation/reasoning": STRINGS},
+        {"questionId": "8", "question": "Who?", "answers": ["smith"], "operation/reasoning": []},
+        ("Who?" + PHRASE, ["smith"], {}, "8"),
+        ("xxxth", {"anls": 0.0, "exact_match": 0.0}),
+    ),
+    "textvqa": (
+        ("textvqa", "validation"),
+        {"question_id": INT, "question": STRING, "answers": STRINGS, "ocr_tokens": STRINGS},
+        {"question_id": 5, "question": "What brand?", "answers": ["none"] * 10, "ocr_tokens": []},
+        ("What brand?" + PHRASE, ["none"] * 10, {}, "5"),
+        ("none", {"vqa_accuracy": 1.0}),
+    ),
+    "vqav2": (
+        ("vqav2", "validation"),
+        {"question_id": INT, "question": STRING, "answers": PEOPLE, "multiple_choice_answer": STRING},
+        {
+            "question_id": 6,
+            "question": "How many?",
+            "answers": _people(*["none"] * 10),
+            "multiple_choice_answer": "none",
+        },
+        ("How many?" + PHRASE, ["none"] * 10, {}, "6"),
+        ("none", {"vqa_accuracy": 0.0}),
+    ),
+}
+
+
+def _parquet(folder: Path, split: str, columns: dict, rows: list[dict], images: list | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    images = images or [noise_image(number, 70, 40) for number in range(len(rows))]
+    filled = [{**row, "image": image} for row, image in zip(rows, images, strict=True)]
+    features = datasets.Features({**columns, "image": datasets.Image()})
+    datasets.Dataset.from_list(filled, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def _charts(folder: Path, count: int = 4, images: list | None = None) -> Path:
+    """ChartQA as HuggingFaceM4 has it, human and augmented questions in turn."""
+    _, columns, _, _, _ = SCHEMAS["chartqa of HuggingFaceM4"]
+    rows = [{"query": f"How many {n}?", "label": [str(n)], "human_or_machine": n % 2} for n in range(count)]
+    return _parquet(folder, "test", columns, rows, images)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_row_of_every_schema_is_asked_and_scored_by_its_task(tmp_path, schema):
+    (task, split), columns, row, expected, (prediction, scores) = SCHEMAS[schema]
+    rows = TaskRows(task, str(_parquet(tmp_path / "data", split, columns, [row] * 2)))
+    assert len(rows) == 2 and len(TaskRows(task, str(tmp_path / "data"), limit=1)) == 1
+    sample = rows.sample(0)
+    assert (sample.question, sample.golds, sample.facts, sample.question_id) == expected
+    assert sample.image.size == (70, 40) and len(np.unique(sample.image)) > 100
+    assert {name: score(prediction, sample.golds) for name, score in TASKS[task].scores.items()} == pytest.approx(
+        scores
+    )
+
+
+def test_lengths_are_those_of_the_published_settings():
+    assert {name: TASKS[name].length for name in ("vqav2", "textvqa", "chartqa", "docvqa")} == {
+        "vqav2": 16,
+        "textvqa": 16,
+        "chartqa": 16,
+        "docvqa": 32,
+    }
+    length = evaluate._generation
+    assert length(32, {}) == {"max_new_tokens": 32, "steps": 32}
+    assert length(32, {"max_new_tokens": 8}) == {"max_new_tokens": 8, "steps": 8}
+    assert length(32, {"steps": 16}) == {"max_new_tokens": 32, "steps": 16}
+    assert length(32, {"step_ratio": 0.5}) == {"max_new_tokens": 32, "step_ratio": 0.5}
+
+
+@pytest.mark.parametrize("family", ["chart", "guard"])
+def test_a_limited_family_is_the_first_rows_of_the_whole(family):
+    rows, whole = TaskRows(family, limit=num_cells(family) + 3), build_benchmark(family, per_cell=3)
+    assert len(rows) == num_cells(family) + 3
+    for place in (0, 5, len(rows) - 1):
+        sample, row = rows.sample(place), whole[place]
+        assert (sample.question, sample.golds[0]) == (row["question"], row["answer"])
+        assert np.array_equal(sample.image, row["image"])
+        assert {name: row[name] for name in sample.facts} == sample.facts
+    assert len(rows.sample(0).golds) == (10 if family == "guard" else 1)
+
+
+def test_controls_take_the_image_or_the_question_away(tmp_path):
+    for rows in (TaskRows("guard", limit=6), TaskRows("chartqa", str(_charts(tmp_path / "data")))):
+        for number in range(len(rows)):
+            own, blank, other = (rows.sample(number, name) for name in ("none", "blank", "shuffled_question"))
+            assert np.unique(blank.image).tolist() == [128] and blank.image.size == own.image.size
+            assert (blank.question, blank.golds, other.golds) == (own.question, own.golds, own.golds)
+            assert other.question != own.question and np.array_equal(other.image, own.image)
+    assert other.question == "How many 0?" + WORD  # after the last row comes the first
+
+
+def test_rows_without_enough_golds_are_bad(tmp_path):
+    (task, split), columns, row, _, _ = SCHEMAS["vqav2"]
+    rows = [{**row, "answers": _people("one")}, {**row, "answers": _people("one"), "question": ""}]
+    table = TaskRows(task, str(_parquet(tmp_path, split, columns, rows)))
+    with pytest.raises(BadRow, match="those of several people"):
+        table.sample(0)
+    with pytest.raises(BadRow, match="empty question"):
+        table.sample(1)
+
+
+# The log
+
+
+def test_half_a_line_is_dropped_and_a_second_writer_refused(tmp_path):
+    place = Place("chart", "shirg:steps=2", "none")
+    with AnswerLog(tmp_path, place, 0) as log:
+        log.append([{"row": 0, "text": "Ä\n"}, {"row": 2}])
+        with pytest.raises(ValueError, match="Another run is writing"), AnswerLog(tmp_path, place, 0):
+            pass
+    with log.file.open("ab") as opened:
+        opened.write(b'{"row": 4, "te')
+    assert [record["row"] for record in read_answers(tmp_path, place)] == [0, 2]
+    with AnswerLog(tmp_path, place, 0) as log, AnswerLog(tmp_path, place, 1) as other:
+        log.append([{"row": 4}])
+        other.append([{"row": 1}])
+    assert [record["row"] for record in read_answers(tmp_path, place)] == [0, 1, 2, 4]
+    assert read_answers(tmp_path, place)[0]["text"] == "Ä\n"
+    with AnswerLog(tmp_path, place, 1) as other:
+        other.append([{"row": 4}])
+    with pytest.raises(ValueError, match="row 4 was answered before"):
+        read_answers(tmp_path, place)
+
+
+def test_other_settings_are_an_error_that_names_the_difference(tmp_path):
+    check_settings(tmp_path / "settings.json", {"limit": 4, "model": "a"})
+    check_settings(tmp_path / "settings.json", {"limit": 4, "model": "a"})
+    with pytest.raises(ValueError, match="limit was 4, now 5. Ask as before"):
+        check_settings(tmp_path / "settings.json", {"limit": 5, "model": "a"})
+
+
+# The tables
+
+
+def test_bootstrap_intervals_repeat_and_cover():
+    values = np.random.default_rng(0).random(400) < 0.3
+    assert mean_interval(values, 1) == mean_interval(values, 1) != mean_interval(values, 2)
+    low, high = mean_interval(values, 1)
+    reach = 1.96 * (values.mean() * (1 - values.mean()) / 400) ** 0.5
+    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.006)
+    assert mean_interval([1.0] * 5, 0) == (1.0, 1.0)
+    assert difference_interval([1.0, 1.0], [0.0], 0) == (1.0, 1.0)
+    low, high = difference_interval(values, ~values, 0)
+    assert low < 2 * values.mean() - 1 < high and high - low == pytest.approx(2**0.5 * 2 * reach, abs=0.01)
+
+
+def _record(place: Place, row: int, right: float, **facts) -> dict:
+    seconds = {"preprocess": 0.5, "encode": 1.0, "select": 0, "project": 0, "prefix": 0, "evict": 0, "denoise": 0}
+    return {
+        **place._asdict(),
+        "row": row,
+        "answers": ["a" if row < 3 else "b"],
+        "prediction": "a",
+        "scores": {name: right for name in TASKS[place.task].scores},
+        "kind": "read_value",
+        **facts,
+        "image_tokens": 10 + row,
+        "forwards": 4,
+        "batch": {"size": 2, "seconds": {**seconds, "rest": 0.5}, "prefix_bytes": 600},
+    }
+
+
+def _log(root: Path, place: Place, rights: list[float], facts: list[dict] | None = None) -> None:
+    facts = facts or [{}] * len(rights)
+    with AnswerLog(root, place, 0) as log:
+        log.append([_record(place, row, right, **facts[row]) for row, right in enumerate(rights)])
+
+
+def _plan(task: str, rows: int, **changes) -> Plan:
+    given = {"systems": ["base", "new"], "controls": ["none"], "baseline": "base", "seed": 0, "max_bad_share": 0.0}
+    return Plan(**{"rows": {task: rows}, **given, **changes})
+
+
+def _cells() -> list[dict]:
+    """Two sizes x inside and outside the fovea, and a question that is placed nowhere."""
+    cells = [(8.0, 0.1, True), (8.0, 0.9, False), (15.0, 0.25, True), (15.0, 1.0, False)]
+    placed = [{"cell_glyph_px": s, "eccentricity": e, "in_fovea": i} for s, e, i in cells]
+    return [*placed, {"cell_glyph_px": None, "eccentricity": 0.3, "in_fovea": True, "kind": "difference"}]
+
+
+def test_differences_and_groups_by_hand(tmp_path):
+    _log(tmp_path, Place("chart", "base", "none"), [0, 1, 1, 0, 0], _cells())
+    _log(tmp_path, Place("chart", "new", "none"), [1, 1, 0, 1, 1], _cells())
+    tables = tabulate(tmp_path, _plan("chart", 5))
+    total = {row["system"]: row for row in tables["scores"] if (row["by"], row["metric"]) == ("", "exact_match")}
+    assert (total["base"]["value"], total["base"]["difference"]) == (0.4, None)
+    assert total["new"]["value"] == 0.8 and total["new"]["difference"] == pytest.approx(0.4)
+    interval = mean_interval([1, 0, -1, 1, 1], 0)
+    assert (total["new"]["difference_low"], total["new"]["difference_high"]) == interval
+    # "a" is right 3 times of 4 values, "b" the only time of the other kind
+    assert total["new"]["majority"] == pytest.approx((3 + 1) / 5)
+    values = {
+        (row["by"], row["group"]): (row["n"], row["value"], row["difference"])
+        for row in tables["groups"]
+        if (row["system"], row["metric"]) == ("new", "exact_match")
+    }
+    assert values == {
+        ("glyph_px", "8"): (2, 1.0, 0.5),
+        ("glyph_px", "15"): (2, 0.5, 0.0),
+        ("glyph_px_in_fovea", "8"): (1, 1.0, 1.0),
+        ("glyph_px_in_fovea", "15"): (1, 0.0, -1.0),
+        ("glyph_px_outside_fovea", "8"): (1, 1.0, 0.0),
+        ("glyph_px_outside_fovea", "15"): (1, 1.0, 1.0),
+        ("eccentricity", "0-0.25"): (1, 1.0, 1.0),
+        ("eccentricity", "0.25-0.5"): (1, 0.0, -1.0),
+        ("eccentricity", "0.75-1"): (2, 1.0, 0.5),
+    }
+    (cost, _) = tables["efficiency"]
+    assert (cost["image_tokens"], cost["image_tokens_max"], cost["seconds"], cost["prefix_bytes"]) == (12, 14, 1, 300)
+    assert cost["stage_seconds"]["encode"] == 0.5
+    write_results(tmp_path, tables)
+    written = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert written[0]["stage_seconds.encode"] == "0.5" and len(written) == len(tables["scores"])
+    assert len(list(csv.DictReader((tmp_path / "groups.csv").open()))) == len(tables["groups"])
+
+
+def test_the_bins_of_eccentricity_are_the_benchmarks_own(tmp_path):
+    rows = TaskRows("document", limit=20)
+    facts = [rows.sample(number).facts for number in range(20)]
+    for system in ("base", "new"):
+        _log(tmp_path, Place("document", system, "none"), [0] * 20, facts)
+    groups = [r for r in tabulate(tmp_path, _plan("document", 20))["groups"] if r["by"] == "eccentricity"]
+    counts = Counter(f"{int(each['cell_place']) / 4:g}-{(int(each['cell_place']) + 1) / 4:g}" for each in facts)
+    assert {row["group"]: row["n"] for row in groups} == counts
+
+
+def test_the_grids_discrepancy_is_inside_minus_border(tmp_path):
+    places = [{"cell_place": place} for place in ("inside", "border", "inside", "corner", "border")]
+    for system, rights in (("base", [1, 1, 1, 0, 1]), ("new", [1, 0, 0, 1, 0])):
+        _log(tmp_path, Place("entity_grid", system, "none"), rights, places)
+    tables = tabulate(tmp_path, _plan("entity_grid", 5))
+    found = {r["system"]: r["value"] for r in tables["discrepancy"] if r["metric"] == "exact_match"}
+    assert found == {"base": 0.0, "new": 0.5}
+    assert {r["group"] for r in tables["groups"] if r["by"] == "place"} == {"inside", "border", "corner"}
+
+
+@pytest.mark.parametrize(
+    ("worse", "better", "passes"), [(0, 0, True), (10, 10, True), (25, 0, True), (34, 0, False), (200, 170, False)]
+)
+def test_the_guard_passes_if_the_interval_stays_above_minus_one_point(tmp_path, worse, better, passes):
+    base = [1] * 2000 + [0] * 2000
+    new = [0] * worse + [1] * (2000 - worse + better) + [0] * (2000 - better)
+    _log(tmp_path, Place("guard", "base", "none"), base)
+    _log(tmp_path, Place("guard", "new", "none"), new)
+    tables = tabulate(tmp_path, _plan("guard", 4000))
+    (verdict,) = tables["guard"].values()
+    assert list(tables["guard"]) == ["new"] and verdict["enough_rows"]
+    assert verdict["passes"] is passes and verdict["difference"] == pytest.approx((better - worse) / 4000)
+    assert verdict["passes"] is (verdict["low"] > -0.01)
+    assert guard_verdicts([{**row, "task": "chart"} for row in tables["scores"]]) == {}
+
+
+def test_bad_rows_are_counted_listed_and_limited(tmp_path):
+    for system in ("base", "new"):
+        place = Place("chart", system, "none")
+        with AnswerLog(tmp_path, place, 0) as log:
+            log.append([_record(place, 0, 1.0), {"row": 1, "bad": "no image"}, _record(place, 2, 0.0)])
+    with pytest.raises(ValueError, match=r"1 of 3 rows of chart cannot be used, 33.33%.*\n  row 1: no image"):
+        tabulate(tmp_path, _plan("chart", 3, max_bad_share=0.3))
+    tables = tabulate(tmp_path, _plan("chart", 3, max_bad_share=0.5))
+    assert tables["tasks"]["chart"] == {"rows": 3, "answered": 2, "bad": [{"row": 1, "reason": "no image"}]}
+    assert tables["scores"][0]["n"] == 2
+    assert missing(tmp_path, _plan("chart", 3)) == {} and missing(tmp_path, _plan("chart", 4)) == {
+        Place("chart", name, "none"): 1 for name in ("base", "new")
+    }
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    config = tiny_config("shirg")
+    tiny_model(config).save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    return folder
+
+
+COMMON = ["--batch_size", "2", "--max_new_tokens", "4", "--steps", "2", "--device", "cpu", "--no_curves"]
+RUN = ["--tasks", "guard", "entity_grid", "--limit", "10", "--systems", "lavida-980", "shirg"]
+
+
+def _evaluate(base: Path, out: Path, *arguments: str) -> dict:
+    assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *arguments]) == 0
+    return json.loads((out / "results.json").read_text())
+
+
+def _start(base: Path, out: Path, rank: int = 0, world: int = 1) -> multiprocessing.Process:
+    words = ["evaluate", "--model", str(base), "--out", str(out), *COMMON, *RUN]
+    process = multiprocessing.get_context("fork").Process(target=_as_rank, args=(words, rank, world))
+    process.start()
+    return process
+
+
+def _as_rank(words: list[str], rank: int, world: int) -> None:
+    torch.set_num_threads(1)  # a forked process has none of the others
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    sys.stdout.flush()
+    os._exit(main(words))
+
+
+def _comparable(results: dict) -> dict:
+    """What does not depend on the clock."""
+    return {
+        name: results[name] for name in ("tasks", "systems", "baseline", "scores", "groups", "discrepancy", "guard")
+    }
+
+
+def _predictions(out: Path) -> dict[str, list[tuple]]:
+    found: dict[str, list[tuple]] = {}
+    for file in sorted(out.glob("answers/*/*/*.jsonl")):
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        found.setdefault(str(file.parent.relative_to(out)), []).extend(
+            (record["row"], record["question_id"], record["prediction"]) for record in records
+        )
+    return {name: sorted(each) for name, each in found.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    _evaluate(base, out, *RUN)
+    return out
+
+
+def test_every_answer_is_logged_with_what_it_cost(whole):
+    results = json.loads((whole / "results.json").read_text())
+    for task in ("guard", "entity_grid"):
+        for system in ("lavida-980", "shirg"):
+            records = read_answers(whole, Place(task, system, "none"))
+            assert [record["row"] for record in records] == list(range(10))
+            assert all(record["image_tokens"] == 245 and record["forwards"] == 2 for record in records)
+            assert all(record["batch"]["size"] == 2 and record["batch"]["prefix_bytes"] > 0 for record in records)
+            for record in records:
+                scores = {n: s(record["prediction"], record["answers"]) for n, s in TASKS[task].scores.items()}
+                assert record["scores"] == scores
+            cost = next(r for r in results["efficiency"] if (r["task"], r["system"]) == (task, system))
+            assert cost["peak_memory_bytes"] == cost["weight_bytes"] + cost["activation_bytes"] > cost["weight_bytes"]
+            assert (cost["memory_batch_size"], cost["memory_device"], cost["batch_size"]) == (2, "cpu", 2)
+    assert len(set(record["prediction"] for record in records)) > 1
+
+
+def test_a_killed_run_goes_on_and_asks_nothing_twice(base, whole, tmp_path):
+    process = _start(base, tmp_path)
+    file = tmp_path / "answers" / "guard" / "shirg" / "none.0.jsonl"
+    while not (file.exists() and file.stat().st_size):
+        assert process.is_alive()
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert not (tmp_path / "results.json").exists()
+    before = file.read_bytes()
+    file.write_bytes(before + b'{"task": "gua')
+    results = _evaluate(base, tmp_path, *RUN)
+    assert file.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    assert len(file.read_text().splitlines()) == 10
+    assert _predictions(tmp_path) == _predictions(whole)
+    assert _comparable(results) == _comparable(json.loads((whole / "results.json").read_text()))
+
+
+def test_two_processes_answer_what_one_does(base, whole, tmp_path):
+    processes = [_start(base, tmp_path, rank, 2) for rank in range(2)]
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    folder = tmp_path / "answers" / "guard" / "shirg"
+    rows = [[json.loads(line)["row"] for line in file.open()] for file in sorted(folder.glob("*.jsonl"))]
+    assert rows == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+    assert _predictions(tmp_path) == _predictions(whole)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert _comparable(results) == _comparable(json.loads((whole / "results.json").read_text()))
+
+
+def test_chartqa_from_a_folder_by_subset_with_controls_bad_rows_and_curves(base, tmp_path, capsys):
+    images = [noise_image(0, 70, 40), {"bytes": b"no image", "path": None}, *(noise_image(n) for n in (1, 2))]
+    data = _charts(tmp_path / "data", 4, images)
+    words = ["--tasks", "chartqa", "--data", f"chartqa={data}", "--systems", "shirg:steps=1", "shirg"]
+    words += ["--control", "blank", "shuffled_question"]
+    out = tmp_path / "out"
+    assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *words]) == 2
+    assert "1 of 4 rows of chartqa cannot be used" in capsys.readouterr().err
+    elsewhere = [word.replace(str(data), f"{data},split=test") for word in words]
+    assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *elsewhere]) == 2
+    assert "data was" in capsys.readouterr().err
+    arguments = [word for word in [*COMMON, *words] if word != "--no_curves"] + ["--max_bad_share", "0.3"]
+    assert main(["evaluate", "--model", str(base), "--out", str(out), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "chartqa: 1 of 4 rows were bad, row 1: unreadable image" in printed
+    results = json.loads((out / "results.json").read_text())
+    found = {(r["group"], r["control"], r["metric"]): r["n"] for r in results["scores"] if r["system"] == "shirg"}
+    groups, controls = {"": 3, "human": 2, "augmented": 1}, ("none", "blank", "shuffled_question")
+    metrics = ("relaxed_accuracy", "exact_match", "cider")
+    assert found == {(g, c, m): n for g, n in groups.items() for c in controls for m in metrics}
+    assert {r["forwards"] for r in results["efficiency"] if r["system"] == "shirg:steps=1"} == {1.0}
+    assert results["efficiency"][1]["forwards"] == 2
+    assert {file.name for file in (out / "curves").iterdir()} == {
+        "chartqa_against_image_tokens.png",
+        "chartqa_against_seconds.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "chatqa"], "no task 'chatqa'.*Did you mean 'chartqa'"),
+        (["--systems", "shrig"], "Unknown system 'shrig'. Did you mean 'shirg'"),
+        (["--baseline", "lavida"], "baseline 'lavida' is none of the systems"),
+        (["--data", "chartqa"], "write it as TASK=PLACE"),
+        (["--data", "docvqa=/tmp"], "names docvqa, which is none of --tasks"),
+        (["--data", "guard=/tmp"], "guard is rendered here"),
+        (["--limit", "0"], "--limit 0: it must be 1 or more"),
+        (["--systems", "shirg:batch=3"], "say --batch_size 3"),
+        (["--split", "train"], "training draws scenes of its own"),
+        (["--max_bad_share", "1"], "it is a share"),
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_says_what_to_do(base, tmp_path, capsys, words, message):
+    arguments = ["evaluate", "--model", str(base), "--out", str(tmp_path), *COMMON, "--tasks", "guard", *words]
+    assert main(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_other_settings_or_other_weights_in_one_folder_are_errors(base, whole, tmp_path, capsys):
+    words = ["evaluate", "--model", str(base), "--out", str(whole), *COMMON, *RUN]
+    assert main([*words, "--limit", "9", "--prefix_kv", "0.5"]) == 2
+    assert "limit was 10, now 9; prefix_kv was None, now 0.5" in capsys.readouterr().err
+    (tmp_path / "weights.json").write_text('{"weights": "of another model"}')
+    assert main([*words, "--out", str(tmp_path)]) == 2
+    assert "weights was 'of another model'" in capsys.readouterr().err
+
+
+def test_what_fails_says_which_rows_were_asked(base, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("modeling_shirg.evaluation.asking.answer", fail)
+    monkeypatch.setattr("modeling_shirg.evaluation.asking._memory", lambda *_: {})
+    with pytest.raises(RuntimeError, match="out of memory") as raised:
+        _evaluate(base, tmp_path, *RUN)
+    assert raised.value.__notes__ == ["while lavida-980 answered guard, rows [0, 1]"]
+    assert read_answers(tmp_path, Place("guard", "lavida-980", "none")) == []
