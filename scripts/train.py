@@ -29,10 +29,17 @@ def parse_args(argv: list[str] | None = None) -> tuple:
     return parse_arguments(
         sys.argv[1:] if argv is None else argv,
         (ModelArguments, DataArguments, ShirgTrainingArguments),
+        _without_validation_rows,
         prog="shirg train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _without_validation_rows(values: dict[str, Any]) -> None:
+    """Where no rows are validated on, nothing is asked of validations and of how they fit the checkpoints."""
+    if not values["validation_data"] and not values["validation_rows"]:
+        values["eval_strategy"] = "no"
 
 
 def main(arguments: tuple) -> None:
@@ -181,10 +188,8 @@ def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, va
     from modeling_shirg.training.run_log import LOG_FILE, RunLog, draw_losses
     from modeling_shirg.training.stage import last_complete_checkpoint
 
-    if validation is None:
-        if args.then_evaluate:
-            raise ValueError("then_evaluate answers the validation rows: give --validation_rows or --validation_data.")
-        args.without_validation()
+    if validation is None and args.then_evaluate:
+        raise ValueError("then_evaluate answers the validation rows: give --validation_rows or --validation_data.")
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
         checkpoint = last_complete_checkpoint(folder)
     say(f"Run {folder}: {'from the start' if checkpoint is None else f'continued from {checkpoint}'}")

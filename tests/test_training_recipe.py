@@ -179,7 +179,9 @@ def test_early_stopping_ends_a_run_that_gets_no_better(base, tmp_path):
 
 
 def test_without_validation_the_last_weights_are_kept(base, tmp_path):
-    folder = run(model=base, output_dir=tmp_path / "run", validation_rows=0, max_steps=2)
+    folder = run(
+        model=base, output_dir=tmp_path / "run", validation_rows=0, max_steps=2, save_steps=1, eval_steps=None
+    )
     assert facts(folder)["metrics"] == {"best_step": 2, "eval_loss": None, "train_loss": losses(folder)[2]}
     assert (folder / "adapter_model.safetensors").exists()
 
@@ -289,7 +291,6 @@ def test_a_tensor_of_the_footprint_without_a_gradient_fails_the_check():
         ({"data": ["synthetic:guard,rows=3"]}, "There are 3 training rows, one optimizer step takes effective_batch"),
         ({"data": None}, "Say what to read"),
         ({"streaming": True, "max_steps": -1}, "A stream has no length: say with --max_steps when to stop"),
-        ({"streaming": True, "data": ["synthetic:guard,rows=3"]}, "An epoch of the stream has 3 rows"),
         ({"then_evaluate": True, "validation_rows": 0}, "then_evaluate answers the validation rows"),
         ({"prune_method": "lavida-980", "budgets": [9]}, "need a preset that selects tokens"),
         ({"option": ["text_config=1"]}, "text_config"),

@@ -4,7 +4,7 @@ They come as flags, or as one YAML or JSON file with flags behind it that win.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -225,8 +225,20 @@ class ShirgTrainingArguments(TrainingArguments):
         self.gradient_accumulation_steps = steps
 
 
-def parse_arguments(argv: list[str], kinds: Iterable[type], **parser_options: Any) -> tuple:
+def parse_arguments(
+    argv: list[str],
+    kinds: Iterable[type],
+    adjust: Callable[[dict[str, Any]], None] = lambda values: None,
+    **parser_options: Any,
+) -> tuple:
     """One object of each of the dataclasses `kinds`, from flags, or from a YAML or JSON file and flags that win.
+
+    Args:
+        argv: the words of the command line.
+        kinds: dataclasses.
+        adjust: changes the values by their names, before there are objects of them: what one argument means for those
+            of another kind.
+        **parser_options: of the parser.
 
     Raises:
         ValueError: the file names an argument that does not exist.
@@ -235,7 +247,9 @@ def parse_arguments(argv: list[str], kinds: Iterable[type], **parser_options: An
     parser = HfArgumentParser(kinds, allow_abbrev=False, **parser_options)
     if argv and Path(argv[0]).suffix in _FILES:
         argv = [*_as_flags(Path(argv[0]), {each.name for kind in kinds for each in fields(kind)}), *argv[1:]]
-    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    values = vars(parser.parse_args(argv))
+    adjust(values)
+    return parser.parse_dict(values)
 
 
 def _as_flags(file: Path, known: set[str]) -> list[str]:
