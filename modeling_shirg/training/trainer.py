@@ -9,9 +9,8 @@
 - A gradient that is not finite ends the training before it reaches a weight.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,35 +23,10 @@ from transformers.utils import logging
 
 from modeling_shirg.objective_shirg import IGNORED, token_losses
 from modeling_shirg.training.arguments import ShirgTrainingArguments
+from modeling_shirg.training.data.rows import EndlessStream
 from modeling_shirg.training.footprints import GROUPS, check_trainable, group_of
 
 logger = logging.get_logger(__name__)
-
-
-class EndlessStream(IterableDataset):
-    """Epoch after epoch of a stream, in whole optimizer steps.
-
-    Args:
-        stream: has `rows_of(epoch)`.
-        step_rows: rows of a step; what is left over at the end of an epoch is dropped.
-    """
-
-    def __init__(self, stream: IterableDataset, step_rows: int):
-        self.stream = stream
-        self.step_rows = step_rows
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for epoch in itertools.count():
-            rows = self.stream.rows_of(epoch)
-            step = list(itertools.islice(rows, self.step_rows))
-            if len(step) < self.step_rows:
-                raise ValueError(
-                    f"An epoch of the stream has {len(step)} rows (in this worker), one optimizer step takes "
-                    f"effective_batch_size={self.step_rows}: lower it, or give more data or fewer workers."
-                )
-            while len(step) == self.step_rows:
-                yield from step
-                step = list(itertools.islice(rows, self.step_rows))
 
 
 class ShirgTrainer(Trainer):
@@ -61,7 +35,7 @@ class ShirgTrainer(Trainer):
     Args:
         model: with an adapter; see footprints.py.
         args: the recipe.
-        rows: training rows, which shuffle themselves by `set_epoch`, or a stream, which does by `rows_of`.
+        rows: `TrainingRows` or a `TrainingStream`.
         collator: makes batches of them, with training's draws.
         validation_rows: rows of the validation loss; `None` for none.
         validation_collator: makes batches of those, with draws that are the same every time.
@@ -86,14 +60,15 @@ class ShirgTrainer(Trainer):
     ):
         check_trainable(model)
         check_rows(rows, args)
-        is_stream = isinstance(rows, IterableDataset)
+        if isinstance(rows, IterableDataset):
+            rows = EndlessStream(rows, args.train_batch_size * args.world_size)
         self.validation_collator = validation_collator
         own = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         super().__init__(
             model=model,
             args=args,
             data_collator=collator,
-            train_dataset=EndlessStream(rows, args.effective_batch_size) if is_stream else rows,
+            train_dataset=rows,
             eval_dataset=validation_rows,
             compute_metrics=mean_loss,
             callbacks=[*own, *(callbacks or [])],
