@@ -189,7 +189,7 @@ class Adapter:
             raise ValueError(f"{message} With any_system=True that is only said; else {self._remedy()}")
         logger.warning(message)
 
-    def check_shapes(self, model: nn.Module, shapes: dict[str, tuple[int, ...]], any_system: bool) -> None:
+    def check_shapes(self, model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raises a `ValueError` naming the first of its tensors that has no place in `model`, or one of another shape.
 
         `shapes` is what `check_complete` returned.
@@ -200,13 +200,11 @@ class Adapter:
             target, lora, factor = name.partition(".lora_")
             ours = weights.get(f"{target}.weight" if lora else name)
             if ours is None and module is not None:
-                message = (
-                    f"{self.name} has a {module}, which prune_method={model.config.prune_method!r} has no use for"
+                trained = "" if self.run is None else f" of prune_method={self.run['prune_method']!r}"
+                raise ValueError(
+                    f"{self.name} has a {module}{trained}, which prune_method={model.config.prune_method!r} has no use "
+                    f"for: {self._remedy()}"
                 )
-                if not any_system:
-                    raise ValueError(f"{message}: {self._remedy()}")
-                logger.warning(f"{message}.")
-                continue
             if ours is None:
                 raise ValueError(f"{self.name} adapts {target}, which this model does not have. Is it the right base?")
             if lora:
@@ -226,11 +224,11 @@ class Adapter:
         Args:
             model: a `ShirgLavidaForConditionalGeneration`.
             any_system: say in which fields the model's system is another than the adapter's instead of refusing it.
-                Grids of what the adapter replaces must agree in any case.
+                What the adapter replaces must be there, of the same grid, in any case.
         """
         shapes = self.check_complete()
         self.check_base(model)
-        self.check_shapes(model, shapes, any_system)
+        self.check_shapes(model, shapes)
         self.check_system(model.config, any_system)
 
 
