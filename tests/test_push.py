@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -402,17 +403,54 @@ def test_a_base_that_is_not_the_runs_is_refused(untouched, run, capsys, named, s
     assert says in refused(capsys, run.folder, "tester/charts", "--base", named)
 
 
-def test_an_unfinished_run_is_refused_unless_it_is_wanted(untouched, run, capsys, tmp_path):
-    folder = change_report(run, tmp_path / "run", status="running", metrics={}, evaluation=[])
-    report = json.loads((folder / "run.json").read_text())
-    for fact in ("steps", "epochs", "seconds"):
-        del report[fact]
-    (folder / "run.json").write_text(json.dumps(report))
-    assert "status 'running'" in refused(capsys, folder, "tester/charts", "--merge")
-    push(folder, "tester/charts", "--merge", "--allow_unfinished", "--dry_run", tmp_path / "out")
+def test_an_unfinished_run_is_refused_and_its_checkpoint_is_not(untouched, run, capsys, tmp_path):
+    folder = unfinished(run, tmp_path / "run")
+    said = refused(capsys, folder, "tester/charts", "--merge")
+    assert "status 'running'" in said and "--checkpoint NAME. Complete ones: checkpoint-40." in said
+    for name in ("checkpoint-60", "checkpoint-80"):
+        said = refused(capsys, folder, "tester/charts", "--merge", "--checkpoint", name)
+        assert f"no complete {name}. Complete ones: checkpoint-40." in said
+    said = refused(capsys, folder / "checkpoint-40", "tester/charts", "--merge")
+    assert "no run.json" in said and "--checkpoint NAME" in said
+    push(folder, "tester/charts", "--merge", "--checkpoint", "checkpoint-40", "--dry_run", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "had not finished" in card and "Nothing was evaluated" in card
-    assert "| steps, epochs, effective batch | -, -, 16 |" in card
+    assert "**These are the weights of step 40** (`checkpoint-40`) **of a run that had not finished**" in card
+    assert "Nothing was evaluated" in card
+    assert "| steps, epochs, effective batch | 40, 0.25, 16 |" in card and "| seconds | 31.5 |" in card
+    assert "| best step, validation loss, training loss | -, 2.5, 3.5 |" in card
+
+
+def test_the_adapter_of_a_checkpoint_is_loaded_as_it_was_trained(online, base, run, tmp_path):
+    push(base, "tester/base")
+    folder = unfinished(run, tmp_path / "run")
+    push(folder, "tester/charts", "--base", "tester/base", "--checkpoint", folder / "checkpoint-40")
+    files = online.files("tester/charts")
+    assert ADAPTER_FILES <= files.keys()
+    assert files["adapter_model.safetensors"] == (run.folder / "adapter_model.safetensors").read_bytes()
+    assert json.loads(files["run.json"])["checkpoint"] == "checkpoint-40"
+    assert "eval_results" not in ModelCard(card_of(online, "tester/charts")).data.to_dict()
+    finished = copy_folder(run.folder, tmp_path / "finished")
+    (folder / "checkpoint-40").rename(finished / "checkpoint-40")
+    push(finished, "tester/charts", "--base", "tester/base", "--checkpoint", "checkpoint-40")
+    assert "(`checkpoint-40`), not those that the run chose" in card_of(online, "tester/charts")
+
+
+def unfinished(run, folder: Path) -> Path:
+    """The run as it was at step 80, when it had a whole checkpoint, one without a state, and no adapter of its own."""
+    report = {name: fact for name, fact in run.report.items() if name not in ("steps", "epochs", "seconds")}
+    copy_folder(run.folder, folder)
+    (folder / "run.json").write_text(json.dumps({**report, "status": "running", "metrics": {}, "evaluation": []}))
+    logged = [{"step": 40, "loss": 3.5}, {"step": 40, "eval_loss": 2.5}, {"step": 80, "loss": 3.0}]
+    lines = [json.dumps({**entry, "seconds": 31.5 + place // 2}) for place, entry in enumerate(logged)]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "checkpoint-40").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).rename(folder / "checkpoint-40" / name)
+    torch.save({}, folder / "checkpoint-40" / "optimizer.pt")
+    shutil.copytree(folder / "checkpoint-40", folder / "checkpoint-80")
+    state = {"global_step": 40, "epoch": 0.25, "log_history": logged[:2]}
+    (folder / "checkpoint-40" / "trainer_state.json").write_text(json.dumps(state))
+    return folder
 
 
 def test_broken_runs_are_refused(untouched, run, capsys, tmp_path):
@@ -434,9 +472,11 @@ def test_broken_runs_are_refused(untouched, run, capsys, tmp_path):
             json.dumps({n: v for n, v in run.report.items() if n not in ("footprint", "trainable")})
         ),
     )
-    assert "neither adapter_config.json nor config.json" in broken(
-        "neither", lambda folder: (folder / "adapter_config.json").unlink()
+    assert "no adapter_config.json, so there is no adapter" in broken(
+        "config", lambda folder: (folder / "adapter_config.json").unlink()
     )
+    (tmp_path / "empty").mkdir()
+    assert "neither adapter_config.json nor config.json" in refused(capsys, tmp_path / "empty", "tester/charts")
     assert "both adapter_config.json and config.json" in broken(
         "both", lambda folder: (folder / "config.json").write_text("{}")
     )

@@ -26,6 +26,7 @@ from modeling_shirg.training.mixture import DataArguments
 from modeling_shirg.training.run_facts import closing_facts
 from modeling_shirg.training.stage import last_complete_checkpoint
 from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
+from shirg_scripts import cli
 from tiny_model import TEXT, tiny_config, tiny_model
 from training_run import facts, losses, output_of, run, save_base
 
@@ -364,6 +365,18 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_stays
     assert status == 2 and "Traceback" not in said
     assert "Step 4: the gradient is nan, so training stops before it reaches a weight" in said
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
+    words = [
+        "push",
+        str(folder),
+        "me/it",
+        "--merge",
+        "--checkpoint",
+        "checkpoint-2",
+        "--dry_run",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(words) == 0
+    assert "the weights of step 2** (`checkpoint-2`) **of a run that" in (tmp_path / "out" / "README.md").read_text()
     run(model=base, output_dir=folder, max_steps=4)
     assert losses(folder) == losses(whole) and losses(folder, "eval_loss") == losses(whole, "eval_loss")
 

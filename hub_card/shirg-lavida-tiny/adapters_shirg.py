@@ -73,7 +73,7 @@ class Adapter:
             return None
         config = _read_object(config_file)
         run_file = cached_file(name, RUN_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-        return cls(str(name), hub, config, None if run_file is None else _read_run(run_file))
+        return cls(str(name), hub, config, None if run_file is None else read_run(run_file))
 
     @property
     def base_name(self) -> str:
@@ -202,8 +202,8 @@ class Adapter:
             if ours is None and module is not None:
                 trained = "" if self.run is None else f" of prune_method={self.run['prune_method']!r}"
                 raise ValueError(
-                    f"{self.name} has a {module}{trained}, which prune_method={model.config.prune_method!r} has no use "
-                    f"for: {self._remedy()}"
+                    f"{self.name} has a {module}{trained}, which prune_method={model.config.prune_method!r} has no "
+                    f"use for: {self._remedy()}"
                 )
             if ours is None:
                 raise ValueError(f"{self.name} adapts {target}, which this model does not have. Is it the right base?")
@@ -381,7 +381,12 @@ def _read_object(path: str) -> dict[str, Any]:
     return value
 
 
-def _read_run(path: str) -> dict[str, Any]:
+def read_run(path: str) -> dict[str, Any]:
+    """The run.json at `path`.
+
+    Raises:
+        ValueError: it does not parse, or lacks what an adapter is loaded by.
+    """
     run = _read_object(path)
     wrong = [name for name, kind in _RUN_FACTS.items() if not isinstance(run.get(name), kind)]
     if not wrong:

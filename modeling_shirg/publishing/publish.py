@@ -18,7 +18,7 @@ def prepare(
     base: str | None = None,
     licence: str | None = None,
     token: str | None = None,
-    allow_unfinished: bool = False,
+    checkpoint: str | None = None,
 ) -> Publication:
     """What is to be published of `source`; nothing is published here.
 
@@ -31,26 +31,26 @@ def prepare(
         base: `REPO_ID[@REVISION]` of a run's base on the Hub.
         licence: identifier of the licence; by default what the base's card states.
         token: of the Hub.
-        allow_unfinished: take a run that has not finished.
+        checkpoint: name of one of a run's checkpoints, to publish that one.
 
     Raises:
         ValueError: the source is not what is asked of it, or an argument has no meaning for it.
     """
     if position_embeddings:
-        _refuse({"--base": base, "--allow_unfinished": allow_unfinished}, "--position_embeddings")
+        _refuse({"--base": base, "--checkpoint": checkpoint}, "--position_embeddings")
         return positions_publication(source, repo_id, licence, token, workshop)
     folder = Path(source)
     if kind_of(folder) == "checkpoint":
-        _refuse({"--base": base, "--merge": merge, "--allow_unfinished": allow_unfinished}, f"{folder}, a checkpoint")
+        _refuse({"--base": base, "--merge": merge, "--checkpoint": checkpoint}, f"{folder}, a checkpoint")
         return checkpoint_publication(folder, repo_id, licence)
-    run = open_run(folder, allow_unfinished)
+    run = open_run(folder, checkpoint)
     reported = run.run["base_model"]
     if merge and base is None and local_base(reported):
         named = BaseModel(Path(reported["name_or_path"]).resolve().name, None)
     else:
         named = pinned_base(reported, base, token)
     build = merged_publication if merge else adapter_publication
-    return build(run, repo_id, named, licence, workshop)
+    return build(run, folder, repo_id, named, licence, workshop)
 
 
 def _refuse(given: dict, what: str) -> None:

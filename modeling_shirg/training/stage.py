@@ -88,17 +88,21 @@ def read_stage(folder: Path) -> tuple[ShirgLavidaConfig, PreTrainedTokenizerBase
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
-    """The checkpoint to resume from.
-
-    The Trainer writes a checkpoint's state file last; where that does not parse or weights or optimizer do not open,
-    the checkpoint is half-written, or half-removed, and is removed.
-    """
+    """The checkpoint to resume from; those after it that are not complete are removed."""
     while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
-        if _parses(Path(checkpoint) / TRAINER_STATE_NAME) and _opens(Path(checkpoint)):
+        if is_complete(Path(checkpoint)):
             return checkpoint
         logger.warning("Removing the half-written checkpoint %s", checkpoint)
         shutil.rmtree(checkpoint)
     return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is neither half-written nor half-removed.
+
+    The Trainer writes its state file last; that has to parse, and weights and optimizer have to open.
+    """
+    return _parses(checkpoint / TRAINER_STATE_NAME) and _opens(checkpoint)
 
 
 def _finished_settings(folder: Path) -> dict:

@@ -158,8 +158,9 @@ class ShirgTrainer(Trainer):
         if self.accelerator.scaler is None and not math.isfinite(norm):
             raise ValueError(
                 f"Step {self.state.global_step + 1}: the gradient is {float(norm)}, so training stops before it "
-                f"reaches a weight. The last checkpoint in {self.args.output_dir} is from before. Lower the learning "
-                "rate, or look for bad values in the data."
+                f"reaches a weight. Checkpoints in {self.args.output_dir} are from before; `shirg push "
+                f"{self.args.output_dir} REPO_ID --checkpoint NAME` publishes one. Lower the learning rate, or look "
+                "for bad values in the data."
             )
         return norm
 
