@@ -24,6 +24,7 @@ from modeling_shirg.training.gradient_check import GradientCheck
 from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.mixture import DataArguments
 from modeling_shirg.training.run_facts import closing_facts
+from modeling_shirg.training.run_folder import is_finished, run_settings
 from modeling_shirg.training.stage import last_complete_checkpoint
 from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
 from shirg_scripts import cli
@@ -387,9 +388,69 @@ def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
     assert status == 0 and "is finished: nothing to do" in said
     status, said = output_of(model=base, output_dir=folder, max_steps=2, learning_rate=1.0)
     assert status == 2 and "holds a run with learning_rate=0.01, this one asks for learning_rate=1.0" in said
+    status, said = output_of(model=base, output_dir=folder, max_steps=2, validation_rows=0)
+    assert status == 2 and "validation_rows=5" in said
     (folder / "arguments.json").unlink()
     status, said = output_of(model=base, output_dir=folder, max_steps=2)
     assert status == 2 and "holds no arguments.json, so it is no run" in said
+
+
+def _settings(*words: str) -> dict:
+    common = ["--output_dir", "unused", "--use_cpu", "--save_steps", "200", *words]
+    data = [] if "--data_config" in words else ["--data", "synthetic:grid"]
+    return run_settings(*parse_arguments([*common, *data], [ModelArguments, DataArguments, ShirgTrainingArguments]))
+
+
+@pytest.mark.parametrize(
+    ("common", "before", "after", "named"),
+    [
+        ("--stage align", "--per_device_train_batch_size 4", "--per_device_train_batch_size 8", "per_device_train"),
+        ("--stage align", "--per_device_eval_batch_size 4", "--per_device_eval_batch_size 8", "per_device_eval"),
+        ("--streaming", "--dataloader_num_workers 1", "--dataloader_num_workers 2", "dataloader_num_workers=1, this"),
+        (
+            "--streaming --dataloader_num_workers 2",
+            "--per_device_train_batch_size 4",
+            "--per_device_train_batch_size 8",
+            "per_device_train_batch_size times processes=4",
+        ),
+        ("", "--eval_strategy steps", "--eval_strategy no", "eval_strategy='steps', this one asks for eval_strat"),
+        ("", "--load_best_model_at_end true", "--load_best_model_at_end false", "load_best_model_at_end=True, this"),
+        ("", "--save_steps 400", "--save_steps 200", "save_steps=400"),
+    ],
+)
+def test_what_changes_the_trajectory_is_named(tmp_path, common, before, after, named):
+    (tmp_path / "arguments.json").write_text(json.dumps(_settings(*common.split(), *before.split())))
+    assert not is_finished(tmp_path, _settings(*common.split(), *before.split()))
+    with pytest.raises(ValueError, match=named):
+        is_finished(tmp_path, _settings(*common.split(), *after.split()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("--per_device_train_batch_size 4", "--per_device_train_batch_size 8 --dataloader_num_workers 0"),
+        ("--streaming --dataloader_num_workers 0", "--streaming --dataloader_num_workers 1"),
+        ("--eval_strategy no --save_steps 400", "--eval_strategy no --save_steps 200"),
+        ("--num_proc 2 --logging_steps 20", "--disable_tqdm true --report_to none"),
+    ],
+)
+def test_how_it_is_computed_may_change(tmp_path, before, after):
+    (tmp_path / "arguments.json").write_text(json.dumps(_settings(*before.split())))
+    assert not is_finished(tmp_path, _settings(*after.split()))
+
+
+def test_the_content_of_a_mixture_file_counts_and_not_its_name(tmp_path):
+    (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: grid, rows: 40}]")
+    (tmp_path / "run").mkdir()
+    settings = _settings("--data_config", str(tmp_path / "one.yaml"))
+    (tmp_path / "run" / "arguments.json").write_text(json.dumps(settings))
+    (tmp_path / "one.yaml").rename(tmp_path / "two.yaml")
+    assert not is_finished(tmp_path / "run", _settings("--data_config", str(tmp_path / "two.yaml")))
+    (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: grid, rows: 50}]")
+    with pytest.raises(
+        ValueError, match=r"data_config=\[{[^{]*'grid'[^{]*'rows': 40[^{]*data_config=\[{[^{]*'rows': 50"
+    ):
+        is_finished(tmp_path / "run", _settings("--data_config", str(tmp_path / "one.yaml")))
 
 
 # Checkpoints
