@@ -118,6 +118,7 @@ def _parts(model_args, args) -> _Parts:
             "from it."
         )
     config = loaded.model.config
+    _check_calibration(config, args.fovea_sizes)
     model = apply_footprint(loaded.model, footprint, args.seed)
     model.peft_config[model.active_adapter].revision = base_commit(config.name_or_path, model_args.revision)
     if model_args.adapter is not None:
@@ -148,6 +149,17 @@ def _parts(model_args, args) -> _Parts:
         collator,
         RowCollator(loaded.processor, draws, **common),
     )
+
+
+def _check_calibration(config, fovea_sizes: list[int]) -> None:
+    """Raises a `ValueError` if the attention is corrected at the fovea's own size and unknown at one of these."""
+    from configuration_shirg.geometry_shirg import grid_side
+    from modeling_shirg.selection_methods_shirg import METHODS
+
+    method = METHODS.get(config.selection_method)
+    if method is not None and method.reads_mean:
+        for size in fovea_sizes:
+            config.attention_mean(grid_side(size, config.vision_config.patch_size))
 
 
 def _rows(data_args, args, parts: _Parts) -> tuple:

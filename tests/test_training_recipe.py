@@ -305,6 +305,16 @@ def test_what_cannot_be_trained_is_said_before_training(base, tmp_path, argument
     assert message in said
 
 
+def test_a_fovea_size_that_calibration_says_nothing_of_is_said_before_training(tmp_path):
+    entry = {"view_policy": "foveal", "grid": 16, "source": "map", "mean": [0.1] * 256}
+    facts = ("verdict", "decided", "held_out", "held_out_corrected", "data", "prune_method")
+    calibration = {"relevance": {}, "attention": [entry | dict.fromkeys(facts, "made up")]}
+    base = save_base(tmp_path / "base", calibration=calibration)
+    status, said = output_of(model=base, output_dir=tmp_path / "run", fovea_sizes=[224, 256])
+    assert status == 2 and "says nothing of 18x18 patches" in said and "--option calibration=null" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_was_unfrozen_by_accident_is_named(base, tmp_path, monkeypatch):
     freeze = footprints.apply_footprint
 
