@@ -30,7 +30,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--position_embeddings",
         action="store_true",
-        help="publish the position embeddings for larger views alone, of a checkpoint's folder or REPO_ID[@REVISION]",
+        help="publish the position embeddings for larger views alone, of a run, a checkpoint's folder or "
+        "REPO_ID[@REVISION]",
     )
     parser.add_argument(
         "--base", metavar="REPO_ID[@REVISION]", help="where the run's base model is on the Hub, if it was a folder"

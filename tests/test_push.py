@@ -228,7 +228,7 @@ def test_the_card_says_what_the_report_says(published, run):
     assert (data.base_model, data.base_model_relation, data.license) == ("tester/base", "adapter", "apache-2.0")
     assert {"custom_code", "lora", "peft", "shirg"} <= set(data.tags)
     found = [(result.dataset_type, result.metric_type, result.metric_value) for result in data.eval_results]
-    assert found == [("charts", "exact_match", 0.625), ("lmms-lab/ChartQA", "relaxed_accuracy", 0.375)]
+    assert found == [("local", "exact_match", 0.625), ("lmms-lab/ChartQA", "relaxed_accuracy", 0.375)]
     said = [
         f"`{report['base_model']['revision']}`",
         "| system | `shirg-v1`, `selection_budget=100` |",
@@ -338,6 +338,29 @@ def test_position_embeddings_are_those_of_the_geometry(tmp_path, geometry, grids
             tables[f"{POSITIONS}.{grid}x{grid}"], derived.model.vision_tower.foveal_position_embedding.weight
         )
     assert (tmp_path / "out" / "README.md").read_text().count("interpolated |") == 2
+
+
+def test_position_embeddings_of_a_run_are_those_that_it_trained(online, base, run, tmp_path):
+    push(run.folder, "tester/positions", "--position_embeddings", "--dry_run", tmp_path / "local")
+    push(base, "tester/base")
+    push(run.folder, "tester/positions", "--position_embeddings", "--base", "tester/base")
+    adapter = load_file(run.folder / "adapter_model.safetensors")
+    (trained,) = (weight for name, weight in adapter.items() if POSITIONS in name)
+    files = online.files("tester/positions")
+    for folder in (tmp_path / "local", _written(tmp_path, files["position_embeddings.safetensors"]).parent):
+        (file,) = folder.glob("*.safetensors")
+        tables = load_file(file)
+        assert torch.equal(tables[f"{POSITIONS}.16x16"], trained)
+        derived = ShirgLavidaForConditionalGeneration.from_pretrained(base, prune_method="siglip-672")
+        assert torch.equal(tables[f"{POSITIONS}.24x24"], derived.model.vision_tower.foveal_position_embedding.weight)
+    assert "16x16 patches | trained by the run |" in card_of(online, "tester/positions")
+    assert "a local folder, `my-base`" in (tmp_path / "local" / "README.md").read_text()
+
+
+def test_a_run_without_position_embeddings_says_so(untouched, base, capsys, tmp_path):
+    folder = save_run(tmp_path / "narrow", base, WITH_ATTENTION, None).folder
+    said = refused(capsys, folder, "tester/x", "--position_embeddings")
+    assert "its run trained none" in said and f"shirg push {base}" in said
 
 
 def test_a_checkpoint_keeps_its_own_card_and_its_table(online, tmp_path):
@@ -496,9 +519,8 @@ def test_broken_checkpoints_are_refused(untouched, base, capsys, tmp_path):
 
 def test_flags_without_a_meaning_are_refused(untouched, base, capsys):
     assert "--base, --merge has no meaning" in refused(capsys, base, "tester/x", "--merge", "--base", "tester/other")
-    assert "--base has no meaning for --position_embeddings" in refused(
-        capsys, base, "tester/x", "--position_embeddings", "--base", "tester/other"
-    )
+    said = refused(capsys, base, "tester/x", "--position_embeddings", "--base", "tester/other")
+    assert f"--base has no meaning for {base}, which is no training run" in said
 
 
 def test_position_embeddings_do_not_take_a_models_place(untouched, base, capsys):
