@@ -108,7 +108,7 @@ class Adapter:
         """
         if self.run is None:
             return base_config
-        config = with_system(base_config, self.run["prune_method"], self.run["config_overrides"])
+        config = base_config.with_preset(self.run["prune_method"], **self.run["config_overrides"])
         facts, trained = geometry_facts(config), self.run["config"]
         wrong = [
             f"{name}={trained[name]}, here {facts[name]}"
@@ -306,14 +306,9 @@ def _split_adapter(path, kwargs: dict[str, Any]) -> tuple[Adapter | None, Any, d
     return adapter, base, {**rest, "revision": requested or (None if os.path.isdir(base) else adapter.base_revision)}
 
 
-def with_system(config: PreTrainedConfig, prune_method: str, overrides: dict[str, Any]) -> PreTrainedConfig:
-    """`config` under the preset `prune_method` with `overrides`; the model's sizes and token ids stay."""
-    return type(config).from_dict(config.to_dict(), **{"prune_method": prune_method, **overrides})
-
-
 def system_overrides(config: PreTrainedConfig, base_config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields to give `with_system(base_config, config.prune_method, ...)` so that it is the system of `config`."""
-    preset = with_system(base_config, config.prune_method, {})
+    """The fields to give `base_config.with_preset(config.prune_method, ...)` so that it is the system of `config`."""
+    preset = base_config.with_preset(config.prune_method)
     return {name: getattr(config, name) for name in _differing(config, preset)}
 
 

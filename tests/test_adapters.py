@@ -23,7 +23,7 @@ from adapter_runs import (
     save_run,
 )
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.adapters_shirg import system_overrides, with_system
+from modeling_shirg.adapters_shirg import system_overrides
 from modeling_shirg.fingerprint_shirg import FINGERPRINT_ROWS
 from modeling_shirg.publishing import base_fingerprint
 from shirg_scripts.cli import main
@@ -142,7 +142,7 @@ def test_overrides_are_exactly_what_makes_the_system_of_a_config():
     wanted = stored.with_preset("shirg-mixed", summaries=False, text_relevance="none", selection_budget=64)
     overrides = system_overrides(wanted, stored)
     assert overrides == {"summaries": False, "text_relevance": "none", "selection_budget": 64}
-    assert with_system(stored, "shirg-mixed", overrides).to_dict() == wanted.to_dict()
+    assert stored.with_preset("shirg-mixed", **overrides).to_dict() == wanted.to_dict()
     assert system_overrides(stored, stored) == {"selection_budget": 150}
 
 

@@ -17,7 +17,7 @@ from transformers import EvalPrediction
 
 from configuration_shirg import PRESETS
 from modeling_shirg.training import footprints
-from modeling_shirg.training.alignment import contrastive_losses, same_text
+from modeling_shirg.training.alignment import ShirgLavidaForAlignment, contrastive_losses, same_text
 from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments, parse_arguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
 from modeling_shirg.training.gradient_check import GradientCheck
@@ -28,7 +28,7 @@ from modeling_shirg.training.run_folder import is_finished, run_settings
 from modeling_shirg.training.stage import last_complete_checkpoint
 from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
 from shirg_scripts import cli
-from tiny_model import TEXT, tiny_config, tiny_model
+from tiny_model import TEXT, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 from training_run import facts, losses, output_of, run, save_base
 
 
@@ -78,6 +78,7 @@ def test_arguments_come_from_a_file_and_flags_win(tmp_path, name):
         (["--learning_rate", "0"], "Learning rates must be above 0"),
         (["--align_temperature", "0"], "align_temperature must be above 0"),
         (["--report_to", "swanlab"], "report_to='swanlab' is not installed: pip install swanlab"),
+        (["--ddp_backend", "gloo"], "ddp_backend='gloo' joins several processes, and this one was started alone"),
         (["--early_stopping_patience", "-1"], "early_stopping_patience must be 0 or more"),
     ],
 )
@@ -186,6 +187,15 @@ def test_without_validation_the_last_weights_are_kept(base, tmp_path):
     )
     assert facts(folder)["metrics"] == {"best_step": 2, "eval_loss": None, "train_loss": losses(folder)[2]}
     assert (folder / "adapter_model.safetensors").exists()
+    assert {file.suffix for file in folder.iterdir()} <= {
+        "",
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".py",
+        ".jinja",
+        ".bin",
+    }
 
 
 def test_inverse_t_weighs_rows_alike_and_accumulates_to_the_same_mean(base, tmp_path):
@@ -210,6 +220,19 @@ def test_the_alignment_stage_learns_and_the_diffusion_stage_starts_from_it(base,
     assert status == 2 and "is an adapter: give its base as --model" in said
     status, said = output_of(model=base, output_dir=tmp_path / "one", stage="align", per_device_train_batch_size=1)
     assert status == 2 and "per_device_train_batch_size must be at least 2, got 1" in said
+
+
+def test_rows_that_all_have_the_same_answer_teach_nothing_and_that_is_said(caplog):
+    config = tiny_config()
+    model, processor = ShirgLavidaForAlignment(config).eval(), tiny_processor(config)
+    inputs = encode(processor, chat("Which?", noise_image(0)), chat("Which?", noise_image(1)))
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -3:] = torch.tensor([[7, 8, 9], [7, 8, 10]])
+    with caplog.at_level("WARNING"):
+        assert model(**inputs, labels=labels, temperature=0.07).loss > 0 and not caplog.text
+        labels[1] = labels[0]
+        assert model(**inputs, labels=labels, temperature=0.07).loss == 0
+    assert "All 2 rows of a forward have the same answer" in caplog.text
 
 
 def test_contrastive_losses_are_those_of_the_formula():
@@ -295,6 +318,8 @@ def test_a_tensor_of_the_footprint_without_a_gradient_fails_the_check():
         ({"streaming": True, "max_steps": -1}, "A stream has no length: say with --max_steps when to stop"),
         ({"then_evaluate": True, "validation_rows": 0}, "then_evaluate answers the validation rows"),
         ({"prune_method": "lavida-980", "budgets": [9]}, "need a preset that selects tokens"),
+        ({"budgets": [100, 5000]}, "selection_budget=5000 must be between 1 and the 256 tokens"),
+        ({"budgets": [200], "fovea_sizes": [224, 168]}, "selection_budget=200 must be between 1 and the 144 tokens"),
         ({"option": ["text_config=1"]}, "text_config"),
         ({"adapter": "nowhere/at-all"}, "nowhere/at-all"),
     ],
@@ -345,10 +370,14 @@ def test_a_warm_up_longer_than_the_run_is_said(caplog):
     assert "has 20 steps and warmup_steps=20.0: the learning rate is never at its peak" in caplog.text
 
 
-def test_an_empty_data_set_is_an_error(base, tmp_path):
-    (tmp_path / "rows.jsonl").write_text("")
-    status, said = output_of(model=base, output_dir=tmp_path / "run", data=[tmp_path / "rows.jsonl"])
-    assert status == 2 and "rows.jsonl" in said and "Traceback" not in said, said
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [("rows.jsonl", "", "is empty"), ("rows.json", "[]", "it has no rows"), ("rows.jsonl", "\n", "it has no rows")],
+)
+def test_an_empty_data_set_is_an_error(base, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    status, said = output_of(model=base, output_dir=tmp_path / "run", data=[tmp_path / name])
+    assert status == 2 and name in said and message in said and "Traceback" not in said, said
 
 
 def test_an_answer_longer_than_the_context_is_an_error(tmp_path):

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, Adapter, geometry_facts
+from modeling_shirg.training.footprints import without_known_warnings
 
 from .base_model import BaseModel
 from .cards import MODEL_TAGS, in_words, render
@@ -85,7 +86,8 @@ def merged_publication(
         adapter.base_name, revision=adapter.base_revision, config=adapter.system(saved)
     )
     adapter.check(model)
-    merged = PeftModel.from_pretrained(model, adapter.name).merge_and_unload()
+    with without_known_warnings():
+        merged = PeftModel.from_pretrained(model, adapter.name).merge_and_unload()
     merged.save_pretrained(workshop)
     ShirgLavidaProcessor.from_pretrained(folder).save_pretrained(workshop)
     card = run_card(

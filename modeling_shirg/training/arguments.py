@@ -4,6 +4,7 @@ They come as flags, or as one YAML or JSON file with flags behind it that win.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -20,6 +21,8 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 from modeling_shirg.training.footprints import GROUPS
 
 _FILES = (".yaml", ".yml", ".json")
+# One of them is set in each of several processes, by whatever started them.
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @dataclass
@@ -142,6 +145,11 @@ class ShirgTrainingArguments(TrainingArguments):
             self.bf16 = not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available()
         if self.eval_strategy == "no":
             self.without_validation()
+        if self.ddp_backend is not None and not any(name in os.environ for name in _RANKS):
+            raise ValueError(
+                f"ddp_backend={self.ddp_backend!r} joins several processes, and this one was started alone: start it "
+                "with torchrun or accelerate launch, or leave ddp_backend out."
+            )
         super().__post_init__()
         self.label_names = ["labels"]
         self.accelerator_config.dispatch_batches = False

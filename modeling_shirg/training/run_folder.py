@@ -9,7 +9,6 @@
 """
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -128,17 +127,3 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """What run.json holds; nothing before it was first written."""
     file = folder / RUN_FILE
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-def write_json(file: Path, values: Any) -> None:
-    """Replace a file in one step: whoever reads sees the old one or the new one, never a half."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def write_skipped(folder: Path, skipped: list[dict[str, Any]]) -> None:
-    """Write the rows that could not be used."""
-    lines = "".join(json.dumps(row) + "\n" for row in skipped)
-    (folder / SKIPPED_FILE).write_text(lines, encoding="utf-8")

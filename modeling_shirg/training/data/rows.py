@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from modeling_shirg.training.data.bad_rows import BadRow, SharedCounts, SkipLog, Skipped, check_share
+from modeling_shirg.training.data.bad_rows import BadRow, LongRow, SharedCounts, SkipLog, Skipped, check_share
 from modeling_shirg.training.data.checking import CheckedSource
 from modeling_shirg.training.data.mixing import EpochPlan
 from modeling_shirg.training.data.reading import RowReader
@@ -189,7 +189,7 @@ class TrainingStream(IterableDataset):
             try:
                 item = self._item(reader, row, index)
             except BadRow as bad:
-                self._counts.add(number, stream, is_bad=True)
+                self._counts.add(number, stream, is_bad=not isinstance(bad, LongRow))
                 self._log.add(Skipped(reader.name, index, str(bad)))
                 self._judge(number, workers, at_least=_JUDGED_FROM)
             else:
@@ -211,7 +211,7 @@ class TrainingStream(IterableDataset):
             lengths = self.encoder.lengths(item["messages"], [image.size for image in item["images"]])
             if self.encoder.is_too_long(lengths):
                 if self.skip_long:
-                    raise BadRow(f"too long: {lengths.total} tokens")
+                    raise LongRow(f"too long: {lengths.total} tokens")
                 self.encoder.check_length(lengths, f"Row {item['name']}")
         return item
 
