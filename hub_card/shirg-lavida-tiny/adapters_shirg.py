@@ -10,7 +10,7 @@ import math
 import os
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from huggingface_hub import ResolvedRevision
 from torch import nn
@@ -131,13 +131,9 @@ class Adapter:
         file = cached_file(self.name, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False, **self.hub)
         if file is None:
             raise ValueError(f"{self.name} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
-        try:
-            with open(file, "rb") as opened:
-                header = dict(json.loads(opened.read(int.from_bytes(opened.read(8), "little"))))
-            header.pop("__metadata__", None)
-            return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
-        except (ValueError, TypeError, KeyError, OverflowError, MemoryError):
-            raise ValueError(f"{file} is no safetensors file. Is the download complete?") from None
+        with open(file, "rb") as opened:
+            header, _ = safetensors_header(opened, file)
+        return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
 
     def check_complete(self) -> dict[str, tuple[int, ...]]:
         """Its tensors' shapes, after checking that what it replaces as a whole is there.
@@ -363,6 +359,28 @@ def _size(module: str | None, shape: tuple[int, ...]) -> str:
         return f"the shape {shape}"
     side = math.isqrt(shape[0])
     return f"{side}x{side} positions"
+
+
+def safetensors_header(opened: BinaryIO, name: str) -> tuple[dict[str, dict[str, Any]], int]:
+    """Of each tensor in an open safetensors file `dtype`, `shape` and `data_offsets`, and where its data begins.
+
+    Args:
+        opened: the file at its beginning, on this machine or elsewhere.
+        name: what the error calls it.
+
+    Raises:
+        ValueError: it is none, or ends too early.
+    """
+    try:
+        length = int.from_bytes(opened.read(8), "little")
+        header = dict(json.loads(opened.read(length)))
+        header.pop("__metadata__", None)
+        complete = all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values())
+    except (ValueError, TypeError, OverflowError, MemoryError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{name} is no safetensors file. Is the download complete?")
+    return header, 8 + length
 
 
 def _read_object(path: str) -> dict[str, Any]:
