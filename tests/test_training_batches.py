@@ -363,7 +363,8 @@ def test_a_step_of_a_stream_has_one_budget_whichever_workers_read_it(processor, 
         for batch in itertools.islice(loader, 24)  # more than an epoch
     ]
     steps = [set(itertools.chain(*counts[start : start + 3])) for start in range(0, 24, 3)]
-    assert all(len(step) == 1 for step in steps) and set.union(*steps) == {64 + 60, 64 + 100}
+    drawn = [RowDraws(0).budget(StepKey(0, step), (60, 100)) for step in range(8)]
+    assert steps == [{64 + budget} for budget in drawn] and set(drawn) == {60, 100}
 
 
 def test_a_worker_without_a_row_is_an_error():
