@@ -10,7 +10,7 @@ import math
 import os
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from huggingface_hub import ResolvedRevision
 from torch import nn
@@ -73,7 +73,7 @@ class Adapter:
             return None
         config = _read_object(config_file)
         run_file = cached_file(name, RUN_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-        return cls(str(name), hub, config, None if run_file is None else _read_run(run_file))
+        return cls(str(name), hub, config, None if run_file is None else read_run(run_file))
 
     @property
     def base_name(self) -> str:
@@ -108,7 +108,7 @@ class Adapter:
         """
         if self.run is None:
             return base_config
-        config = with_system(base_config, self.run["prune_method"], self.run["config_overrides"])
+        config = base_config.with_preset(self.run["prune_method"], **self.run["config_overrides"])
         facts, trained = geometry_facts(config), self.run["config"]
         wrong = [
             f"{name}={trained[name]}, here {facts[name]}"
@@ -131,13 +131,9 @@ class Adapter:
         file = cached_file(self.name, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False, **self.hub)
         if file is None:
             raise ValueError(f"{self.name} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
-        try:
-            with open(file, "rb") as opened:
-                header = dict(json.loads(opened.read(int.from_bytes(opened.read(8), "little"))))
-            header.pop("__metadata__", None)
-            return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
-        except (ValueError, TypeError, KeyError, OverflowError, MemoryError):
-            raise ValueError(f"{file} is no safetensors file. Is the download complete?") from None
+        with open(file, "rb") as opened:
+            header, _ = safetensors_header(opened, file)
+        return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
 
     def check_complete(self) -> dict[str, tuple[int, ...]]:
         """Its tensors' shapes, after checking that what it replaces as a whole is there.
@@ -189,7 +185,7 @@ class Adapter:
             raise ValueError(f"{message} With any_system=True that is only said; else {self._remedy()}")
         logger.warning(message)
 
-    def check_shapes(self, model: nn.Module, shapes: dict[str, tuple[int, ...]], any_system: bool) -> None:
+    def check_shapes(self, model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raises a `ValueError` naming the first of its tensors that has no place in `model`, or one of another shape.
 
         `shapes` is what `check_complete` returned.
@@ -200,13 +196,11 @@ class Adapter:
             target, lora, factor = name.partition(".lora_")
             ours = weights.get(f"{target}.weight" if lora else name)
             if ours is None and module is not None:
-                message = (
-                    f"{self.name} has a {module}, which prune_method={model.config.prune_method!r} has no use for"
+                trained = "" if self.run is None else f" of prune_method={self.run['prune_method']!r}"
+                raise ValueError(
+                    f"{self.name} has a {module}{trained}, which prune_method={model.config.prune_method!r} has no "
+                    f"use for: {self._remedy()}"
                 )
-                if not any_system:
-                    raise ValueError(f"{message}: {self._remedy()}")
-                logger.warning(f"{message}.")
-                continue
             if ours is None:
                 raise ValueError(f"{self.name} adapts {target}, which this model does not have. Is it the right base?")
             if lora:
@@ -226,11 +220,11 @@ class Adapter:
         Args:
             model: a `ShirgLavidaForConditionalGeneration`.
             any_system: say in which fields the model's system is another than the adapter's instead of refusing it.
-                Grids of what the adapter replaces must agree in any case.
+                What the adapter replaces must be there, of the same grid, in any case.
         """
         shapes = self.check_complete()
         self.check_base(model)
-        self.check_shapes(model, shapes, any_system)
+        self.check_shapes(model, shapes)
         self.check_system(model.config, any_system)
 
 
@@ -308,14 +302,9 @@ def _split_adapter(path, kwargs: dict[str, Any]) -> tuple[Adapter | None, Any, d
     return adapter, base, {**rest, "revision": requested or (None if os.path.isdir(base) else adapter.base_revision)}
 
 
-def with_system(config: PreTrainedConfig, prune_method: str, overrides: dict[str, Any]) -> PreTrainedConfig:
-    """`config` under the preset `prune_method` with `overrides`; the model's sizes and token ids stay."""
-    return type(config).from_dict(config.to_dict(), **{"prune_method": prune_method, **overrides})
-
-
 def system_overrides(config: PreTrainedConfig, base_config: PreTrainedConfig) -> dict[str, Any]:
-    """The fields to give `with_system(base_config, config.prune_method, ...)` so that it is the system of `config`."""
-    preset = with_system(base_config, config.prune_method, {})
+    """The fields to give `base_config.with_preset(config.prune_method, ...)` so that it is the system of `config`."""
+    preset = base_config.with_preset(config.prune_method)
     return {name: getattr(config, name) for name in _differing(config, preset)}
 
 
@@ -372,6 +361,28 @@ def _size(module: str | None, shape: tuple[int, ...]) -> str:
     return f"{side}x{side} positions"
 
 
+def safetensors_header(opened: BinaryIO, name: str) -> tuple[dict[str, dict[str, Any]], int]:
+    """Of each tensor in an open safetensors file `dtype`, `shape` and `data_offsets`, and where its data begins.
+
+    Args:
+        opened: the file at its beginning, on this machine or elsewhere.
+        name: what the error calls it.
+
+    Raises:
+        ValueError: it is none, or ends too early.
+    """
+    try:
+        length = int.from_bytes(opened.read(8), "little")
+        header = dict(json.loads(opened.read(length)))
+        header.pop("__metadata__", None)
+        complete = all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values())
+    except (ValueError, TypeError, OverflowError, MemoryError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{name} is no safetensors file. Is the download complete?")
+    return header, 8 + length
+
+
 def _read_object(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as opened:
@@ -383,7 +394,12 @@ def _read_object(path: str) -> dict[str, Any]:
     return value
 
 
-def _read_run(path: str) -> dict[str, Any]:
+def read_run(path: str) -> dict[str, Any]:
+    """The run.json at `path`.
+
+    Raises:
+        ValueError: it does not parse, or lacks what an adapter is loaded by.
+    """
     run = _read_object(path)
     wrong = [name for name, kind in _RUN_FACTS.items() if not isinstance(run.get(name), kind)]
     if not wrong:

@@ -293,7 +293,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
 
     def _warn_of_foreign_means(self) -> None:
         config, method = self.config, METHODS.get(self.config.selection_method)
-        if method is None or "attention" not in method.needs or not method.corrects_attention:
+        if method is None or not method.reads_mean:
             return
         if foreign := config.foreign_means():
             logger.warning_once(

@@ -30,6 +30,11 @@ class SelectionMethod:
     corrects_attention: bool = True
     ranks: bool = False
 
+    @property
+    def reads_mean(self) -> bool:
+        """Whether a calibrated mean makes a difference."""
+        return self.corrects_attention and "attention" in self.needs
+
 
 def _shirg(view: ViewTokens, budget: int, config: Any) -> Selection:
     """SHIRG's score (see `shirg_scores`), exact top-K."""

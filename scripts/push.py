@@ -3,6 +3,7 @@
     shirg push runs/charts me/lavida-charts                        # the adapter, for anyone who has the base
     shirg push runs/charts me/lavida-charts --base me/my-lavida    # trained on a folder: where its base is on the Hub
     shirg push runs/charts me/lavida-charts-merged --merge         # the whole model, the adapter merged into it
+    shirg push runs/charts me/lavida-charts --checkpoint checkpoint-40     # of a run that did not finish
     shirg push my-lavida me/my-lavida --private                    # a checkpoint's folder
     shirg push my-lavida me/lavida-positions --position_embeddings
     shirg push runs/charts me/lavida-charts --dry_run out          # write what would be published, and publish nothing
@@ -29,7 +30,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--position_embeddings",
         action="store_true",
-        help="publish the position embeddings for larger views alone, of a checkpoint's folder or REPO_ID[@REVISION]",
+        help="publish the position embeddings for larger views alone, of a run, a checkpoint's folder or "
+        "REPO_ID[@REVISION]",
     )
     parser.add_argument(
         "--base", metavar="REPO_ID[@REVISION]", help="where the run's base model is on the Hub, if it was a folder"
@@ -40,7 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--revision", metavar="BRANCH", help="branch to publish on, created if need be")
     parser.add_argument("--token", help="of the Hub; by default the one that you are logged in with")
-    parser.add_argument("--allow_unfinished", action="store_true", help="publish a run that has not finished")
+    parser.add_argument(
+        "--checkpoint", metavar="NAME", help="one of the run's checkpoints instead of what it chose when it finished"
+    )
     parser.add_argument("--dry_run", type=Path, metavar="DIR", help="write it to this new folder instead")
     return parser.parse_args(argv)
 
@@ -74,7 +78,7 @@ def _push(args: argparse.Namespace, workshop: Path) -> str:
         base=args.base,
         licence=args.licence,
         token=args.token,
-        allow_unfinished=args.allow_unfinished,
+        checkpoint=args.checkpoint,
     )
     files = f"{len(publication.files) + 1} files"
     if args.dry_run:

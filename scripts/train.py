@@ -29,10 +29,17 @@ def parse_args(argv: list[str] | None = None) -> tuple:
     return parse_arguments(
         sys.argv[1:] if argv is None else argv,
         (ModelArguments, DataArguments, ShirgTrainingArguments),
+        _without_validation_rows,
         prog="shirg train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _without_validation_rows(values: dict[str, Any]) -> None:
+    """Where no rows are validated on, nothing is asked of validations and of how they fit the checkpoints."""
+    if not values["validation_data"] and not values["validation_rows"]:
+        values["eval_strategy"] = "no"
 
 
 def main(arguments: tuple) -> None:
@@ -133,6 +140,7 @@ def _parts(model_args, args) -> _Parts:
         fovea_sizes=args.fovea_sizes,
         step_rows=args.effective_batch_size,
     )
+    _check_draws(config, args)
     return _Parts(
         model,
         ShirgLavidaConfig.from_pretrained(config.name_or_path, revision=model_args.revision),
@@ -141,6 +149,21 @@ def _parts(model_args, args) -> _Parts:
         collator,
         RowCollator(loaded.processor, draws, **common),
     )
+
+
+def _check_draws(config, args) -> None:
+    """Raises a `ValueError` if a step may draw more tokens than there are, or a fovea whose attention is unknown."""
+    from configuration_shirg.geometry_shirg import grid_side
+    from modeling_shirg.selection_methods_shirg import METHODS
+
+    if config.selects:
+        for size in args.fovea_sizes or [config.fovea_size]:
+            for budget in args.budgets or [config.selection_budget]:
+                config.check_budget(budget, size)
+    method = METHODS.get(config.selection_method)
+    if method is not None and method.reads_mean:
+        for size in args.fovea_sizes:
+            config.attention_mean(grid_side(size, config.vision_config.patch_size))
 
 
 def _rows(data_args, args, parts: _Parts) -> tuple:
@@ -176,15 +199,14 @@ def _check_gradients(parts: _Parts, args, rows, say) -> None:
 
 
 def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, validation, say) -> None:
+    from modeling_shirg.conversion.whole_file import write_json, write_lines
     from modeling_shirg.training.run_facts import closing_facts, starting_facts
-    from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, write_json, write_skipped
+    from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, SKIPPED_FILE
     from modeling_shirg.training.run_log import LOG_FILE, RunLog, draw_losses
     from modeling_shirg.training.stage import last_complete_checkpoint
 
-    if validation is None:
-        if args.then_evaluate:
-            raise ValueError("then_evaluate answers the validation rows: give --validation_rows or --validation_data.")
-        args.without_validation()
+    if validation is None and args.then_evaluate:
+        raise ValueError("then_evaluate answers the validation rows: give --validation_rows or --validation_data.")
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
         checkpoint = last_complete_checkpoint(folder)
     say(f"Run {folder}: {'from the start' if checkpoint is None else f'continued from {checkpoint}'}")
@@ -198,13 +220,16 @@ def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, va
     if trainer.is_world_process_zero():
         write_json(folder / ARGUMENTS_FILE, settings)
         write_json(folder / RUN_FILE, facts)
-        write_skipped(folder, report["skipped"])
+        write_lines(folder / SKIPPED_FILE, report["skipped"])
         parts.processor.save_pretrained(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(folder)
     if trainer.is_world_process_zero():
+        (folder / "README.md").unlink(
+            missing_ok=True
+        )  # PEFT's, with nothing filled in; the card is written by `shirg push`
         report = rows.report()  # of a stream, what was skipped is known now
-        write_skipped(folder, report["skipped"])
+        write_lines(folder / SKIPPED_FILE, report["skipped"])
         facts |= closing_facts(trainer.state, folder / LOG_FILE) | {"data": report["sources"]}
         if args.loss_curve:
             say(f"Loss curve: {draw_losses(folder)}")

@@ -23,7 +23,7 @@ from adapter_runs import (
     save_run,
 )
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.adapters_shirg import system_overrides, with_system
+from modeling_shirg.adapters_shirg import system_overrides
 from modeling_shirg.fingerprint_shirg import FINGERPRINT_ROWS
 from modeling_shirg.publishing import base_fingerprint
 from shirg_scripts.cli import main
@@ -142,7 +142,7 @@ def test_overrides_are_exactly_what_makes_the_system_of_a_config():
     wanted = stored.with_preset("shirg-mixed", summaries=False, text_relevance="none", selection_budget=64)
     overrides = system_overrides(wanted, stored)
     assert overrides == {"summaries": False, "text_relevance": "none", "selection_budget": 64}
-    assert with_system(stored, "shirg-mixed", overrides).to_dict() == wanted.to_dict()
+    assert stored.with_preset("shirg-mixed", **overrides).to_dict() == wanted.to_dict()
     assert system_overrides(stored, stored) == {"selection_budget": 150}
 
 
@@ -166,8 +166,6 @@ def test_fields_that_are_chosen_win_and_the_difference_is_said(runs, loader, sai
 def test_another_preset_of_the_same_grid_is_taken_on_request(runs, said):
     assert load(runs["wide"].folder, prune_method="uniform").config.selection_method == "uniform"
     assert "prune_method='shirg', here 'uniform'" in said()
-    assert load(runs["wide"].folder, prune_method="lavida-980").config.fovea_grid is None
-    assert f"has a {POSITIONS}, which prune_method='lavida-980' has no use for" in said()
 
 
 def test_that_the_base_has_another_system_is_said(runs, said, tmp_path):
@@ -206,8 +204,8 @@ def test_a_base_that_is_not_here_is_an_error(runs, tmp_path):
     [
         ({"prune_method": "siglip-672"}, "wide", f"{POSITIONS}.* of 16x16 positions, this model's is of 24x24"),
         ({}, "whole", r"of 24x24 positions, this model's is of 16x16.*prune_method='siglip-672'"),
-        ({"prune_method": "lavida-980"}, "wide", f"{POSITIONS}, which prune_method='lavida-980' has no use for"),
-        ({"prune_method": "siglip-672"}, "fixed", f"{COORDINATES}, which prune_method='siglip-672' has no use"),
+        ({"prune_method": "lavida-980"}, "wide", f"{POSITIONS} of .*, which prune_method='lavida-980' has no use for"),
+        ({"prune_method": "siglip-672"}, "fixed", f"{COORDINATES} of .*, which prune_method='siglip-672' has no use"),
         ({"selection_budget": 181}, "budget", "selection_budget=100, here 181.*num_image_tokens=164, here 245"),
         ({"prune_method": "siglip-672"}, "narrow", "num_image_tokens=245, here 576"),
     ],
@@ -219,6 +217,16 @@ def test_another_geometry_is_an_error_that_says_which(base, runs, system, name, 
         with pytest.raises(ValueError, match=match):
             attempt(str(runs[name].folder))
     assert torch.equal(prompt_logits(model), plain)
+
+
+@pytest.mark.parametrize(
+    ("run", "prune_method", "module"),
+    [("wide", "lavida-980", POSITIONS), ("fixed", "siglip-672", COORDINATES)],
+)
+def test_a_preset_without_what_the_adapter_replaces_is_an_error_even_on_request(runs, run, prune_method, module):
+    trained = runs[run].report["prune_method"]
+    with pytest.raises(ValueError, match=f"{module} of prune_method='{trained}', which prune_method='{prune_method}'"):
+        load(runs[run].folder, prune_method=prune_method)
 
 
 def test_another_grid_is_an_error_even_on_request(runs):

@@ -375,9 +375,28 @@ def test_a_calibration_is_saved_and_survives_a_change_of_presets(tmp_path):
     assert config.with_preset("shirg-3645").with_preset("lavida").with_preset("shirg").to_dict() == config.to_dict()
     assert config.attention_mean(16) == [0.25] * 256
     assert config.with_preset("shirg-3645").attention_mean(13) is None
-    assert config.attention_mean(24) is None
+    with pytest.raises(
+        ValueError, match=r"on foveal views of 16x16 .* nothing of 24x24 patches.* 336 pixels.*Keep fovea_size=224"
+    ):
+        config.attention_mean(24)
+    assert tiny_config("shirg", calibration=calibration(-1, attention_entry(None))).attention_mean(24) is None
     assert config.with_preset("shirg", attention_source="norm").attention_mean(16) is None
     assert [config.relevance_sign(source) for source in ("lm", "siglip", "none")] == [-1, 1, 1]
+
+
+def test_a_fovea_of_another_size_needs_a_mean_of_its_own():
+    known = attention_entry([0.1] * 256), attention_entry(None, grid=18)
+    model = tiny_model(tiny_config("shirg", calibration=calibration(1, *known)))
+    processor = tiny_processor(model.config)
+    for size in (256, 336):
+        inputs = processor(text=["<image> Which?"], images=[noise_image(1)], fovea_size=size, return_tensors="pt")
+        if size == 256:
+            assert torch.isfinite(model(**inputs).logits).all()
+        else:
+            with pytest.raises(ValueError, match="says nothing of 24x24 patches"):
+                model(**inputs)
+    random = tiny_model(tiny_config("random", calibration=model.config.calibration))
+    assert torch.isfinite(random(**inputs).logits).all()
 
 
 def test_entries_of_the_same_signal_are_renewed_and_others_stay():

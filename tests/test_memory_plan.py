@@ -1,13 +1,17 @@
 """The memory plan: what it counts, and that a real step takes as much."""
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from configuration_shirg import ShirgLavidaConfig
 from modeling_shirg.training.footprints import apply_footprint, named_footprint, trainable_counts
 from modeling_shirg.training.memory_plan import Workload, plan_memory
+from shirg_scripts.cli import main
 from tiny_model import chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 ROWS, ANSWER = 4, 40
@@ -74,3 +78,31 @@ def test_a_real_step_takes_what_was_planned(preset, checkpointing):
     assert plan.weights + plan.adapter == sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
     assert plan.gradients == 4 * trainable_counts(model).total
     assert plan.optimizer == sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.ndim)
+
+
+BUNDLED = str(Path(__file__).parents[1] / "hub_card" / "shirg-lavida-tiny")
+
+
+def test_the_command_plans_what_training_would_be_asked_for(capsys):
+    model = ["--model", BUNDLED, "--prune_method", "shirg-fixed", "--option", "selection_budget=64"]
+    trained = ["--footprint", "projector", "--rank", "8", "--alpha", "4", "--dtype", "float32"]
+    step = ["--per_device_train_batch_size", "2", "--answer_length", "8", "--bf16", "false"]
+    assert main(["plan", *model, *trained, *step, "--activation_checkpointing", "false", "--json"]) == 0
+    config = ShirgLavidaConfig.from_pretrained(BUNDLED, prune_method="shirg-fixed", selection_budget=64)
+    workload = Workload(2, 128, 8, torch.float32, autocast=False, activation_checkpointing=False)
+    expected = plan_memory(config, named_footprint("projector", 8, 4), workload)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["total"] == expected.total
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--answer_length", "0"], "answer_length must be at least 1, got 0"),
+        (["--dtype", "int4"], "Unknown dtype 'int4'"),
+        (["--adapter", "runs/align"], "the same with and without --adapter"),
+        (["--model", BUNDLED, "--alpha", "0"], "alpha > 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_an_error(capsys, words, message):
+    assert main(["plan", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -227,7 +228,7 @@ def test_the_card_says_what_the_report_says(published, run):
     assert (data.base_model, data.base_model_relation, data.license) == ("tester/base", "adapter", "apache-2.0")
     assert {"custom_code", "lora", "peft", "shirg"} <= set(data.tags)
     found = [(result.dataset_type, result.metric_type, result.metric_value) for result in data.eval_results]
-    assert found == [("charts", "exact_match", 0.625), ("lmms-lab/ChartQA", "relaxed_accuracy", 0.375)]
+    assert found == [("local", "exact_match", 0.625), ("lmms-lab/ChartQA", "relaxed_accuracy", 0.375)]
     said = [
         f"`{report['base_model']['revision']}`",
         "| system | `shirg-v1`, `selection_budget=100` |",
@@ -339,6 +340,29 @@ def test_position_embeddings_are_those_of_the_geometry(tmp_path, geometry, grids
     assert (tmp_path / "out" / "README.md").read_text().count("interpolated |") == 2
 
 
+def test_position_embeddings_of_a_run_are_those_that_it_trained(online, base, run, tmp_path):
+    push(run.folder, "tester/positions", "--position_embeddings", "--dry_run", tmp_path / "local")
+    push(base, "tester/base")
+    push(run.folder, "tester/positions", "--position_embeddings", "--base", "tester/base")
+    adapter = load_file(run.folder / "adapter_model.safetensors")
+    (trained,) = (weight for name, weight in adapter.items() if POSITIONS in name)
+    files = online.files("tester/positions")
+    for folder in (tmp_path / "local", _written(tmp_path, files["position_embeddings.safetensors"]).parent):
+        (file,) = folder.glob("*.safetensors")
+        tables = load_file(file)
+        assert torch.equal(tables[f"{POSITIONS}.16x16"], trained)
+        derived = ShirgLavidaForConditionalGeneration.from_pretrained(base, prune_method="siglip-672")
+        assert torch.equal(tables[f"{POSITIONS}.24x24"], derived.model.vision_tower.foveal_position_embedding.weight)
+    assert "16x16 patches | trained by the run |" in card_of(online, "tester/positions")
+    assert "a local folder, `my-base`" in (tmp_path / "local" / "README.md").read_text()
+
+
+def test_a_run_without_position_embeddings_says_so(untouched, base, capsys, tmp_path):
+    folder = save_run(tmp_path / "narrow", base, WITH_ATTENTION, None).folder
+    said = refused(capsys, folder, "tester/x", "--position_embeddings")
+    assert "its run trained none" in said and f"shirg push {base}" in said
+
+
 def test_a_checkpoint_keeps_its_own_card_and_its_table(online, tmp_path):
     push(BUNDLED, "tester/bundled")
     files = online.files("tester/bundled")
@@ -402,17 +426,54 @@ def test_a_base_that_is_not_the_runs_is_refused(untouched, run, capsys, named, s
     assert says in refused(capsys, run.folder, "tester/charts", "--base", named)
 
 
-def test_an_unfinished_run_is_refused_unless_it_is_wanted(untouched, run, capsys, tmp_path):
-    folder = change_report(run, tmp_path / "run", status="running", metrics={}, evaluation=[])
-    report = json.loads((folder / "run.json").read_text())
-    for fact in ("steps", "epochs", "seconds"):
-        del report[fact]
-    (folder / "run.json").write_text(json.dumps(report))
-    assert "status 'running'" in refused(capsys, folder, "tester/charts", "--merge")
-    push(folder, "tester/charts", "--merge", "--allow_unfinished", "--dry_run", tmp_path / "out")
+def test_an_unfinished_run_is_refused_and_its_checkpoint_is_not(untouched, run, capsys, tmp_path):
+    folder = unfinished(run, tmp_path / "run")
+    said = refused(capsys, folder, "tester/charts", "--merge")
+    assert "status 'running'" in said and "--checkpoint NAME. Complete ones: checkpoint-40." in said
+    for name in ("checkpoint-60", "checkpoint-80"):
+        said = refused(capsys, folder, "tester/charts", "--merge", "--checkpoint", name)
+        assert f"no complete {name}. Complete ones: checkpoint-40." in said
+    said = refused(capsys, folder / "checkpoint-40", "tester/charts", "--merge")
+    assert "no run.json" in said and "--checkpoint NAME" in said
+    push(folder, "tester/charts", "--merge", "--checkpoint", "checkpoint-40", "--dry_run", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "had not finished" in card and "Nothing was evaluated" in card
-    assert "| steps, epochs, effective batch | -, -, 16 |" in card
+    assert "**These are the weights of step 40** (`checkpoint-40`) **of a run that had not finished**" in card
+    assert "Nothing was evaluated" in card
+    assert "| steps, epochs, effective batch | 40, 0.25, 16 |" in card and "| seconds | 31.5 |" in card
+    assert "| best step, validation loss, training loss | -, 2.5, 3.5 |" in card
+
+
+def test_the_adapter_of_a_checkpoint_is_loaded_as_it_was_trained(online, base, run, tmp_path):
+    push(base, "tester/base")
+    folder = unfinished(run, tmp_path / "run")
+    push(folder, "tester/charts", "--base", "tester/base", "--checkpoint", folder / "checkpoint-40")
+    files = online.files("tester/charts")
+    assert ADAPTER_FILES <= files.keys()
+    assert files["adapter_model.safetensors"] == (run.folder / "adapter_model.safetensors").read_bytes()
+    assert json.loads(files["run.json"])["checkpoint"] == "checkpoint-40"
+    assert "eval_results" not in ModelCard(card_of(online, "tester/charts")).data.to_dict()
+    finished = copy_folder(run.folder, tmp_path / "finished")
+    (folder / "checkpoint-40").rename(finished / "checkpoint-40")
+    push(finished, "tester/charts", "--base", "tester/base", "--checkpoint", "checkpoint-40")
+    assert "(`checkpoint-40`), not those that the run chose" in card_of(online, "tester/charts")
+
+
+def unfinished(run, folder: Path) -> Path:
+    """The run as it was at step 80, when it had a whole checkpoint, one without a state, and no adapter of its own."""
+    report = {name: fact for name, fact in run.report.items() if name not in ("steps", "epochs", "seconds")}
+    copy_folder(run.folder, folder)
+    (folder / "run.json").write_text(json.dumps({**report, "status": "running", "metrics": {}, "evaluation": []}))
+    logged = [{"step": 40, "loss": 3.5}, {"step": 40, "eval_loss": 2.5}, {"step": 80, "loss": 3.0}]
+    lines = [json.dumps({**entry, "seconds": 31.5 + place // 2}) for place, entry in enumerate(logged)]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "checkpoint-40").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).rename(folder / "checkpoint-40" / name)
+    torch.save({}, folder / "checkpoint-40" / "optimizer.pt")
+    shutil.copytree(folder / "checkpoint-40", folder / "checkpoint-80")
+    state = {"global_step": 40, "epoch": 0.25, "log_history": logged[:2]}
+    (folder / "checkpoint-40" / "trainer_state.json").write_text(json.dumps(state))
+    return folder
 
 
 def test_broken_runs_are_refused(untouched, run, capsys, tmp_path):
@@ -434,9 +495,11 @@ def test_broken_runs_are_refused(untouched, run, capsys, tmp_path):
             json.dumps({n: v for n, v in run.report.items() if n not in ("footprint", "trainable")})
         ),
     )
-    assert "neither adapter_config.json nor config.json" in broken(
-        "neither", lambda folder: (folder / "adapter_config.json").unlink()
+    assert "no adapter_config.json, so there is no adapter" in broken(
+        "config", lambda folder: (folder / "adapter_config.json").unlink()
     )
+    (tmp_path / "empty").mkdir()
+    assert "neither adapter_config.json nor config.json" in refused(capsys, tmp_path / "empty", "tester/charts")
     assert "both adapter_config.json and config.json" in broken(
         "both", lambda folder: (folder / "config.json").write_text("{}")
     )
@@ -456,9 +519,8 @@ def test_broken_checkpoints_are_refused(untouched, base, capsys, tmp_path):
 
 def test_flags_without_a_meaning_are_refused(untouched, base, capsys):
     assert "--base, --merge has no meaning" in refused(capsys, base, "tester/x", "--merge", "--base", "tester/other")
-    assert "--base has no meaning for --position_embeddings" in refused(
-        capsys, base, "tester/x", "--position_embeddings", "--base", "tester/other"
-    )
+    said = refused(capsys, base, "tester/x", "--position_embeddings", "--base", "tester/other")
+    assert f"--base has no meaning for {base}, which is no training run" in said
 
 
 def test_position_embeddings_do_not_take_a_models_place(untouched, base, capsys):

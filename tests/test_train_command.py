@@ -116,6 +116,16 @@ def test_sharded_by_fsdp2_is_one_process(base, whole, tmp_path):
         assert torch.allclose(weight, other[name], atol=1e-4), name
 
 
+def test_a_stream_is_resumed_exactly_in_any_epoch_and_is_the_same_on_two_processes(base, tmp_path):
+    stream = {"model": base, "streaming": True, "budgets": [100, 181], "eval_strategy": "no"}
+    alone = run(output_dir=tmp_path / "one", **stream)
+    killed = run_and_kill(5, output_dir=tmp_path / "killed", **stream)  # 3 steps an epoch
+    run(output_dir=killed, **stream)
+    assert losses(killed) == losses(alone) and len(set(losses(alone).values())) == 6
+    two = run(2, output_dir=tmp_path / "two", **{**stream, "per_device_train_batch_size": 1})
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-5)
+
+
 @pytest.mark.slow
 def test_fsdp2_takes_bfloat16_weights_with_float32_adapters(base, tmp_path):
     half = {"model": base, "dtype": "bfloat16", "bf16": True, "activation_checkpointing": True, "max_steps": 2}

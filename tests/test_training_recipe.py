@@ -17,16 +17,18 @@ from transformers import EvalPrediction
 
 from configuration_shirg import PRESETS
 from modeling_shirg.training import footprints
-from modeling_shirg.training.alignment import contrastive_losses, same_text
+from modeling_shirg.training.alignment import ShirgLavidaForAlignment, contrastive_losses, same_text
 from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments, parse_arguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
 from modeling_shirg.training.gradient_check import GradientCheck
 from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.mixture import DataArguments
 from modeling_shirg.training.run_facts import closing_facts
+from modeling_shirg.training.run_folder import is_finished, run_settings
 from modeling_shirg.training.stage import last_complete_checkpoint
 from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
-from tiny_model import TEXT, tiny_config, tiny_model
+from shirg_scripts import cli
+from tiny_model import TEXT, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 from training_run import facts, losses, output_of, run, save_base
 
 
@@ -50,6 +52,11 @@ def test_the_defaults_are_the_recipe():
     assert not args.bf16 and args.early_stopping_patience == 5 and not args.logging_nan_inf_filter
 
 
+def test_without_validation_nothing_is_best_and_nothing_stops_early():
+    args = _arguments("--eval_strategy", "no")
+    assert not args.load_best_model_at_end and args.early_stopping_patience == 0
+
+
 @pytest.mark.parametrize("name", ["run.yaml", "run.json"])
 def test_arguments_come_from_a_file_and_flags_win(tmp_path, name):
     values = {"seed": 7, "learning_rate": "2e-4", "use_cpu": True, "output_dir": "x", "option": ["text_weight=0"]}
@@ -71,6 +78,7 @@ def test_arguments_come_from_a_file_and_flags_win(tmp_path, name):
         (["--learning_rate", "0"], "Learning rates must be above 0"),
         (["--align_temperature", "0"], "align_temperature must be above 0"),
         (["--report_to", "swanlab"], "report_to='swanlab' is not installed: pip install swanlab"),
+        (["--ddp_backend", "gloo"], "ddp_backend='gloo' joins several processes, and this one was started alone"),
         (["--early_stopping_patience", "-1"], "early_stopping_patience must be 0 or more"),
     ],
 )
@@ -174,9 +182,20 @@ def test_early_stopping_ends_a_run_that_gets_no_better(base, tmp_path):
 
 
 def test_without_validation_the_last_weights_are_kept(base, tmp_path):
-    folder = run(model=base, output_dir=tmp_path / "run", validation_rows=0, max_steps=2)
+    folder = run(
+        model=base, output_dir=tmp_path / "run", validation_rows=0, max_steps=2, save_steps=1, eval_steps=None
+    )
     assert facts(folder)["metrics"] == {"best_step": 2, "eval_loss": None, "train_loss": losses(folder)[2]}
     assert (folder / "adapter_model.safetensors").exists()
+    assert {file.suffix for file in folder.iterdir()} <= {
+        "",
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".py",
+        ".jinja",
+        ".bin",
+    }
 
 
 def test_inverse_t_weighs_rows_alike_and_accumulates_to_the_same_mean(base, tmp_path):
@@ -201,6 +220,19 @@ def test_the_alignment_stage_learns_and_the_diffusion_stage_starts_from_it(base,
     assert status == 2 and "is an adapter: give its base as --model" in said
     status, said = output_of(model=base, output_dir=tmp_path / "one", stage="align", per_device_train_batch_size=1)
     assert status == 2 and "per_device_train_batch_size must be at least 2, got 1" in said
+
+
+def test_rows_that_all_have_the_same_answer_teach_nothing_and_that_is_said(caplog):
+    config = tiny_config()
+    model, processor = ShirgLavidaForAlignment(config).eval(), tiny_processor(config)
+    inputs = encode(processor, chat("Which?", noise_image(0)), chat("Which?", noise_image(1)))
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -3:] = torch.tensor([[7, 8, 9], [7, 8, 10]])
+    with caplog.at_level("WARNING"):
+        assert model(**inputs, labels=labels, temperature=0.07).loss > 0 and not caplog.text
+        labels[1] = labels[0]
+        assert model(**inputs, labels=labels, temperature=0.07).loss == 0
+    assert "All 2 rows of a forward have the same answer" in caplog.text
 
 
 def test_contrastive_losses_are_those_of_the_formula():
@@ -283,8 +315,11 @@ def test_a_tensor_of_the_footprint_without_a_gradient_fails_the_check():
         ({"footprint": "shirg-fixed"}, "trains the coordinate embedding, which preset 'shirg' does not have"),
         ({"data": ["synthetic:guard,rows=3"]}, "There are 3 training rows, one optimizer step takes effective_batch"),
         ({"data": None}, "Say what to read"),
+        ({"streaming": True, "max_steps": -1}, "A stream has no length: say with --max_steps when to stop"),
         ({"then_evaluate": True, "validation_rows": 0}, "then_evaluate answers the validation rows"),
         ({"prune_method": "lavida-980", "budgets": [9]}, "need a preset that selects tokens"),
+        ({"budgets": [100, 5000]}, "selection_budget=5000 must be between 1 and the 256 tokens"),
+        ({"budgets": [200], "fovea_sizes": [224, 168]}, "selection_budget=200 must be between 1 and the 144 tokens"),
         ({"option": ["text_config=1"]}, "text_config"),
         ({"adapter": "nowhere/at-all"}, "nowhere/at-all"),
     ],
@@ -293,6 +328,16 @@ def test_what_cannot_be_trained_is_said_before_training(base, tmp_path, argument
     status, said = output_of(model=base, output_dir=tmp_path / "run", **arguments)
     assert status == 2 and "Traceback" not in said
     assert message in said
+
+
+def test_a_fovea_size_that_calibration_says_nothing_of_is_said_before_training(tmp_path):
+    entry = {"view_policy": "foveal", "grid": 16, "source": "map", "mean": [0.1] * 256}
+    facts = ("verdict", "decided", "held_out", "held_out_corrected", "data", "prune_method")
+    calibration = {"relevance": {}, "attention": [entry | dict.fromkeys(facts, "made up")]}
+    base = save_base(tmp_path / "base", calibration=calibration)
+    status, said = output_of(model=base, output_dir=tmp_path / "run", fovea_sizes=[224, 256])
+    assert status == 2 and "says nothing of 18x18 patches" in said and "--option calibration=null" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_unfrozen_by_accident_is_named(base, tmp_path, monkeypatch):
@@ -325,10 +370,14 @@ def test_a_warm_up_longer_than_the_run_is_said(caplog):
     assert "has 20 steps and warmup_steps=20.0: the learning rate is never at its peak" in caplog.text
 
 
-def test_an_empty_data_set_is_an_error(base, tmp_path):
-    (tmp_path / "rows.jsonl").write_text("")
-    status, said = output_of(model=base, output_dir=tmp_path / "run", data=[tmp_path / "rows.jsonl"])
-    assert status == 2 and "rows.jsonl" in said and "Traceback" not in said, said
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [("rows.jsonl", "", "is empty"), ("rows.json", "[]", "it has no rows"), ("rows.jsonl", "\n", "it has no rows")],
+)
+def test_an_empty_data_set_is_an_error(base, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    status, said = output_of(model=base, output_dir=tmp_path / "run", data=[tmp_path / name])
+    assert status == 2 and name in said and message in said and "Traceback" not in said, said
 
 
 def test_an_answer_longer_than_the_context_is_an_error(tmp_path):
@@ -356,6 +405,18 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_stays
     assert status == 2 and "Traceback" not in said
     assert "Step 4: the gradient is nan, so training stops before it reaches a weight" in said
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
+    words = [
+        "push",
+        str(folder),
+        "me/it",
+        "--merge",
+        "--checkpoint",
+        "checkpoint-2",
+        "--dry_run",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(words) == 0
+    assert "the weights of step 2** (`checkpoint-2`) **of a run that" in (tmp_path / "out" / "README.md").read_text()
     run(model=base, output_dir=folder, max_steps=4)
     assert losses(folder) == losses(whole) and losses(folder, "eval_loss") == losses(whole, "eval_loss")
 
@@ -366,9 +427,69 @@ def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
     assert status == 0 and "is finished: nothing to do" in said
     status, said = output_of(model=base, output_dir=folder, max_steps=2, learning_rate=1.0)
     assert status == 2 and "holds a run with learning_rate=0.01, this one asks for learning_rate=1.0" in said
+    status, said = output_of(model=base, output_dir=folder, max_steps=2, validation_rows=0)
+    assert status == 2 and "validation_rows=5" in said
     (folder / "arguments.json").unlink()
     status, said = output_of(model=base, output_dir=folder, max_steps=2)
     assert status == 2 and "holds no arguments.json, so it is no run" in said
+
+
+def _settings(*words: str) -> dict:
+    common = ["--output_dir", "unused", "--use_cpu", "--save_steps", "200", *words]
+    data = [] if "--data_config" in words else ["--data", "synthetic:grid"]
+    return run_settings(*parse_arguments([*common, *data], [ModelArguments, DataArguments, ShirgTrainingArguments]))
+
+
+@pytest.mark.parametrize(
+    ("common", "before", "after", "named"),
+    [
+        ("--stage align", "--per_device_train_batch_size 4", "--per_device_train_batch_size 8", "per_device_train"),
+        ("--stage align", "--per_device_eval_batch_size 4", "--per_device_eval_batch_size 8", "per_device_eval"),
+        ("--streaming", "--dataloader_num_workers 1", "--dataloader_num_workers 2", "dataloader_num_workers=1, this"),
+        (
+            "--streaming --dataloader_num_workers 2",
+            "--per_device_train_batch_size 4",
+            "--per_device_train_batch_size 8",
+            "per_device_train_batch_size times processes=4",
+        ),
+        ("", "--eval_strategy steps", "--eval_strategy no", "eval_strategy='steps', this one asks for eval_strat"),
+        ("", "--load_best_model_at_end true", "--load_best_model_at_end false", "load_best_model_at_end=True, this"),
+        ("", "--save_steps 400", "--save_steps 200", "save_steps=400"),
+    ],
+)
+def test_what_changes_the_trajectory_is_named(tmp_path, common, before, after, named):
+    (tmp_path / "arguments.json").write_text(json.dumps(_settings(*common.split(), *before.split())))
+    assert not is_finished(tmp_path, _settings(*common.split(), *before.split()))
+    with pytest.raises(ValueError, match=named):
+        is_finished(tmp_path, _settings(*common.split(), *after.split()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("--per_device_train_batch_size 4", "--per_device_train_batch_size 8 --dataloader_num_workers 0"),
+        ("--streaming --dataloader_num_workers 0", "--streaming --dataloader_num_workers 1"),
+        ("--eval_strategy no --save_steps 400", "--eval_strategy no --save_steps 200"),
+        ("--num_proc 2 --logging_steps 20", "--disable_tqdm true --report_to none"),
+    ],
+)
+def test_how_it_is_computed_may_change(tmp_path, before, after):
+    (tmp_path / "arguments.json").write_text(json.dumps(_settings(*before.split())))
+    assert not is_finished(tmp_path, _settings(*after.split()))
+
+
+def test_the_content_of_a_mixture_file_counts_and_not_its_name(tmp_path):
+    (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: grid, rows: 40}]")
+    (tmp_path / "run").mkdir()
+    settings = _settings("--data_config", str(tmp_path / "one.yaml"))
+    (tmp_path / "run" / "arguments.json").write_text(json.dumps(settings))
+    (tmp_path / "one.yaml").rename(tmp_path / "two.yaml")
+    assert not is_finished(tmp_path / "run", _settings("--data_config", str(tmp_path / "two.yaml")))
+    (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: grid, rows: 50}]")
+    with pytest.raises(
+        ValueError, match=r"data_config=\[{[^{]*'grid'[^{]*'rows': 40[^{]*data_config=\[{[^{]*'rows': 50"
+    ):
+        is_finished(tmp_path / "run", _settings("--data_config", str(tmp_path / "one.yaml")))
 
 
 # Checkpoints

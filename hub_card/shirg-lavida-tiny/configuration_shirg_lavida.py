@@ -356,8 +356,19 @@ class ShirgLavidaConfig(PreTrainedConfig):
         return relevance_sign(self.calibration, source)
 
     def attention_mean(self, grid: int) -> list[float] | None:
-        """What calibration subtracts from the attention at each of the grid * grid patches of a selected view."""
-        return attention_mean(self.calibration, self._attention_map(grid))
+        """What calibration subtracts from the attention at each of the grid * grid patches of a selected view.
+
+        Raises:
+            ValueError: the attention of this config's own views is corrected, and that on this grid was not looked at.
+        """
+        own, asked = self._attention_map(self.selected_grid), self._attention_map(grid)
+        if own in foreign_means(self.calibration, asked):
+            raise ValueError(
+                f"calibration corrects {own} and says nothing of {grid}x{grid} patches, which a fovea_size of "
+                f"{grid * self.vision_config.patch_size} pixels gives. Keep fovea_size={self.fovea_size}, or leave "
+                "all corrections out (calibration=None, `--option calibration=null`)."
+            )
+        return attention_mean(self.calibration, asked)
 
     def foreign_means(self) -> list[AttentionMap]:
         """The attentions that calibration corrects while that of this config's own views was never calibrated."""

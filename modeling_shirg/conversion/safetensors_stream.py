@@ -16,6 +16,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from modeling_shirg.adapters_shirg import safetensors_header
+
 CHUNK_BYTES = 32 << 20
 INDEX = "model.safetensors.index.json"
 
@@ -78,18 +80,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             f"{path} is no whole safetensors file ({error}): a Git LFS pointer, or a broken download? Fetch it again."
         ) from None
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header, data = safetensors_header(file, str(path))
     return {
         name: StoredTensor(
             code=entry["dtype"],
             shape=tuple(entry["shape"]),
             file=path,
-            start=8 + length + entry["data_offsets"][0],
-            stop=8 + length + entry["data_offsets"][1],
+            start=data + entry["data_offsets"][0],
+            stop=data + entry["data_offsets"][1],
         )
         for name, entry in header.items()
-        if name != "__metadata__"
     }
 
 

@@ -4,9 +4,7 @@ Weights are never touched. Files are replaced whole, the config first; a section
 """
 
 import json
-import os
 import shutil
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from jinja2 import Template
 from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.calibration_shirg import joined_calibration
 from modeling_shirg.conversion.output_folder import new_folder
+from modeling_shirg.conversion.whole_file import write_whole
 
 _TEMPLATE = "calibration_section.md"
 _START, _END = "<!-- calibration: written by shirg calibrate -->", "<!-- end of calibration -->"
@@ -29,10 +28,10 @@ def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
     fields = json.loads((folder / _CONFIG).read_text())
     fields["calibration"] = joined_calibration(fields.get("calibration"), calibration)
     ShirgLavidaConfig.from_dict(fields)  # nothing is written that would not load
-    _replace(folder / _CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    write_whole(folder / _CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
     card = folder / _CARD
     if card.is_file():
-        _replace(card, with_calibration_section(card.read_text(), fields["calibration"]))
+        write_whole(card, with_calibration_section(card.read_text(), fields["calibration"]))
 
 
 def write_calibrated_copy(source: Path, out: Path, calibration: dict[str, Any]) -> None:
@@ -85,15 +84,3 @@ def _line(name: str, entry: dict[str, Any], corrected: bool, decision: str) -> s
 def _figure(figure: dict[str, Any], sign: str = "") -> str:
     mean, low, high = (format(figure[name], f"{sign}.3f") for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write `path` in one step: whoever reads it, or finds it after a crash, sees the old text or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, path.stat().st_mode & 0o777)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

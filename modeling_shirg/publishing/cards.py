@@ -35,11 +35,11 @@ def addressed(card: str, source: str, revision: str) -> str:
 
 
 def eval_results(evaluation: list[dict]) -> list[EvalResult] | None:
-    """The rows of a run's evaluation for the metadata of a card."""
+    """The rows of a run's evaluation for the metadata of a card; their data set is on the Hub, or `local`."""
     return [
         EvalResult(
             task_type=_TASK,
-            dataset_type=row.get("dataset_id") or row["task"],
+            dataset_type=row.get("dataset_id") or "local",
             dataset_name=row["task"],
             metric_type=row["metric"],
             metric_value=row["value"],

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, Adapter, geometry_facts
+from modeling_shirg.training.footprints import without_known_warnings
 
 from .base_model import BaseModel
 from .cards import MODEL_TAGS, in_words, render
@@ -27,12 +28,13 @@ _NEEDED = ("config.json", "processor_config.json", "modeling_shirg_lavida.py", "
 
 
 def adapter_publication(
-    adapter: Adapter, repo_id: str, base: BaseModel, licence: str | None, workshop: Path
+    adapter: Adapter, folder: Path, repo_id: str, base: BaseModel, licence: str | None, workshop: Path
 ) -> Publication:
     """The adapter of a run with its processor, its report and a card.
 
     Args:
-        adapter: of a run folder.
+        adapter: of a run, or of one of its checkpoints.
+        folder: of the run.
         repo_id: where it will be.
         base: where its base can be loaded from.
         licence: identifier of its licence; by default the base's.
@@ -41,7 +43,7 @@ def adapter_publication(
     Raises:
         ValueError: the processor of the run is not that of its system.
     """
-    folder, run = Path(adapter.name), published_run(adapter.run, base)
+    run = published_run(adapter.run, base)
     processor = ShirgLavidaProcessor.from_pretrained(folder)
     if processor.num_image_tokens != run["config"]["num_image_tokens"]:
         raise ValueError(
@@ -52,7 +54,7 @@ def adapter_publication(
     config = {**adapter.config, "base_model_name_or_path": base.name, "revision": base.revision}
     files = {
         **_files_of(workshop),
-        ADAPTER_WEIGHTS: folder / ADAPTER_WEIGHTS,
+        ADAPTER_WEIGHTS: Path(adapter.name) / ADAPTER_WEIGHTS,
         ADAPTER_CONFIG: _json(config),
         RUN_FILE: _json(run),
         **eval_results_file(run),
@@ -72,19 +74,20 @@ def adapter_publication(
 
 
 def merged_publication(
-    adapter: Adapter, repo_id: str, base: BaseModel, licence: str | None, workshop: Path
+    adapter: Adapter, folder: Path, repo_id: str, base: BaseModel, licence: str | None, workshop: Path
 ) -> Publication:
     """The model that a run's adapter makes of its base, which is loaded from where the run had it.
 
     Args, raises: as `adapter_publication`; and a `ValueError` where the base is not what the adapter was trained on.
     """
-    folder, run = Path(adapter.name), published_run(adapter.run, base)
+    run = published_run(adapter.run, base)
     saved = ShirgLavidaConfig.from_pretrained(adapter.base_name, revision=adapter.base_revision)
     model = ShirgLavidaForConditionalGeneration.from_pretrained(
         adapter.base_name, revision=adapter.base_revision, config=adapter.system(saved)
     )
     adapter.check(model)
-    merged = PeftModel.from_pretrained(model, adapter.name).merge_and_unload()
+    with without_known_warnings():
+        merged = PeftModel.from_pretrained(model, adapter.name).merge_and_unload()
     merged.save_pretrained(workshop)
     ShirgLavidaProcessor.from_pretrained(folder).save_pretrained(workshop)
     card = run_card(
@@ -143,7 +146,7 @@ def checkpoint_publication(folder: Path, repo_id: str, licence: str | None) -> P
 
 
 def kind_of(folder: Path) -> str:
-    """`"run"` for a folder with an adapter, `"checkpoint"` for one with a whole model.
+    """`"run"` for a folder with an adapter or a run's report, `"checkpoint"` for one with a whole model.
 
     Raises:
         ValueError: it has neither, or both.
@@ -155,6 +158,8 @@ def kind_of(folder: Path) -> str:
     ]
     if len(found) == 1:
         return found[0]
+    if not found and (folder / RUN_FILE).is_file():
+        return "run"
     what = f"both {ADAPTER_CONFIG} and config.json" if found else f"neither {ADAPTER_CONFIG} nor config.json"
     raise ValueError(f"{folder} has {what}: give the folder of a training run or of a whole checkpoint.")
 

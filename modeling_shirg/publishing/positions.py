@@ -4,12 +4,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from configuration_shirg import GEOMETRIES, ShirgLavidaConfig
 from configuration_shirg.geometry_shirg import grid_side
 from configuration_shirg.presets_shirg import geometry_of
+from modeling_shirg.adapters_shirg import ADAPTER_WEIGHTS, Adapter
+from modeling_shirg.fingerprint_shirg import plain_name
 from modeling_shirg.vision_shirg import FovealPositionEmbedding
 
 from .base_model import BaseModel, parse_repo
@@ -41,13 +43,51 @@ def positions_publication(
         workshop: an empty folder for the file.
     """
     base, stored, config = _open(model, token)
-    table_ND = stored.read(_BASE)
+    own = {config.fovea_grid: stored.read(_FOVEAL)} if _FOVEAL in stored else {}
+    return _publication(base, config, stored.read(_BASE), own, "the checkpoint's own", repo_id, licence, workshop)
+
+
+def trained_positions_publication(
+    adapter: Adapter, base: BaseModel, repo_id: str, licence: str | None, token: str | None, workshop: Path
+) -> Publication:
+    """The table that a run has trained, and its base's at the other grids.
+
+    Args:
+        adapter: of the run.
+        base: its base model.
+        repo_id, licence, token, workshop: as for `positions_publication`.
+
+    Raises:
+        ValueError: the run trained none.
+    """
+    trained = {plain_name(name): value for name, value in load_file(Path(adapter.name) / ADAPTER_WEIGHTS).items()}
+    if _FOVEAL not in trained:
+        raise ValueError(
+            f"{adapter.name} has no foveal_position_embedding: its run trained none. Those of its base are published "
+            f"with `shirg push {adapter.base_name} {repo_id} --position_embeddings`."
+        )
+    _, stored, saved = _open(adapter.base_name if base.revision is None else f"{base.name}@{base.revision}", token)
+    config = adapter.system(saved)
+    own = {config.fovea_grid: trained[_FOVEAL]}
+    return _publication(base, config, stored.read(_BASE), own, "trained by the run", repo_id, licence, workshop)
+
+
+def _publication(
+    base: BaseModel,
+    config: ShirgLavidaConfig,
+    table_ND: torch.Tensor,
+    own: dict[int, torch.Tensor],
+    whose: str,
+    repo_id: str,
+    licence: str | None,
+    workshop: Path,
+) -> Publication:
+    """The tables in `own` by their grids, `whose` they are for the card, and interpolated ones at the other grids."""
     tables, rows = {}, []
     for pixels, grid in _grids(config).items():
-        own = grid == config.fovea_grid and _FOVEAL in stored
         name = f"foveal_position_embedding.{grid}x{grid}"
-        tables[name] = stored.read(_FOVEAL) if own else interpolated(table_ND, grid)
-        origin = "the checkpoint's own" if own else "interpolated"
+        tables[name] = own[grid] if grid in own else interpolated(table_ND, grid)
+        origin = whose if grid in own else "interpolated"
         rows.append({"name": name, "rows": grid * grid, "pixels": pixels, "grid": grid, "origin": origin})
     save_file(tables, workshop / POSITIONS, metadata={"format": "pt"})
     card = render(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .base_model import BaseModel, local_base, pinned_base
 from .contents import adapter_publication, checkpoint_publication, kind_of, merged_publication
-from .positions import positions_publication
+from .positions import positions_publication, trained_positions_publication
 from .publication import Publication
 from .run_folder import open_run
 
@@ -18,7 +18,7 @@ def prepare(
     base: str | None = None,
     licence: str | None = None,
     token: str | None = None,
-    allow_unfinished: bool = False,
+    checkpoint: str | None = None,
 ) -> Publication:
     """What is to be published of `source`; nothing is published here.
 
@@ -31,26 +31,28 @@ def prepare(
         base: `REPO_ID[@REVISION]` of a run's base on the Hub.
         licence: identifier of the licence; by default what the base's card states.
         token: of the Hub.
-        allow_unfinished: take a run that has not finished.
+        checkpoint: name of one of a run's checkpoints, to publish that one.
 
     Raises:
         ValueError: the source is not what is asked of it, or an argument has no meaning for it.
     """
-    if position_embeddings:
-        _refuse({"--base": base, "--allow_unfinished": allow_unfinished}, "--position_embeddings")
-        return positions_publication(source, repo_id, licence, token, workshop)
     folder = Path(source)
-    if kind_of(folder) == "checkpoint":
-        _refuse({"--base": base, "--merge": merge, "--allow_unfinished": allow_unfinished}, f"{folder}, a checkpoint")
+    on_hub = position_embeddings and not folder.is_dir()
+    if on_hub or kind_of(folder) == "checkpoint":
+        _refuse({"--base": base, "--merge": merge, "--checkpoint": checkpoint}, f"{source}, which is no training run")
+        if position_embeddings:
+            return positions_publication(source, repo_id, licence, token, workshop)
         return checkpoint_publication(folder, repo_id, licence)
-    run = open_run(folder, allow_unfinished)
+    run = open_run(folder, checkpoint)
     reported = run.run["base_model"]
-    if merge and base is None and local_base(reported):
+    if (merge or position_embeddings) and base is None and local_base(reported):
         named = BaseModel(Path(reported["name_or_path"]).resolve().name, None)
     else:
         named = pinned_base(reported, base, token)
+    if position_embeddings:
+        return trained_positions_publication(run, named, repo_id, licence, token, workshop)
     build = merged_publication if merge else adapter_publication
-    return build(run, repo_id, named, licence, workshop)
+    return build(run, folder, repo_id, named, licence, workshop)
 
 
 def _refuse(given: dict, what: str) -> None:

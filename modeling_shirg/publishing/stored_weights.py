@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import HfFileSystem
 from torch import nn
 
+from modeling_shirg.adapters_shirg import safetensors_header
 from modeling_shirg.fingerprint_shirg import FINGERPRINT_ROWS, FINGERPRINT_TENSORS, digest, fingerprint
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -57,7 +58,7 @@ class StoredWeights:
         found = []
         for file in sorted(set(self._files.values())) or [_FILE]:
             header, data = self._header(file)
-            entries = [entry for name, entry in header.items() if name != "__metadata__"]
+            entries = header.values()
             with self._open(file) as opened:
                 size = opened.seek(0, SEEK_END)
             if size != data + max(entry["data_offsets"][1] for entry in entries):
@@ -107,12 +108,9 @@ class StoredWeights:
         if file not in self._headers:
             try:
                 with self._open(file) as opened:
-                    length = int.from_bytes(opened.read(8), "little")
-                    self._headers[file] = json.loads(opened.read(length)), 8 + length
+                    self._headers[file] = safetensors_header(opened, f"{self.name}: {file}")
             except FileNotFoundError:
                 raise ValueError(f"{self.name} has no {file}: only safetensors are read.") from None
-            except (json.JSONDecodeError, UnicodeDecodeError, MemoryError, OverflowError):
-                raise ValueError(f"{self.name}: {file} is no safetensors file. Is the download complete?") from None
         return self._headers[file]
 
     def _weight_map(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Stage `align`: projected image tokens meet the text that belongs to them, before the diffusion stage.
 
 InfoNCE (2010.00747) in the language model's input space: the mean of a row's image tokens and the mean embedding of
-its answer are one pair, the other rows of the same forward on the same device are the negatives.
+its answer are one pair, the other rows of the same forward on the same device are the negatives, but for those with
+the same answer. A row of which all others are such has a loss of 0 and teaches nothing, which is said.
 
 Shape suffixes: B rows, L tokens, C language model width.
 """
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.objective_shirg import IGNORED
 from modeling_shirg.training.trainer import ShirgTrainer
 from modeling_shirg.vision_shirg import full_precision
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -54,7 +57,13 @@ class ShirgLavidaForAlignment(ShirgLavidaForConditionalGeneration):
         is_text_BL = (labels != IGNORED) & (labels != self.config.eos_token_id)
         images_BC = _mean(embeds_BLC, input_ids == self.config.image_token_id)
         texts_BC = _mean(self.get_input_embeddings()(labels.clamp_min(0)), is_text_BL)
-        losses_B = contrastive_losses(images_BC, texts_BC, same_text(labels, is_text_BL), temperature)
+        same_BB = same_text(labels, is_text_BL)
+        if same_BB.all(-1).any():
+            logger.warning_once(
+                f"All {len(labels)} rows of a forward have the same answer, so there is nothing to tell apart: their "
+                "loss is 0. Take more rows per forward (per_device_train_batch_size), or data with more answers."
+            )
+        losses_B = contrastive_losses(images_BC, texts_BC, same_BB, temperature)
         return AlignmentOutput(loss=losses_B.mean(), row_losses=losses_B)
 
 

@@ -4,7 +4,8 @@ They come as flags, or as one YAML or JSON file with flags behind it that win.
 """
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,11 +15,14 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from modeling_shirg.training.footprints import GROUPS
 
 _FILES = (".yaml", ".yml", ".json")
+# One of them is set in each of several processes, by whatever started them.
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @dataclass
@@ -139,6 +143,13 @@ class ShirgTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available()
+        if self.eval_strategy == "no":
+            self.without_validation()
+        if self.ddp_backend is not None and not any(name in os.environ for name in _RANKS):
+            raise ValueError(
+                f"ddp_backend={self.ddp_backend!r} joins several processes, and this one was started alone: start it "
+                "with torchrun or accelerate launch, or leave ddp_backend out."
+            )
         super().__post_init__()
         self.label_names = ["labels"]
         self.accelerator_config.dispatch_batches = False
@@ -161,7 +172,7 @@ class ShirgTrainingArguments(TrainingArguments):
 
     def without_validation(self) -> None:
         """Train without validation rows: no best checkpoint, no early stopping, the last weights are kept."""
-        self.eval_strategy = type(self.eval_strategy)("no")
+        self.eval_strategy = IntervalStrategy.NO
         self.load_best_model_at_end = self.do_eval = False
         self.metric_for_best_model = None
         self.early_stopping_patience = 0
@@ -172,7 +183,7 @@ class ShirgTrainingArguments(TrainingArguments):
         self.effective_batch_size = self.train_batch_size * self.world_size
         self.gradient_accumulation_steps = 1
         self.max_steps, self.warmup_steps = steps, 0
-        self.save_strategy = type(self.save_strategy)("no")
+        self.save_strategy = SaveStrategy.NO
         self.report_to = []
         self.without_validation()
 
@@ -222,8 +233,20 @@ class ShirgTrainingArguments(TrainingArguments):
         self.gradient_accumulation_steps = steps
 
 
-def parse_arguments(argv: list[str], kinds: Iterable[type], **parser_options: Any) -> tuple:
+def parse_arguments(
+    argv: list[str],
+    kinds: Iterable[type],
+    adjust: Callable[[dict[str, Any]], None] = lambda values: None,
+    **parser_options: Any,
+) -> tuple:
     """One object of each of the dataclasses `kinds`, from flags, or from a YAML or JSON file and flags that win.
+
+    Args:
+        argv: the words of the command line.
+        kinds: dataclasses.
+        adjust: changes the values by their names, before there are objects of them: what one argument means for those
+            of another kind.
+        **parser_options: of the parser.
 
     Raises:
         ValueError: the file names an argument that does not exist.
@@ -232,7 +255,9 @@ def parse_arguments(argv: list[str], kinds: Iterable[type], **parser_options: An
     parser = HfArgumentParser(kinds, allow_abbrev=False, **parser_options)
     if argv and Path(argv[0]).suffix in _FILES:
         argv = [*_as_flags(Path(argv[0]), {each.name for kind in kinds for each in fields(kind)}), *argv[1:]]
-    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    values = vars(parser.parse_args(argv))
+    adjust(values)
+    return parser.parse_dict(values)
 
 
 def _as_flags(file: Path, known: set[str]) -> list[str]:

@@ -103,11 +103,11 @@ class RowCollator:
         """Arguments of the image processor for all rows of the step that these rows belong to."""
         if not self.budgets and not self.fovea_sizes:
             return {}
-        steps = {StepKey(item["epoch"], item["stream"], item["position"] // self.step_rows) for item in items}
+        steps = {StepKey(item["counted_from"], item["position"] // self.step_rows) for item in items}
         if len(steps) > 1:
             places = [item["position"] for item in items]
             raise ValueError(
-                f"The rows at places {places} of the epoch belong to several steps of {self.step_rows} rows, but "
+                f"The rows at places {places} belong to several steps of {self.step_rows} rows, but "
                 "budgets and fovea sizes are drawn per step. Read the rows in order (train_sampling_strategy="
                 "'sequential'; the data set shuffles itself) and set dataloader_drop_last."
             )

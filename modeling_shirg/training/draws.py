@@ -1,7 +1,7 @@
 """Everything random about a training row, keyed by (seed, epoch, row) and never by the order of calls.
 
 A row therefore gets the same masks, noise and augmentation in whatever batch, worker or process it lands, and after a
-resume. What a whole optimiser step shares (a budget, a fovea size) is keyed by the step's number in its epoch.
+resume. What a whole optimiser step shares (a budget, a fovea size) is keyed by the step's number.
 
 Shape suffixes: L tokens, N patches that tokens are chosen from, K selected tokens.
 """
@@ -34,10 +34,9 @@ class RowKey(NamedTuple):
 
 
 class StepKey(NamedTuple):
-    """Which optimiser step: `stream` is 0, or the number of the worker that reads this part of a stream."""
+    """Which optimiser step, counted from 0 since the beginning of `epoch`."""
 
     epoch: int
-    stream: int
     step: int
 
 

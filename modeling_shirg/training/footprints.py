@@ -7,7 +7,10 @@ the language model have layers of the same names.
 """
 
 import re
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 
@@ -131,11 +134,20 @@ def apply_footprint(model: ShirgLavidaForConditionalGeneration, footprint: Footp
         seed: of LoRA's initial weights.
     """
     torch.manual_seed(seed)
-    adapted = get_peft_model(model, lora_config(footprint, model))
+    with without_known_warnings():
+        adapted = get_peft_model(model, lora_config(footprint, model))
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+@contextmanager
+def without_known_warnings() -> Iterator[None]:
+    """While PEFT wraps a model, it asks transformers for a property by the name that it had before."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def load_adapter(adapted: PeftModel, folder: str) -> None:

@@ -7,7 +7,7 @@ operation. Nothing of it is measured on a device: allocators round up and fragme
 
 import math
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.training.arguments import ModelArguments
 from modeling_shirg.training.footprints import Footprint, apply_footprint
 
 Strategy = Literal["single", "ddp", "fsdp2"]
@@ -28,6 +29,33 @@ Strategy = Literal["single", "ddp", "fsdp2"]
 WRAPPED_LAYERS = ("LlamaDecoderLayer", "SiglipEncoderLayer")
 _STATES_OF_ADAMW = 2
 _GATHERED_LAYERS = 2  # the one that computes and the one that is fetched ahead
+
+
+@dataclass
+class PlanArguments(ModelArguments):
+    """What `shirg plan` takes: what is trained, as in `shirg train`, the size of a step, and the devices."""
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of which the config is read; by default LLaDA-8B's sizes."},
+    )
+    per_device_train_batch_size: int = field(default=1, metadata={"help": "Rows per forward on one device."})
+    text_tokens: int = field(default=128, metadata={"help": "Tokens of a row's text before the answer."})
+    answer_length: int = field(default=32, metadata={"help": "Tokens of an answer, filled up."})
+    bf16: bool = field(default=True, metadata={"help": "bfloat16 activations, or the weights' own type."})
+    activation_checkpointing: bool = field(
+        default=True, metadata={"help": "Recompute activations in the backward pass."}
+    )
+    strategy: Strategy = field(default="single", metadata={"help": "How several devices share the work."})
+    devices: int = field(default=1, metadata={"help": "How many there are."})
+    json: bool = field(default=False, metadata={"help": "Last line: one JSON object, in bytes."})
+
+    def __post_init__(self):
+        for name in ("per_device_train_batch_size", "text_tokens", "answer_length", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.adapter is not None:
+            raise ValueError("A plan is the same with and without --adapter: leave it out.")
 
 
 @dataclass(frozen=True)

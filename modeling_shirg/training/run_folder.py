@@ -9,12 +9,13 @@
 """
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments
+from modeling_shirg.training.data.specs import read_specs
+from modeling_shirg.training.mixture import DataArguments
 
 ARGUMENTS_FILE = "arguments.json"
 RUN_FILE = "run.json"
@@ -45,25 +46,51 @@ _DECIDING = (
     "fovea_sizes",
     "budgets",
     "train_selection",
-    "early_stopping_patience",
+    "eval_strategy",
     "eval_steps",
+    "eval_delay",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "early_stopping_patience",
 )
+# Only what is saved can be the best.
+_DECIDING_THE_BEST = ("save_strategy", "save_steps")
+# In stage align, the rows of one forward are told apart.
+_DECIDING_ALIGNMENT = ("per_device_train_batch_size", "per_device_eval_batch_size")
 # Of the arguments about data, those that do not decide what is read.
 _NOT_DECIDING = ("num_proc",)
 
 
-def run_settings(model: ModelArguments, data: Any, training: ShirgTrainingArguments) -> dict[str, Any]:
-    """What decides the result of a run, as JSON values.
+def run_settings(model: ModelArguments, data: DataArguments, training: ShirgTrainingArguments) -> dict[str, Any]:
+    """What decides the result of a run, as JSON values; of `data_config` what the file lists.
 
     Args:
         model: of this run.
-        data: of this run, a dataclass.
+        data: of this run.
         training: of this run.
     """
     settings = {**asdict(model), **asdict(data)}
     settings = {name: value for name, value in settings.items() if name not in _NOT_DECIDING}
-    settings |= {name: getattr(training, name) for name in _DECIDING}
+    if data.data_config is not None:
+        settings["data_config"] = [asdict(spec) for spec in read_specs(data.data, data.data_config, "--data")]
+    deciding = _DECIDING
+    if training.load_best_model_at_end:
+        deciding += _DECIDING_THE_BEST
+    if training.stage == "align":
+        deciding += _DECIDING_ALIGNMENT
+    settings |= {name: getattr(training, name) for name in deciding}
+    if data.streaming:
+        settings |= _order_of_a_stream(training)
     return json.loads(json.dumps(settings))
+
+
+def _order_of_a_stream(training: ShirgTrainingArguments) -> dict[str, int]:
+    """What decides the order of a stream's rows: workers read parts of it, and take turns batch by batch."""
+    workers = max(training.dataloader_num_workers, 1)
+    order = {"dataloader_num_workers": workers}
+    if workers > 1:
+        order["per_device_train_batch_size times processes"] = training.train_batch_size * training.world_size
+    return order
 
 
 def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
@@ -80,6 +107,8 @@ def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     before = json.loads(file.read_text())
     for name in before | settings:
         old, new = before.get(name), settings.get(name)
+        if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+            old, new = _changed(old, new)
         if old != new:
             raise ValueError(
                 f"{folder} holds a run with {name}={old!r}, this one asks for {name}={new!r}. Choose another "
@@ -88,21 +117,13 @@ def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     return read_facts(folder).get("status") == "finished"
 
 
+def _changed(old: list, new: list) -> tuple[list, list]:
+    """The entries in which two lists differ."""
+    pairs = [pair for pair in zip(old, new, strict=True) if pair[0] != pair[1]]
+    return [one for one, _ in pairs], [other for _, other in pairs]
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """What run.json holds; nothing before it was first written."""
     file = folder / RUN_FILE
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-def write_json(file: Path, values: Any) -> None:
-    """Replace a file in one step: whoever reads sees the old one or the new one, never a half."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def write_skipped(folder: Path, skipped: list[dict[str, Any]]) -> None:
-    """Write the rows that could not be used."""
-    lines = "".join(json.dumps(row) + "\n" for row in skipped)
-    (folder / SKIPPED_FILE).write_text(lines, encoding="utf-8")

@@ -1,13 +1,14 @@
 """log.jsonl: every log entry of a run as one line, the same whether the run was stopped or not, and its curves."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.utils import is_matplotlib_available
+
+from modeling_shirg.conversion.whole_file import write_lines
 
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "loss.png"
@@ -28,9 +29,7 @@ class RunLog(TrainerCallback):
             return
         kept = [entry for entry in read_log(self.file) if entry["step"] <= state.global_step and state.global_step]
         self.started = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
-        shorter = self.file.with_suffix(".tmp")
-        shorter.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        os.replace(shorter, self.file)
+        write_lines(self.file, kept)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:

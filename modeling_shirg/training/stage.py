@@ -11,7 +11,6 @@ stage cannot be reused behind another start than its own.
 """
 
 import json
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from configuration_shirg import ShirgLavidaConfig
+from modeling_shirg.conversion.whole_file import write_json
 from modeling_shirg.training.tokenizer import load_tokenizer
 
 logger = logging.get_logger(__name__)
@@ -52,8 +52,7 @@ def open_stage(folder: Path, settings: dict) -> bool:
                 f"{folder} holds a training but no {STAGE_FILE}, so its settings are unknown: it cannot be reused. "
                 "Choose another output_dir, or remove the folder."
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_record(folder, settings, finished=False)
+        write_json(folder / STAGE_FILE, {"finished": False, "settings": settings})
         return False
     record = json.loads((folder / STAGE_FILE).read_text())
     for name in record["settings"] | settings:
@@ -77,7 +76,7 @@ def save_start(folder: Path, config: ShirgLavidaConfig, tokenizer: PreTrainedTok
 def close_stage(folder: Path) -> None:
     """Mark the stage finished; the weights are there."""
     settings = json.loads((folder / STAGE_FILE).read_text())["settings"]
-    _write_record(folder, settings, finished=True)
+    write_json(folder / STAGE_FILE, {"finished": True, "settings": settings})
 
 
 def read_stage(folder: Path) -> tuple[ShirgLavidaConfig, PreTrainedTokenizerBase, dict[str, torch.Tensor]]:
@@ -88,17 +87,21 @@ def read_stage(folder: Path) -> tuple[ShirgLavidaConfig, PreTrainedTokenizerBase
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
-    """The checkpoint to resume from.
-
-    The Trainer writes a checkpoint's state file last; where that does not parse or weights or optimizer do not open,
-    the checkpoint is half-written, or half-removed, and is removed.
-    """
+    """The checkpoint to resume from; those after it that are not complete are removed."""
     while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
-        if _parses(Path(checkpoint) / TRAINER_STATE_NAME) and _opens(Path(checkpoint)):
+        if is_complete(Path(checkpoint)):
             return checkpoint
         logger.warning("Removing the half-written checkpoint %s", checkpoint)
         shutil.rmtree(checkpoint)
     return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is neither half-written nor half-removed.
+
+    The Trainer writes its state file last; that has to parse, and weights and optimizer have to open.
+    """
+    return _parses(checkpoint / TRAINER_STATE_NAME) and _opens(checkpoint)
 
 
 def _finished_settings(folder: Path) -> dict:
@@ -107,13 +110,6 @@ def _finished_settings(folder: Path) -> dict:
     if not record["finished"]:
         raise ValueError(f"{folder} is not a finished stage: train it first, with the same output_dir.")
     return record["settings"]
-
-
-def _write_record(folder: Path, settings: dict, finished: bool) -> None:
-    """Replace the record in one step: whoever reads sees the old one or the new one, never a half."""
-    temporary = folder / f"{STAGE_FILE}.tmp"
-    temporary.write_text(json.dumps({"finished": finished, "settings": settings}, indent=2) + "\n")
-    os.replace(temporary, folder / STAGE_FILE)
 
 
 def _opens(checkpoint: Path) -> bool:

@@ -1,7 +1,7 @@
 """Fine-tuning with transformers' Trainer: what is changed of it, and nothing else.
 
 - Rows are read in order, because the data set shuffles itself; what does not fill an optimizer step waits for another
-  epoch.
+  epoch. A stream goes on from epoch to epoch without the Trainer's knowing, which could not resume it otherwise.
 - The loss is the mean over the answer tokens of the whole optimizer step, however they are spread over devices and
   accumulated batches.
 - The validation loss is the mean over all answer tokens.
@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from modeling_shirg.objective_shirg import IGNORED, token_losses
 from modeling_shirg.training.arguments import ShirgTrainingArguments
+from modeling_shirg.training.data.rows import EndlessStream
 from modeling_shirg.training.footprints import GROUPS, check_trainable, group_of
 
 logger = logging.get_logger(__name__)
@@ -34,7 +35,7 @@ class ShirgTrainer(Trainer):
     Args:
         model: with an adapter; see footprints.py.
         args: the recipe.
-        rows: training rows; they shuffle themselves by `set_epoch`.
+        rows: `TrainingRows` or a `TrainingStream`.
         collator: makes batches of them, with training's draws.
         validation_rows: rows of the validation loss; `None` for none.
         validation_collator: makes batches of those, with draws that are the same every time.
@@ -59,6 +60,8 @@ class ShirgTrainer(Trainer):
     ):
         check_trainable(model)
         check_rows(rows, args)
+        if isinstance(rows, IterableDataset):
+            rows = EndlessStream(rows, args.train_batch_size * args.world_size)
         self.validation_collator = validation_collator
         own = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         super().__init__(
@@ -155,8 +158,9 @@ class ShirgTrainer(Trainer):
         if self.accelerator.scaler is None and not math.isfinite(norm):
             raise ValueError(
                 f"Step {self.state.global_step + 1}: the gradient is {float(norm)}, so training stops before it "
-                f"reaches a weight. The last checkpoint in {self.args.output_dir} is from before. Lower the learning "
-                "rate, or look for bad values in the data."
+                f"reaches a weight. Checkpoints in {self.args.output_dir} are from before; `shirg push "
+                f"{self.args.output_dir} REPO_ID --checkpoint NAME` publishes one. Lower the learning rate, or look "
+                "for bad values in the data."
             )
         return norm
 
@@ -165,10 +169,13 @@ def check_rows(rows: Dataset, args: ShirgTrainingArguments) -> None:
     """Warns if the warm-up is all there is.
 
     Raises:
-        ValueError: there are too few rows for a step.
+        ValueError: there are too few rows for a step, or a stream has no end.
     """
     steps = args.max_steps
-    if not isinstance(rows, IterableDataset):
+    if isinstance(rows, IterableDataset):
+        if steps <= 0:
+            raise ValueError("A stream has no length: say with --max_steps when to stop.")
+    else:
         per_epoch = len(rows) // args.effective_batch_size
         if per_epoch == 0:
             raise ValueError(

@@ -19,6 +19,10 @@ class BadRow(ValueError):
     """A row that cannot be learned from; the message is the reason."""
 
 
+class LongRow(BadRow):
+    """A row that is fine and does not fit the context."""
+
+
 class Skipped(NamedTuple):
     """A bad row of a source, by its number there."""
 
@@ -30,7 +34,8 @@ class Skipped(NamedTuple):
 def check_share(source: str, bad: int, total: int, limit: float, listed: Callable[[], Sequence[Skipped]]) -> None:
     """Raises a `ValueError` if more than the share `limit` of a source's `total` rows is bad.
 
-    `listed` gives bad rows of the source to show; it is asked only for an error.
+    Rows that `skip_long` leaves out are not bad. `listed` gives bad rows of the source to show; it is asked only for
+    an error.
     """
     if bad <= limit * total:
         return

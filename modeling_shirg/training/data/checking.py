@@ -101,9 +101,9 @@ def check_source(
     skipped = [
         Skipped(reader.name, int(places[number]), reason) for number, reason in enumerate(found["reason"]) if reason
     ]
+    check_share(reader.name, len(skipped), len(table), max_bad_share, lambda: skipped)
     if row_encoder is not None:
         skipped += _too_long(reader, places, found, row_encoder, skip_long)
-    check_share(reader.name, len(skipped), len(table), max_bad_share, lambda: sorted(skipped))
     usable = np.flatnonzero(~np.isin(places, [bad.row for bad in skipped]))
     if not len(usable):
         raise ValueError(f"{reader.name} has no rows to train on: {len(table)} were read, {len(skipped)} skipped.")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from modeling_shirg.training.data.bad_rows import BadRow, SharedCounts, SkipLog, Skipped, check_share
+from modeling_shirg.training.data.bad_rows import BadRow, LongRow, SharedCounts, SkipLog, Skipped, check_share
 from modeling_shirg.training.data.checking import CheckedSource
 from modeling_shirg.training.data.mixing import EpochPlan
 from modeling_shirg.training.data.reading import RowReader
@@ -47,7 +47,8 @@ class TrainingRows(Dataset):
     An item is a dict:
 
     - `row`: int, the same in every run for the same row of the same list of sources; `name` says it for people;
-    - `epoch`, `repeat`, `position`, `stream`: which use of the row this is, and where in the epoch it stands;
+    - `epoch`, `repeat`: which use of the row this is;
+    - `position`, `counted_from`: its place among the rows since the beginning of that epoch;
     - `source`: the name of its source;
     - `images`: upright RGB PIL images;
     - `messages`: chat turns for the processor, with `{"type": "image"}` where an image belongs;
@@ -80,7 +81,7 @@ class TrainingRows(Dataset):
         epoch = self._epoch.get()
         source, usable, repeat = self._ordered(epoch)[position].tolist()
         item = self.sources[source].item(usable)
-        return {**item, "epoch": epoch, "repeat": repeat, "position": position, "stream": 0}
+        return {**item, "epoch": epoch, "repeat": repeat, "position": position, "counted_from": epoch}
 
     def report(self) -> dict[str, list[dict]]:
         """What is read and what is not: `sources` with their numbers, and every row that was `skipped`, with why."""
@@ -103,7 +104,9 @@ class TrainingRows(Dataset):
 
 
 class TrainingStream(IterableDataset):
-    """A mixture that is read from the start to the end, without a table in between; items as `TrainingRows` has them.
+    """A mixture that is read from the start to the end, without a table in between.
+
+    Items are those of `TrainingRows` without a position, which `EndlessStream` adds.
 
     An epoch ends where the first source ends. Each row is taken from a source drawn by the shares, out of a buffer
     that shuffles. Bad rows are left out where they are met.
@@ -152,17 +155,19 @@ class TrainingStream(IterableDataset):
         self._epoch.set(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        stream, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        epoch = self._epoch.get()
+        return self.rows_of(self._epoch.get())
+
+    def rows_of(self, epoch: int) -> Iterator[dict[str, Any]]:
+        """One epoch's items, whatever epoch is set; in a worker, its part of them."""
+        stream, workers = _this_worker()
         rng = named_generator(self.seed, "mix", epoch, stream)
         feeds = [self._usable(number, epoch, stream, workers) for number in range(len(self.readers))]
         shares = np.array([float(share) for share in self.shares])
-        for position in itertools.count():
+        while True:
             item = next(feeds[int(rng.choice(len(feeds), p=shares))], None)
             if item is None:
                 return
-            yield {**item, "epoch": epoch, "repeat": 0, "position": position, "stream": stream}
+            yield {**item, "epoch": epoch, "repeat": 0}
 
     def report(self) -> dict[str, list[dict]]:
         """What is read and what was skipped until now, by this process and its workers."""
@@ -184,7 +189,7 @@ class TrainingStream(IterableDataset):
             try:
                 item = self._item(reader, row, index)
             except BadRow as bad:
-                self._counts.add(number, stream, is_bad=True)
+                self._counts.add(number, stream, is_bad=not isinstance(bad, LongRow))
                 self._log.add(Skipped(reader.name, index, str(bad)))
                 self._judge(number, workers, at_least=_JUDGED_FROM)
             else:
@@ -206,9 +211,45 @@ class TrainingStream(IterableDataset):
             lengths = self.encoder.lengths(item["messages"], [image.size for image in item["images"]])
             if self.encoder.is_too_long(lengths):
                 if self.skip_long:
-                    raise BadRow(f"too long: {lengths.total} tokens")
+                    raise LongRow(f"too long: {lengths.total} tokens")
                 self.encoder.check_length(lengths, f"Row {item['name']}")
         return item
+
+
+class EndlessStream(IterableDataset):
+    """Epoch after epoch of a stream; `position` counts the rows in the order in which all workers' batches are used.
+
+    Args:
+        stream: what is read.
+        batch_rows: rows that a worker gives in one turn: those of one forward on all processes together.
+    """
+
+    def __init__(self, stream: TrainingStream, batch_rows: int):
+        self.stream = stream
+        self.batch_rows = batch_rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker, workers = _this_worker()
+        rows = itertools.chain.from_iterable(map(self._epoch_of_some, itertools.count()))
+        for place, item in enumerate(rows):
+            turn, row = divmod(place, self.batch_rows)
+            position = (turn * workers + worker) * self.batch_rows + row
+            yield {**item, "position": position, "counted_from": 0}
+
+    def _epoch_of_some(self, epoch: int) -> Iterator[dict[str, Any]]:
+        rows = self.stream.rows_of(epoch)
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(
+                "An epoch of the stream has no row for one of its workers: give more data or fewer workers."
+            )
+        return itertools.chain([first], rows)
+
+
+def _this_worker() -> tuple[int, int]:
+    """Number of this worker process, and how many there are."""
+    worker = get_worker_info()
+    return (0, 1) if worker is None else (worker.id, worker.num_workers)
 
 
 def _facts(reader: RowReader, share: Fraction, **numbers: int | None) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def _load(spec: SourceSpec, streaming: bool, *args: Any, **kwargs: Any) -> Any:
     try:
         table = datasets.load_dataset(*args, streaming=streaming, **kwargs)
     except (DatasetsError, ValueError) as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{spec.name} cannot be opened: it has no rows.") from error
         cause = f": {error.__cause__}" if error.__cause__ is not None else ""
         raise ValueError(f"{spec.name} cannot be opened: {error}{cause}") from error
     for name, feature in (table.features or {}).items():  # a stream of JSON has none before it is read
