@@ -11,6 +11,7 @@ COMMANDS = {
     "calibrate": "Measure the scores on labelled boxes, and correct them.",
     "compare": "Put every system side by side on one image.",
     "convert": "Convert an original LaViDa checkpoint.",
+    "demo": "Ask in the browser, and see where each system looked.",
     "evaluate": "Score systems on benchmarks, with intervals and paired differences.",
     "plan": "Print how much memory a training run needs.",
     "push": "Publish an adapter, a model or its position embeddings on the Hub.",

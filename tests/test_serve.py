@@ -187,18 +187,18 @@ def _png_header(width: int, height: int) -> bytes:
 
 SMALL = _bytes(Image.new("RGB", (8, 8), "red"))
 BAD_IMAGES = {
-    "of another type than it says": (_data_url(SMALL, "image/jpeg"), "no readable image/jpeg"),
+    "of another type than it says": (_data_url(SMALL, "image/jpeg"), "is no image/jpeg file"),
     "of a type that is not taken": (_data_url(b"<svg/>", "image/svg+xml"), "An image is one of"),
     "without a type": (_data_url(SMALL, ""), "An image is one of"),
     "of too many bytes": (_data_url(b"\0" * 200_001), "larger than 200000 bytes"),
     "of too many pixels": (_data_url(_png_header(1001, 1000)), "1001x1000 pixels"),
-    "a decompression bomb": (_data_url(_png_header(60_000, 60_000)), "no readable image/png"),
+    "a decompression bomb": (_data_url(_png_header(60_000, 60_000)), "is no image/png file"),
     "no base64": ("data:image/png;base64,@@@@", "no base64"),
     "not in base64": ("data:image/png,abc", "A data: URL is"),
     "a file of the server": ("/etc/passwd", "or a URL, got '/etc/passwd'"),
     "a file URL": ("file:///etc/passwd", "or a URL"),
     "a URL": ("http://example.com/cat.png", "fetches no URLs"),
-    "empty": (_data_url(b""), "no readable image/png"),
+    "empty": (_data_url(b""), "is no image/png file"),
     "cut short": (_data_url(_bytes(_grids(1)[0])[:500]), "cannot be read"),
 }
 

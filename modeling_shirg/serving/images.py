@@ -37,7 +37,7 @@ def read_image(url: str, limits: Limits, allow_urls: bool = False) -> Image.Imag
         kind, content = fetch(url, limits.max_image_bytes, limits.fetch_seconds)
     else:
         raise ValueError(f"An image is data:image/png;base64,... or a URL, got {_shown(url)}.")
-    return _opened(content, kind, limits.max_image_pixels)
+    return open_checked(content, limits.max_image_pixels, kind)
 
 
 def _decoded(url: str, max_bytes: int) -> tuple[str, bytes]:
@@ -58,15 +58,25 @@ def _decoded(url: str, max_bytes: int) -> tuple[str, bytes]:
     return kind, content
 
 
-def _opened(content: bytes, kind: str, max_pixels: int) -> Image.Image:
-    """The image with its header read by the one reader that its type names."""
-    kind = kind.split(";")[0].strip().lower()
-    if kind not in FORMATS:
+def open_checked(content: bytes, max_pixels: int, kind: str | None = None) -> Image.Image:
+    """The image of a file, with its header read but nothing decoded.
+
+    Args:
+        content: the file.
+        max_pixels: width x height.
+        kind: the media type that it is said to have, whose reader alone may open it; `None` tries all that are taken.
+
+    Raises:
+        ValueError: it is of another type, broken or too large.
+    """
+    kind = None if kind is None else kind.split(";")[0].strip().lower()
+    if kind is not None and kind not in FORMATS:
         raise ValueError(f"An image is one of {', '.join(FORMATS)}, got {kind or 'no type'!r}.")
     try:
-        image = Image.open(BytesIO(content), formats=[FORMATS[kind]])
+        image = Image.open(BytesIO(content), formats=list(FORMATS.values()) if kind is None else [FORMATS[kind]])
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise ValueError(f"The image is no readable {kind} file.") from None
+        taken = ", ".join(FORMATS.values())
+        raise ValueError(f"This is no {kind or 'image'} file that can be read; taken are {taken}.") from None
     if image.width * image.height > max_pixels:
         raise ValueError(f"The image has {image.width}x{image.height} pixels; {max_pixels} in all are allowed.")
     return image
