@@ -15,7 +15,7 @@ from huggingface_hub import RepoCard
 from PIL import Image
 
 from modeling_shirg.demo.asking import Asker, Draft, Question, Result, image_options
-from modeling_shirg.demo.pictures import draft_html, with_corners
+from modeling_shirg.demo.pictures import box_of, draft_html, with_box
 from modeling_shirg.evaluation.overlay import draw_scores
 from modeling_shirg.evaluation.timing import StageClock
 from shirg_scripts import demo
@@ -26,7 +26,7 @@ EXAMPLES = Path(str(files("shirg_hub_card") / "examples"))
 SPACE = Path(__file__).parents[1] / "hub_card" / "space"
 QUESTION = "What is in cell 5?"
 # Gradio's own use of pandas.
-pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting':DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(no_silent_downcasting|copy keyword):DeprecationWarning")
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
@@ -107,7 +107,7 @@ def test_scores_are_coloured_from_violet_to_yellow_where_the_patches_are():
 
 
 def test_a_box_is_drawn_where_it_is_on_a_small_image_too():
-    marked = np.asarray(with_corners(Image.new("RGB", (100, 100)), [(90, 20), (10, 80)]))
+    marked = np.asarray(with_box(Image.new("RGB", (100, 100)), box_of((90, 20), (10, 80))))
     rows, columns = np.nonzero(marked.sum(-1))
     scale = marked.shape[0] / 100
     assert np.allclose(
@@ -198,7 +198,7 @@ def test_a_tapped_box_moves_the_fovea_and_two_systems_stand_side_by_side(browser
     page = _open(browser, address, DESK)
     _pick_example(page, 1)
     place = page.locator("#picture img").bounding_box()
-    for share, hint in ((0.7, "Now the opposite corner."), (0.95, "The fovea looks here.")):
+    for share, hint in ((0.7, "Now tap the opposite one."), (0.95, "The fovea looks here.")):
         page.mouse.click(place["x"] + share * place["width"], place["y"] + share * place["height"])
         page.get_by_text(hint).wait_for()
     page.locator("#other input").click()
@@ -229,6 +229,10 @@ def test_a_file_that_is_no_image_and_no_question_are_errors_that_say_so(browser,
     page.wait_for_selector("#picture img")
     page.locator("#ask").click()
     page.get_by_text("Type a question.").wait_for()
+    Image.new("1", (60_000, 1_000)).save(tmp_path / "large.png")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
+    page.get_by_text("The image has 60000x1000 pixels").wait_for()
+    assert page.locator("#picture img").is_visible() and not page.locator("#picture .error").is_visible()
     page.get_by_label("Question").fill("What color is the shape?")
     _ask(page)
     assert _answer(page) == "green"

@@ -9,12 +9,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from configuration_shirg.image_reading_shirg import upright_rgb
 from modeling_shirg.evaluation.overlay import enlargement
 from modeling_shirg.serving import Limits
 from modeling_shirg.serving.images import open_checked
 
 from .asking import Asker, Draft, Question
-from .pictures import answer_html, box_of, draft_html, facts, pictures, with_corners
+from .pictures import Box, answer_html, box_of, draft_html, facts, pictures, with_box
 
 TITLE = "SHIRG: a diffusion model that looks where it matters"
 HINT = "Tap two opposite corners on the picture to say where the fovea looks."
@@ -33,6 +34,7 @@ CSS = """
 .tight { gap: .5rem; }
 .gallery .grid-wrap { max-height: none !important; overflow: visible !important; }
 .legend { font-size: .85rem; opacity: .7; }
+#picture .wrap:has(.error), #hint .wrap:has(.error) { display: none !important; }
 footer { display: none !important; }
 """
 # The system's own fonts: the default theme would fetch some.
@@ -97,7 +99,7 @@ class Page:
 
     def _lay_out(self, systems: list[str], note: str) -> None:
         gr.Markdown(f"## {TITLE}\n\n{note}")
-        self.image, self.corners = gr.State(None), gr.State([])
+        self.image, self.box, self.corner = (gr.State(None) for _ in range(3))
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 self._lay_out_question(systems)
@@ -153,50 +155,50 @@ class Page:
             )
 
     def _wire(self) -> None:
-        shown = [self.image, self.corners, self.picture, self.hint]
         outputs = [self.legend, *(component for panel in self.panels for component in panel.outputs)]
-        self.upload.upload(self._opened, self.upload, shown)
-        self.samples.click(self._example, self.samples, [*shown, self.question])
-        self.picture.select(self._tapped, [self.image, self.corners], [self.corners, self.picture, self.hint])
-        self.clear.click(self._cleared, self.image, [self.corners, self.picture, self.hint])
+        boxed, quietly = [self.box, self.corner, self.picture, self.hint], {"show_progress": "hidden"}
+        self.upload.upload(self._opened, self.upload, [self.image, *boxed], **quietly)
+        self.samples.click(self._example, self.samples, [self.image, *boxed, self.question], **quietly)
+        # Every tap counts, however fast: they are taken in turn.
+        self.picture.select(
+            self._tapped, [self.image, self.box, self.corner], boxed, trigger_mode="multiple", **quietly
+        )
+        self.clear.click(self._cleared, self.image, boxed, **quietly)
         self.other.change(lambda name: gr.Column(visible=name != "(none)"), self.other, self.panels[1].column)
-        inputs = [self.image, self.corners, self.question, self.system, self.other, self.budget, self.steps]
-        gr.on([self.ask.click, self.question.submit], self._ask, inputs, outputs, show_progress="hidden")
+        inputs = [self.image, self.box, self.question, self.system, self.other, self.budget, self.steps]
+        gr.on([self.ask.click, self.question.submit], self._ask, inputs, outputs, **quietly)
 
     # What happens
 
-    def _read(self, path: Path) -> Image.Image:
-        image = open_checked(path.read_bytes(), self.limits.max_image_pixels)
-        return self.asker.system(self.system.value).processor.image_processor.process_image(image)
-
     def _opened(self, path: str) -> tuple:
         try:
-            image = self._read(Path(path))
+            image = upright_rgb(open_checked(Path(path).read_bytes(), self.limits.max_image_pixels), 0)
         except ValueError as error:
             raise gr.Error(str(error)) from None
-        return image, [], with_corners(image, []), HINT
+        return image, *self._cleared(image)
 
     def _example(self, index: int) -> tuple:
         path, question = self.examples[index]
         return *self._opened(str(path)), question
 
-    def _tapped(self, image: Image.Image | None, corners: list, event: gr.SelectData) -> tuple:
+    def _tapped(self, image: Image.Image | None, box: Box | None, corner: tuple | None, event: gr.SelectData) -> tuple:
+        """A box has two taps; the picture, which takes none while it is exchanged, changes after the second."""
         if image is None:
-            return [], None, EMPTY
-        tapped = tuple(place / enlargement(image) for place in event.index)
-        corners = [*corners, tapped] if len(corners) == 1 else [tapped]
-        if len(corners) == 2 and 0 in (corners[0][0] - corners[1][0], corners[0][1] - corners[1][1]):
-            corners = corners[1:]  # no area: the first corner of another box
-        hint = "Now the opposite corner." if len(corners) == 1 else "The fovea looks here. Tap for another box."
-        return corners, with_corners(image, corners), hint
+            return self._cleared(None)
+        x, y = (place / enlargement(image) for place in event.index)
+        if corner is None or x == corner[0] or y == corner[1]:
+            return box, (x, y), gr.skip(), f"One corner is at {x:.0f}, {y:.0f}. Now tap the opposite one."
+        box = box_of(corner, (x, y))
+        return box, None, with_box(image, box), "The fovea looks here. Tap two corners for another box."
 
     def _cleared(self, image: Image.Image | None) -> tuple:
-        return ([], None, EMPTY) if image is None else ([], with_corners(image, []), HINT)
+        """Without a box."""
+        return (None, None, None, EMPTY) if image is None else (None, None, with_box(image, None), HINT)
 
     def _ask(
         self,
         image: Image.Image | None,
-        corners: list,
+        box: Box | None,
         text: str,
         system: str,
         other: str,
@@ -207,7 +209,6 @@ class Page:
             raise gr.Error(EMPTY)
         if not text.strip():
             raise gr.Error("Type a question.")
-        box = box_of(corners) if len(corners) == 2 else None
         question = Question(image, text.strip(), box, budget / 100, {"steps": steps} if steps else {})
         names = [system] if other == "(none)" else [system, other]
         for panel in self.panels:

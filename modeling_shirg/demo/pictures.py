@@ -1,6 +1,5 @@
 """What the page shows of an answer: drafts as HTML, and pictures of views, kept patches and scores."""
 
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -11,6 +10,8 @@ from modeling_shirg.evaluation.overlay import draw_scores, enlarged, enlargement
 
 from .asking import Draft, Result
 
+# (left, top, right, bottom)
+Box = tuple[float, float, float, float]
 _BOX_COLOR = "#e11d48"
 
 
@@ -69,21 +70,16 @@ def _pixels(view_3SS: np.ndarray, image_processor: Any) -> Image.Image:
     return Image.fromarray(np.moveaxis(values.round().clip(0, 255).astype(np.uint8), 0, -1))
 
 
-def with_corners(image: Image.Image, corners: Sequence[tuple[float, float]]) -> Image.Image:
-    """The image, enlarged if small, with one corner marked, or with the box of two; corners in pixels of `image`."""
+def with_box(image: Image.Image, box: Box | None) -> Image.Image:
+    """The image, enlarged if small, with a box in pixels of `image`."""
     marked, scale = enlarged(image).copy(), enlargement(image)
-    draw = ImageDraw.Draw(marked)
-    width = max(2, max(marked.size) // 200)
-    if len(corners) == 2:
-        draw.rectangle([edge * scale for edge in box_of(corners)], outline=_BOX_COLOR, width=width)
-    for x, y in corners[:1] if len(corners) == 1 else ():
-        center, reach = (x * scale, y * scale), 5 * width
-        draw.line((center[0] - reach, center[1], center[0] + reach, center[1]), fill=_BOX_COLOR, width=width)
-        draw.line((center[0], center[1] - reach, center[0], center[1] + reach), fill=_BOX_COLOR, width=width)
+    if box is not None:
+        width = max(2, max(marked.size) // 200)
+        ImageDraw.Draw(marked).rectangle([edge * scale for edge in box], outline=_BOX_COLOR, width=width)
     return marked
 
 
-def box_of(corners: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of two opposite corners."""
-    (x0, y0), (x1, y1) = corners
+def box_of(corner: tuple[float, float], opposite: tuple[float, float]) -> Box:
+    """The box of two opposite corners."""
+    (x0, y0), (x1, y1) = corner, opposite
     return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
