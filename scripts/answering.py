@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import TextDiffusionStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from modeling_shirg.evaluation.overlay import draw_overlay
 from modeling_shirg.evaluation.timing import StageClock
@@ -76,7 +76,7 @@ def answer_question(
     question: str,
     clock: StageClock,
     image_options: dict[str, Any] | None = None,
-    stream: bool = False,
+    streamer: BaseStreamer | None = None,
     **generation: Any,
 ) -> Answer:
     """Ask, with the stages on `clock`.
@@ -87,7 +87,7 @@ def answer_question(
         question: in plain words.
         clock: gets the `STAGES` that there are.
         image_options: call-time arguments of the image processor, such as `fovea_boxes` and `selection_budget`.
-        stream: show the answer on standard output while it denoises.
+        streamer: gets the answer while it denoises.
         **generation: arguments of `generate`; `None` leaves the checkpoint's own.
     """
     model, processor = loaded.model, loaded.processor
@@ -112,7 +112,6 @@ def answer_question(
             inputs["patch_boxes"],
             inputs.get("selection_budget"),
         )
-        streamer = TextDiffusionStreamer(processor.tokenizer, skip_special_tokens=True) if stream else None
         outputs = model.generate(
             inputs_embeds=embeds,
             attention_mask=visible_attention(inputs["attention_mask"], images),

@@ -38,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Load, ask, answer."""
+    from transformers import TextDiffusionStreamer
     from transformers.utils import logging
 
     from modeling_shirg.evaluation.timing import StageClock
@@ -56,6 +57,7 @@ def main(args: argparse.Namespace) -> None:
             args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options, args.revision
         )
     print(f"Model: {loaded.name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
+    streamer = TextDiffusionStreamer(loaded.processor.tokenizer, skip_special_tokens=True) if args.stream else None
     image = read_image(loaded, sys.stdin.buffer.read() if args.image == "-" else args.image)
     answer = answer_question(
         loaded,
@@ -63,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         args.question,
         clock,
         {"fovea_boxes": [args.fovea_box]} if args.fovea_box else None,
-        args.stream,
+        streamer,
         **answer_arguments(args),
     )
     if args.overlay:

@@ -11,9 +11,11 @@ COMMANDS = {
     "calibrate": "Measure the scores on labelled boxes, and correct them.",
     "compare": "Put every system side by side on one image.",
     "convert": "Convert an original LaViDa checkpoint.",
+    "demo": "Ask in the browser, and see where each system looked.",
     "evaluate": "Score systems on benchmarks, with intervals and paired differences.",
     "plan": "Print how much memory a training run needs.",
     "push": "Publish an adapter, a model or its position embeddings on the Hub.",
+    "serve": "Serve a model over OpenAI's chat API, images included.",
     "train": "Fine-tune a LoRA footprint on image-question data.",
 }
 

@@ -9,7 +9,7 @@ pip install 'shirg-lavida[eval]'.
 import argparse
 from pathlib import Path
 
-EXAMPLES = {"grid.png": ("grid", 3), "shape.png": ("guard", 2)}
+EXAMPLES = {"grid.png": ("grid", 3), "large.png": ("grid", 20), "shape.png": ("guard", 2)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,79 @@
+"""A page in the browser: ask about an image, watch the answer denoise, see where each system looked.
+
+    shirg demo
+    shirg demo --model me/my-lavida --device cuda --systems shirg lavida-980 --port 7861
+
+It listens on 127.0.0.1; --host names another address, and then whoever reaches it may ask. Needs:
+pip install 'shirg-lavida[demo]'. hub_card/space/ is the same page as a Space.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = {
+    "grid.png": "What is in cell 5?",
+    "large.png": "What is in cell 6?",
+    "shape.png": "What color is the shape?",
+}
+TOY = (
+    "The checkpoint that comes with the package is a toy: it reads small rendered scenes, and was trained under "
+    "`shirg`, with the fovea in the middle. Elsewhere it shows where a system looks, and reads little."
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    from configuration_shirg.presets_shirg import PRESETS
+
+    from .arguments import add_model_arguments, preset_name
+
+    parser = argparse.ArgumentParser(
+        prog="shirg demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
+    )
+    parser.add_argument("--step_seconds", type=float, default=0.25, help="how long each step stays on the screen")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=7860)
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Serve the page until interrupted."""
+    build_page(args).launch(server_name=args.host, server_port=args.port, show_error=True)
+
+
+def build_page(args: argparse.Namespace) -> Any:
+    """The page that `args` describe, with its first system loaded."""
+    from importlib.resources import files
+
+    from .extras import need
+
+    need("demo", "gradio", "httpcore")
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from modeling_shirg.demo.asking import Asker
+    from modeling_shirg.demo.page import Page
+
+    from .answering import answer_question
+    from .compare import errors_alone
+    from .loading import Loaded, load
+
+    def load_system(name: str) -> Loaded:
+        with errors_alone():
+            return load(args.model, name, args.device, args.dtype, revision=args.revision)
+
+    disable_progress_bar()
+    asker = Asker(load_system, answer_question)
+    asker.system(args.systems[0])
+    folder = Path(str(files("shirg_hub_card") / "examples"))
+    examples = [(folder / name, question) for name, question in EXAMPLES.items()]
+    return Page(asker, args.systems, examples, "" if args.model else TOY, args.step_seconds)
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,282 @@
+"""`shirg demo` in a real browser: load, ask, watch, see; a wrong file; a phone; and the ready Space."""
+
+import os
+import runpy
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import RepoCard
+from PIL import Image
+
+from modeling_shirg.demo.asking import Asker, Draft, Question, Result, image_options
+from modeling_shirg.demo.pictures import box_of, draft_html, with_box
+from modeling_shirg.evaluation.overlay import draw_scores
+from modeling_shirg.evaluation.timing import StageClock
+from shirg_scripts import demo
+from shirg_scripts.answering import answer_question, read_image
+from shirg_scripts.loading import Loaded, load
+
+EXAMPLES = Path(str(files("shirg_hub_card") / "examples"))
+SPACE = Path(__file__).parents[1] / "hub_card" / "space"
+QUESTION = "What is in cell 5?"
+# Gradio's own use of pandas.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(no_silent_downcasting|copy keyword):DeprecationWarning")
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load()
+
+
+def _example(loaded: Loaded, name: str = "grid.png") -> Image.Image:
+    return read_image(loaded, str(EXAMPLES / name))
+
+
+# Behind the page
+
+
+def test_drafts_lead_to_the_answer_of_shirg_ask(loaded):
+    image = _example(loaded)
+    *drafts, result = Asker(lambda name: loaded, answer_question).ask("shirg", Question(image, QUESTION))
+    assert isinstance(result, Result) and all(isinstance(draft, Draft) for draft in drafts)
+    assert result.answer.text == answer_question(loaded, image, QUESTION, StageClock()).text
+    assert [draft.tokens.count(None) for draft in drafts] == list(range(7, -1, -1))
+    assert "".join(drafts[-1].tokens).strip() == result.answer.text
+
+
+def test_who_stops_watching_ends_the_generation(loaded):
+    asked = []
+
+    def answer(*args, **generation):
+        asked.append("begun")
+        try:
+            return answer_question(*args, **generation)
+        except InterruptedError:
+            asked.append("ended")
+            raise
+
+    events = Asker(lambda name: loaded, answer).ask(
+        "shirg", Question(_example(loaded), QUESTION, generation={"max_new_tokens": 256})
+    )
+    next(events)
+    events.close()
+    assert asked == ["begun", "ended"]
+
+
+def test_an_asker_keeps_two_systems():
+    names = []
+    asker = Asker(lambda name: names.append(name) or name, answer_question)
+    for name in "ababcab":
+        asker.system(name)
+    assert "".join(names) == "abcab"
+
+
+def test_box_and_budget_go_where_there_is_use_for_them(loaded):
+    question = Question(_example(loaded), QUESTION, (0, 0, 9, 9), 0.5)
+    assert image_options(loaded.model.config, question) == (
+        {"fovea_boxes": [(0, 0, 9, 9)], "selection_budget": round(0.5 * 181)},
+        [],
+    )
+    for preset, budget in (("lavida-980", None), ("visionzip", 120), ("siglip-672", None)):
+        config = load(None, preset).model.config
+        options, notes = image_options(config, question)
+        assert options == ({} if budget is None else {"selection_budget": budget})
+        assert len(notes) == (2 if budget is None else 1)
+
+
+def test_a_draft_shows_masks_and_marks_what_is_new():
+    html = draft_html(Draft(["<b>", None, ""]), Draft([None, None, ""]), 2)
+    assert html.count('class="mask"') == 1 and 'class="token fresh">&lt;b&gt;<' in html and 'class="filler">' in html
+
+
+def test_scores_are_coloured_from_violet_to_yellow_where_the_patches_are():
+    halves = np.array([[0, 0, 0.5, 1], [0.5, 0, 0.5, 1]], dtype=np.float64)
+    pixels = np.asarray(draw_scores(Image.new("RGB", (10, 10), "white"), halves, np.array([3.0, -1.0])), dtype=int)
+    left, right = (
+        pixels[:, : pixels.shape[1] // 2 - 1].mean((0, 1)),
+        pixels[:, pixels.shape[1] // 2 + 1 :].mean((0, 1)),
+    )
+    assert left[1] > right[1] + 60 and left[0] > left[2] + 60
+
+
+def test_a_box_is_drawn_where_it_is_on_a_small_image_too():
+    marked = np.asarray(with_box(Image.new("RGB", (100, 100)), box_of((90, 20), (10, 80))))
+    rows, columns = np.nonzero(marked.sum(-1))
+    scale = marked.shape[0] / 100
+    assert np.allclose(
+        [columns.min(), rows.min(), columns.max(), rows.max()], np.array([10, 20, 90, 80]) * scale, atol=8
+    )
+
+
+# In a browser
+
+
+def _chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("SHIRG_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        found = _chromium() or playwright.chromium.executable_path
+        if not Path(found).exists():
+            pytest.skip("no Chromium: apt-get install chromium, playwright install chromium, or set SHIRG_CHROMIUM")
+        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    pytest.importorskip("gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = demo.build_page(demo.parse_args(["--step_seconds", "0.1", "--systems", "shirg", "lavida-980"]))
+    page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
+    yield f"http://127.0.0.1:{port}"
+    page.blocks.close()
+
+
+def _open(browser, address: str, viewport: dict):
+    page = browser.new_page(viewport=viewport)
+    page.set_default_timeout(30_000)
+    page.goto(address)
+    page.wait_for_selector("#ask")
+    return page
+
+
+def _pick_example(page, number: int) -> None:
+    page.locator("#examples img").nth(number).click()
+    page.wait_for_selector("#picture img")
+    page.get_by_text("Tap two opposite corners").wait_for()
+
+
+def _ask(page) -> None:
+    page.locator("#ask").click()
+    page.wait_for_function("document.querySelector('#facts-0').innerText.includes('image tokens')")
+
+
+def _answer(page, number: int = 0) -> str:
+    return page.locator(f"#answer-{number} .answer").inner_text()
+
+
+def test_ask_watch_and_see(browser, address, loaded):
+    page = _open(browser, address, DESK)
+    outside, errors = [], []
+    page.on("request", lambda request: outside.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    _pick_example(page, 0)
+    page.evaluate(
+        "window.drafts = []; new MutationObserver(() => {"
+        " const draft = document.querySelector('#answer-0 .draft[data-step]');"
+        " if (draft) window.drafts.push([draft.dataset.step, draft.querySelectorAll('.mask').length].join());"
+        "}).observe(document.body, {childList: true, subtree: true, characterData: true})"
+    )
+    _ask(page)
+    seen = list(dict.fromkeys(page.evaluate("window.drafts")))
+    assert len(seen) >= 4 and set(seen) <= {f"{step},{8 - step}" for step in range(1, 9)}
+    assert _answer(page) == answer_question(loaded, _example(loaded), QUESTION, StageClock()).text
+    assert "245 image tokens · 181 of 256 patches kept · 8 steps" in page.locator("#facts-0").inner_text()
+    captions = page.locator("#gallery-0 .caption-label").all_inner_texts()
+    assert captions == ["kept", "scores", "view: 192 px", "fovea: 224 px"]
+    page.wait_for_function("[...document.querySelectorAll('#gallery-0 img')].every(each => each.naturalWidth > 0)")
+    assert not errors
+    assert not [url for url in outside if not url.startswith((address, "data:", "blob:"))]
+
+
+def test_a_tapped_box_moves_the_fovea_and_two_systems_stand_side_by_side(browser, address, loaded):
+    page = _open(browser, address, DESK)
+    _pick_example(page, 1)
+    place = page.locator("#picture img").bounding_box()
+    for share, hint in ((0.7, "Now tap the opposite one."), (0.95, "The fovea looks here.")):
+        page.mouse.click(place["x"] + share * place["width"], place["y"] + share * place["height"])
+        page.get_by_text(hint).wait_for()
+    page.locator("#other input").click()
+    page.get_by_role("option", name="lavida-980").click()
+    page.wait_for_selector("#panel-1")
+    _ask(page)
+    page.wait_for_function("document.querySelector('#facts-1').innerText.includes('image tokens')")
+    image = _example(loaded, "large.png")
+    box = tuple(share * image.width for share in (0.7, 0.7, 0.95, 0.95))
+    looked = answer_question(loaded, image, "What is in cell 6?", StageClock(), {"fovea_boxes": [box]})
+    assert _answer(page) == looked.text
+    assert "the box was not used" in page.locator("#facts-1").inner_text()
+    other = answer_question(load(None, "lavida-980"), image, "What is in cell 6?", StageClock())
+    assert _answer(page, 1) == other.text
+    assert page.locator("#panel-0").bounding_box()["y"] == page.locator("#panel-1").bounding_box()["y"]
+
+
+def test_a_file_that_is_no_image_and_no_question_are_errors_that_say_so(browser, address, tmp_path):
+    page = _open(browser, address, DESK)
+    page.locator("#ask").click()
+    page.get_by_text("Pick an example or upload an image first.").nth(1).wait_for()
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    page.locator("input[type=file]").first.set_input_files(broken)
+    page.get_by_text("This is no image file that can be read").wait_for()
+    assert page.locator("#picture img").count() == 0
+    page.locator("input[type=file]").first.set_input_files(EXAMPLES / "shape.png")
+    page.wait_for_selector("#picture img")
+    page.locator("#ask").click()
+    page.get_by_text("Type a question.").wait_for()
+    Image.new("1", (60_000, 1_000)).save(tmp_path / "large.png")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
+    page.get_by_text("The image has 60000x1000 pixels").wait_for()
+    assert page.locator("#picture img").is_visible() and not page.locator("#picture .error").is_visible()
+    page.get_by_label("Question").fill("What color is the shape?")
+    _ask(page)
+    assert _answer(page) == "green"
+
+
+def test_it_fits_a_phone(browser, address):
+    page = _open(browser, address, PHONE)
+    _pick_example(page, 2)
+    _ask(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for part in ("#picture", "#question", "#ask", "#answer-0", "#gallery-0"):
+        box = page.locator(part).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"], part
+    assert page.locator("#ask").bounding_box()["y"] < page.locator("#answer-0").bounding_box()["y"]
+
+
+def test_two_people_see_each_their_own(browser, address):
+    pages = [_open(browser, address, DESK) for _ in range(2)]
+    for number, page in zip((0, 2), pages, strict=True):
+        _pick_example(page, number)
+    for page in pages:
+        page.locator("#ask").click()
+    for page in pages:
+        page.wait_for_function("document.querySelector('#facts-0').innerText.includes('image tokens')")
+    assert [_answer(page) for page in pages] == ["C", "green"]
+
+
+# The Space
+
+
+def test_the_space_is_complete_and_builds_the_page():
+    data = RepoCard.load(SPACE / "README.md", repo_type="space", ignore_metadata_errors=False).data
+    gradio = pytest.importorskip("gradio")
+    assert data.sdk == "gradio" and (SPACE / data.app_file).is_file()
+    assert data.sdk_version.split(".")[0] == gradio.__version__.split(".")[0]
+    assert "shirg-lavida[demo]" in (SPACE / "requirements.txt").read_text()
+    page = runpy.run_path(str(SPACE / data.app_file))["page"]
+    assert isinstance(page.blocks, gradio.Blocks)
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):
+    from shirg_scripts.cli import main
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr("shirg_scripts.extras.find_spec", lambda name: None if name == "gradio" else object())
+    assert main(["demo"]) == 2
+    assert "pip install 'shirg-lavida[demo]'" in capsys.readouterr().err
