@@ -170,7 +170,7 @@ def _ask(args: argparse.Namespace, rows: list, opened: dict[str, Any]) -> tuple[
 
 
 def _open_tasks(args: argparse.Namespace, config: Any, opened: dict[str, Any]) -> dict[str, Any]:
-    """The rows of every task, rendered at the scale of the checkpoint's views; those that are open are not reopened."""
+    """The rows of every task that is not open yet, rendered at the scale of the checkpoint's views."""
     from configuration_shirg.presets_shirg import GEOMETRIES
     from modeling_shirg.evaluation.answer_log import ROWS_FILE, check_settings
     from modeling_shirg.evaluation.tasks import TaskRows

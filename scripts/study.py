@@ -1,13 +1,13 @@
 """Compare systems on one base: zero-shot, and adapted with as many samples each; the same command goes on.
 
-    shirg study --base runs/tiny --out runs/study                        # study.yaml with an accelerator, else the CPU's
-    shirg study --base runs/tiny --out runs/study --config scripts/configs/study_cpu.yaml
-    shirg study --base runs/tiny --out runs/study --ignore_gate          # adapt although the base reads too little
-    shirg report runs/study                                              # pages and slides, also while it runs
+    shirg study --base runs/tiny --out runs/study                  # study.yaml with an accelerator, or the CPU's
+    shirg study --base runs/tiny --out runs/study --config my-study.yaml
+    shirg study --base runs/tiny --out runs/study --ignore_gate    # adapt although the base reads too little
+    shirg report runs/study                                        # pages and slides, also while it runs
 
 The config lists groups of systems, the recipe of the adaptations, and a grid over the score weights, which is searched
-on validation rows (modeling_shirg/evaluation/study/config.py). Every entry is a folder that `shirg evaluate` filled, on
-the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, a killed one continues.
+on validation rows (modeling_shirg/evaluation/study/config.py). Every entry is a folder that `shirg evaluate` filled,
+on the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, a killed one continues.
 
 The base must read the largest signs of every family: where it does not, nothing is adapted, and the report begins with
 that. What the config leaves out of study.yaml is written into study.json.
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run what is not finished: the gate's system, the other systems, the grid, the adaptations; then the tables."""
     from modeling_shirg.evaluation.answer_log import write_json
-    from modeling_shirg.evaluation.study.config import read_config
+    from modeling_shirg.evaluation.study.config import config_of, read_content
     from modeling_shirg.evaluation.study.cuts import cuts
     from modeling_shirg.evaluation.study.tables import STUDY_FILE
 
@@ -50,18 +50,19 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError("shirg study runs in one process: start it without torchrun or accelerate launch.")
     name = args.config or _default_config()
     with _packaged(name) as file, _packaged(Path(_PLAN)) as plan_file:
-        config, plan = read_config(file), read_config(plan_file)
+        content, plan = read_content(file), config_of(read_content(plan_file))
+    config = config_of(content)
     with _alone(args.out):
         study = _Study(args, config)
         study.check_systems()
-        facts = study.facts(str(name), cuts(plan, config))
+        facts = study.facts() | {"config_file": str(name), "config": content, "cuts": cuts(plan, config)}
         write_json(args.out / STUDY_FILE, facts)
         _run(study, facts, args.ignore_gate)
 
 
 def _run(study: "_Study", facts: dict[str, Any], ignore_gate: bool) -> None:
     from modeling_shirg.evaluation.answer_log import write_json
-    from modeling_shirg.evaluation.study.tables import STUDY_FILE, chosen_point
+    from modeling_shirg.evaluation.study.tables import STUDY_FILE, chosen_point, write_study_results
 
     config, file = study.config, study.run / STUDY_FILE
     first, *others = config.zero_shot()
@@ -81,17 +82,6 @@ def _run(study: "_Study", facts: dict[str, Any], ignore_gate: bool) -> None:
     write_json(file, facts)
     write_study_results(study.run, facts, config)
     print(f"{study.run}: {facts['status']}. Pages and slides: shirg report {study.run}")
-
-
-def write_study_results(run: Path, facts: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Make all tables of the entries that are finished, and results.json of them; `facts` are those of study.json."""
-    from modeling_shirg.evaluation.answer_log import write_json
-    from modeling_shirg.evaluation.results import RESULTS_FILE
-    from modeling_shirg.evaluation.study.tables import study_tables
-
-    results = {"study": facts, **study_tables(run, config)}
-    write_json(run / RESULTS_FILE, results)
-    return results
 
 
 class _Study:
@@ -118,14 +108,13 @@ class _Study:
             named_footprint(recipe.get("footprint", "shirg-extra"), recipe.get("rank"), recipe.get("alpha"))
             _train_arguments(self._train_words(entry, _write_recipe(self._adapter(entry), recipe)))
 
-    def facts(self, config_name: str, left_out: list[str]) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Facts of the study; of one that goes on, with the gate that it had.
 
         Raises:
             ValueError: the folder holds a study of another base.
         """
         import json
-        from dataclasses import asdict
 
         import torch
 
@@ -143,9 +132,6 @@ class _Study:
         return {
             "status": "running",
             "base": {"name": self.base, "fingerprint": fingerprint(weights)},
-            "config_file": config_name,
-            "config": asdict(self.config),
-            "cuts": left_out,
             "gate": before.get("gate"),
             "machine": machine(resolve_device(self.device), torch.float32),
         }
@@ -232,7 +218,9 @@ class _Study:
         """What an entry is; where it is adapted, what its training was."""
         from modeling_shirg.training.run_folder import read_facts
 
+        asked = self.config if entry.split == "test" else self.config.grid
         facts = {"system": entry.variant.system, "label": entry.variant.label, "arm": entry.arm, "split": entry.split}
+        facts |= {"tasks": list(asked.tasks), "limit": asked.limit}
         if entry.seed is None:
             return facts
         run = read_facts(Path(model))

@@ -134,7 +134,7 @@ def _judged(row: dict[str, Any], value: float, low: float, high: float, n: int) 
         "low": low,
         "high": high,
         "n": n,
-        "settled": low > target if is_met else high < target,
+        "settled": low > target if is_met else high <= target,
         "why": "",
     }
 

@@ -1,4 +1,5 @@
-"""The toy-scale study: what is run (config.py), whether its base can be relied on (gate.py), what it found (tables.py).
+"""The toy-scale study: what is run (config.py), whether its base can be relied on (gate.py), what is left out of the
+plan (cuts.py), what it found (tables.py).
 
 scripts/study.py runs it. The folder of a study:
 

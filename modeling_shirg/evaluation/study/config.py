@@ -163,11 +163,11 @@ class StudyConfig:
         return _once(sorted(asked, key=lambda entry: entry.seed))
 
 
-def read_config(file: Path) -> StudyConfig:
-    """The study that a YAML file describes.
+def read_content(file: Path) -> dict[str, Any]:
+    """What a YAML file says, for `config_of`.
 
     Raises:
-        ValueError: the file cannot be read, has an unknown name, or what it asks for does not fit together.
+        ValueError: the file cannot be read, or holds no names.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -175,11 +175,15 @@ def read_config(file: Path) -> StudyConfig:
         raise ValueError(f"{file} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a study by names, got {type(content).__name__}.")
-    return config_of(content)
+    return content
 
 
 def config_of(content: dict[str, Any]) -> StudyConfig:
-    """The study of a mapping; errors as `read_config`."""
+    """The study that a mapping describes.
+
+    Raises:
+        ValueError: it has an unknown name, or what it asks for does not fit together.
+    """
     content = dict(content)
     for name in ("tasks", "groups", "gate"):
         if not content.get(name):
@@ -236,8 +240,8 @@ def _refuse(train: dict[str, Any], names: Iterable[str], where: str) -> None:
     wrong = next((name for name in names if name in train), None)
     if wrong is not None:
         raise ValueError(
-            f"{where}: {wrong}={train[wrong]!r} is for the study to say: all adaptations see as many samples, from one "
-            "base; seeds stand in `adapt`, fields of the config behind the system's name."
+            f"{where}: {wrong}={train[wrong]!r} is for the study to say: all adaptations see as many samples, from "
+            "one base; seeds stand in `adapt`, fields of the config behind the system's name."
         )
 
 

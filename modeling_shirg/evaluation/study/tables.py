@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from modeling_shirg.evaluation.aims import check_aims
-from modeling_shirg.evaluation.answer_log import ROWS_FILE, Place
+from modeling_shirg.evaluation.answer_log import ROWS_FILE, Place, write_json
 from modeling_shirg.evaluation.bootstrap import mean_interval
 from modeling_shirg.evaluation.results import RESULTS_FILE, Logged, Plan, Records, logged_answers, tabulate
 from modeling_shirg.evaluation.study.config import Arm, Entry, Group, StudyConfig, Variant
@@ -26,6 +26,13 @@ def entry_facts(run: Path, entry: Entry) -> dict[str, Any]:
 
 def is_finished(run: Path, entry: Entry) -> bool:
     return entry_facts(run, entry).get("status") == "finished"
+
+
+def write_study_results(run: Path, facts: dict[str, Any], config: StudyConfig) -> dict[str, Any]:
+    """Make all tables of the entries that are finished, and results.json of them; `facts` are those of study.json."""
+    results = {"study": facts, **study_tables(run, config)}
+    write_json(run / RESULTS_FILE, results)
+    return results
 
 
 def study_tables(run: Path, config: StudyConfig) -> dict[str, Any]:
