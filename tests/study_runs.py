@@ -11,7 +11,7 @@ from modeling_shirg.evaluation.results import RESULTS_FILE, Plan, tabulate, writ
 from modeling_shirg.evaluation.study.config import Entry, StudyConfig, config_of
 from modeling_shirg.evaluation.study.cuts import cuts
 from modeling_shirg.evaluation.study.gate import gate_verdict
-from modeling_shirg.evaluation.study.tables import ENTRIES, ENTRY_FILE, STUDY_FILE
+from modeling_shirg.evaluation.study.tables import ENTRIES, ENTRY_FILE, STUDY_FILE, chosen_point
 from modeling_shirg.evaluation.tasks import TASKS
 from modeling_shirg.evaluation.timing import STAGES
 
@@ -26,7 +26,7 @@ MACHINE = {
     "transformers": "5",
     "date": "2026-01-01",
 }
-# Of each system, how many image tokens it has, and the size at which it reads half of the signs in and out of the fovea.
+# Of each system its image tokens, and the sizes at which it reads half of the signs inside and outside the fovea.
 SYSTEMS = {
     "lavida-980": (245, 15, 15),
     "lavida-full": (845, 9, 9),
@@ -132,12 +132,14 @@ def write_entry(run: Path, config: StudyConfig, entry: Entry) -> None:
 
 
 def write_study(run: Path, left_out: tuple[str, ...] = (), text: str = STUDY) -> StudyConfig:
-    """A study whose entries are finished, but those of these names."""
+    """A study whose entries are finished, but those of these titles."""
     content = yaml.safe_load(text)
     config = config_of(content)
     for entry in (*config.zero_shot(), *config.grid_points(), *config.adapted()):
-        if entry.name not in left_out:
+        if entry.title not in left_out:
             write_entry(run, config, entry)
+    if chosen := chosen_point(run, config):
+        write_entry(run, config, chosen)
     gate = gate_verdict(config.gate, _results(run, config.zero_shot()[0]))
     wider = config_of({**content, "limit": None, "tasks": [*content["tasks"], "entity_grid"]})
     facts = {"status": "finished", "base": {"name": "/nowhere/checkpoint", "fingerprint": "f"}, "config": content}

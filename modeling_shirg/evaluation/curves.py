@@ -10,6 +10,8 @@ _GROUPED = {
     "glyph_px": "height of what is asked about, in pixels of the toy geometry's images",
     "eccentricity": "distance from the image's centre, 1 at its border",
 }
+# So many colours follow each other before the first comes again; then the marker is another.
+_COLORS, _MARKERS = 10, "osD^v"
 _COSTS = {"image_tokens": "image tokens", "seconds": "seconds per image, median"}
 
 
@@ -45,8 +47,9 @@ def plot_groups(axes: Any, rows: list[dict]) -> None:
 
 def plot_costs(axes: Any, rows: list[dict], costs: dict[str, float]) -> None:
     """One point per system against what it costs, with its interval."""
-    for row in rows:
-        axes.errorbar(costs[row["system"]], row["value"], _reach([row]), label=row["system"], marker="o", capsize=3)
+    for number, row in enumerate(rows):
+        look = {"marker": _MARKERS[number // _COLORS % len(_MARKERS)], "capsize": 3}
+        axes.errorbar(costs[row["system"]], row["value"], _reach([row]), label=row["system"], **look)
     _dress(axes, rows[0])
 
 

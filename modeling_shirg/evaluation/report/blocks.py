@@ -7,6 +7,9 @@ from html import escape
 from pathlib import Path
 
 
+_LONG = 28
+
+
 @dataclass(frozen=True)
 class Heading:
     """A title; level 1 is the page's."""
@@ -85,6 +88,11 @@ def _markdown(block: Block, folder: Path) -> str:
     return f"{block.caption}\n\n{table}" if block.caption else table
 
 
+def _cell(text: str) -> str:
+    """A cell of an HTML table; text that is longer than figures are may break."""
+    return f'<td class="text">{escape(text)}</td>' if len(text) > _LONG else f"<td>{escape(text)}</td>"
+
+
 def _html(block: Block) -> str:
     match block:
         case Heading(text, level):
@@ -99,5 +107,5 @@ def _html(block: Block) -> str:
             return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
     caption = f"<caption>{escape(block.caption)}</caption>" if block.caption else ""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in block.header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in block.rows)
     return f'<div class="table"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -14,6 +14,7 @@ from modeling_shirg.evaluation.report import figures, tables
 from modeling_shirg.evaluation.report.blocks import Block, Bullets, Paragraph, Picture, Table, page, to_html
 from modeling_shirg.evaluation.report.pages import machine_line, missing_line, picture_file, title, warnings
 from modeling_shirg.evaluation.report.source import GroupView, Source
+from modeling_shirg.evaluation.tasks import TASKS
 
 _STYLE = """
 html { scroll-snap-type: y mandatory; }
@@ -28,6 +29,8 @@ table { border-collapse: collapse; font-size: 14px; margin-bottom: 14px; }
 caption { text-align: left; font-weight: 600; }
 th, td { padding: 2px 8px; border-bottom: 1px solid #d8dee4; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
+td { white-space: nowrap; }
+td.text { white-space: normal; }
 figure { margin: 0 0 12px; }
 img { max-width: 100%; max-height: 500px; }
 figcaption { font-size: 13px; color: #59636e; }
@@ -37,7 +40,7 @@ footer { position: absolute; bottom: 12px; right: 56px; color: #59636e; font-siz
 .notice { background: #fff3cd; border-left: 4px solid #d39e00; padding: 6px 12px; }
 @media print { body { background: none; } section { margin: 0; } @page { size: 1280px 720px; margin: 0; } }
 """
-_MOST_ROWS, _MOST_ITEMS = 18, 9
+_MOST_ROWS, _MOST_ITEMS, _LONGEST = 18, 9, 150
 
 
 @dataclass
@@ -74,7 +77,7 @@ def _motivation(source: Source, group: GroupView, examples: Sequence[Block]) -> 
     rows = [
         [task, tables.score(sizes[0]), f"{sizes[0]['group']} px", tables.score(sizes[-1]), f"{sizes[-1]['group']} px"]
         for task in group.tables["tasks"]
-        if (sizes := group.rows("groups", task=task, by="glyph_px", system=group.baseline, metric=_metric(task)))
+        if (sizes := group.rows("groups", task=task, by="glyph_px", system=group.baseline, metric=TASKS[task].metric))
     ]
     left: list[Block] = [
         *(Paragraph(line, notice=True) for line in warnings(source)),
@@ -90,6 +93,7 @@ def _motivation(source: Source, group: GroupView, examples: Sequence[Block]) -> 
 
 
 def _upper_bound(source: Source, group: GroupView, examples: Sequence[Block]) -> Slide:
+    group = next((each for each in source.main_arms() if BOUND in each.systems), group)
     if BOUND not in group.systems:
         return Slide("Upper bound: every token kept", [_not_asked(group, BOUND)])
     pair = list(dict.fromkeys((group.baseline, BOUND)))
@@ -102,7 +106,7 @@ def _upper_bound(source: Source, group: GroupView, examples: Sequence[Block]) ->
 
 
 def _landscape(source: Source, group: GroupView, examples: Sequence[Block]) -> Slide:
-    table = tables.score_table(group)
+    table = tables.score_table(max(source.main_arms(), key=lambda each: len(each.systems)))
     left_out = len(table.rows) - _MOST_ROWS
     more = [Paragraph(f"{left_out} systems more are in REPORT.html.")] if left_out > 0 else []
     return Slide(
@@ -129,9 +133,8 @@ def _method(source: Source, group: GroupView, examples: Sequence[Block]) -> Slid
 
 
 def _results(source: Source, group: GroupView, examples: Sequence[Block]) -> Slide:
-    arm = group.arm if group.arm in source.aims else next(iter(source.aims))
-    rows = [[row["aim"], tables.aim_figure(row), row["status"]] for row in source.aims[arm]]
-    left: list[Block] = [Table(["aim", "figure", "status"], rows, f"Aims, {group.title}")]
+    rows = [[row["aim"], tables.aim_figure(row), row["status"], row["arm"]] for row in _told_aims(source)]
+    left: list[Block] = [Table(["aim", "figure", "status", "arm"], rows)]
     return Slide("Results: the aims of the study", left, _drawn(source, group, "glyph_px_in_fovea", None, "results"))
 
 
@@ -189,16 +192,16 @@ _SLIDES = {
 }
 
 
+def _told_aims(source: Source) -> list[dict]:
+    """Every aim once, with its `arm`: after adaptation where that was measured, else zero-shot."""
+    arms = [[{**row, "arm": arm} for row in rows] for arm, rows in reversed(source.aims.items())]
+    return [
+        next((row for row in rows if row["status"] != "not measured"), rows[-1]) for rows in zip(*arms, strict=True)
+    ]
+
+
 def _aims(source: Source, status: str) -> list[dict]:
-    """Aims of the arm that the story is told of."""
-    arm = source.main.arm if source.main and source.main.arm in source.aims else next(iter(source.aims))
-    return [row for row in source.aims[arm] if row["status"] == status]
-
-
-def _metric(task: str) -> str:
-    from modeling_shirg.evaluation.tasks import TASKS
-
-    return TASKS[task].metric
+    return [row for row in _told_aims(source) if row["status"] == status]
 
 
 def _not_asked(group: GroupView, system: str) -> Block:
@@ -233,10 +236,5 @@ def _short(table: Table) -> Table:
 def _shortened(items: Sequence[str]) -> list[str]:
     """The first items, each of a length that fits a slide."""
     more = len(items) - _MOST_ITEMS
-    kept = [item if len(item) <= 240 else f"{item[:237]}..." for item in items[:_MOST_ITEMS]]
+    kept = [item if len(item) <= _LONGEST else f"{item[: _LONGEST - 3]}..." for item in items[:_MOST_ITEMS]]
     return [*kept, f"{more} points more are in REPORT.html."] if more > 0 else kept
-
-
-def deck_file(folder: Path) -> Path:
-    """Where the slides of a folder are."""
-    return folder / "DECK.html"

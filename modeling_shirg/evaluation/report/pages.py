@@ -25,7 +25,7 @@ h1, h2, h3 { line-height: 1.25; margin-top: 2em; } h1 { margin-top: 0; }
 .table { overflow-x: auto; } table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3em; }
 th, td { padding: .25em .7em; border-bottom: 1px solid #d8dee4; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; } td.text { white-space: normal; min-width: 14em; }
 figure { margin: 1.5em 0; } img { max-width: 100%; } figcaption { color: #59636e; font-size: .9em; }
 .notice { background: #fff3cd; border-left: 4px solid #d39e00; padding: .6em 1em; font-weight: 600; }
 """
@@ -89,7 +89,7 @@ def machine_line(source: Source) -> str:
 
 def missing_line(group: GroupView) -> str | None:
     """Which entries of a group are missing."""
-    return f"Missing from {group.title}: {', '.join(group.missing)}." if group.missing else None
+    return f"Missing from {group.title}: {'; '.join(group.missing)}." if group.missing else None
 
 
 def _opening(source: Source) -> list[Block]:
@@ -110,7 +110,7 @@ def _opening(source: Source) -> list[Block]:
 def _tables_and_pictures(source: Source) -> list[Block]:
     blocks: list[Block] = []
     for group in source.groups:
-        blocks += [Heading(f"Systems: {group.title}" if source.study else "Systems"), *_group_blocks(source, group)]
+        blocks += [Heading(group.title.capitalize()), *_group_blocks(source, group)]
     if source.study and source.results["gains"]:
         blocks += [Heading("What adaptation brought"), tables.gain_table(source.results["gains"])]
     if source.study and source.results["grid"]:

@@ -77,13 +77,17 @@ class Source:
     @property
     def main(self) -> GroupView | None:
         """The group that the story is told of: the first, adapted if it was; `None` where none has tables."""
+        return next(iter(self.main_arms()), None)
+
+    def main_arms(self) -> list[GroupView]:
+        """The group of that name in every arm that has tables, adapted first."""
         told = [group for group in self.groups if group.tables]
-        first = [group for group in told if group.name == told[0].name]
-        return next(iter(sorted(first, key=lambda group: group.arm != "adapted")), None)
+        same = [group for group in told if group.name == told[0].name]
+        return sorted(same, key=lambda group: group.arm != "adapted")
 
     def others(self) -> list[GroupView]:
         """Groups beside those of the main name, that have tables."""
-        return [group for group in self.groups if group.tables and group.name != self.groups[0].name]
+        return [group for group in self.groups if group.tables and group.name != self.main.name]
 
 
 def open_source(folder: Path) -> Source:

@@ -212,7 +212,7 @@ def entry_table(entries: Sequence[dict[str, Any]]) -> Table:
         samples, seconds = training.get("samples"), entry.get("seconds")
         rows.append(
             [
-                entry["name"],
+                entry["title"],
                 entry.get("status", "missing"),
                 NONE if samples is None else f"{samples:,}",
                 NONE if seconds is None else f"{seconds:,.0f}",

@@ -110,10 +110,15 @@ class Entry:
         return "zero-shot" if self.seed is None else "adapted"
 
     @property
+    def title(self) -> str:
+        """As it is called in reports."""
+        label = self.variant.system if self.seed is None else f"{self.variant.label}, seed {self.seed}"
+        return label if self.split == "test" else f"{label}, {self.split}"
+
+    @property
     def name(self) -> str:
         """Of its folder."""
-        label = self.variant.system if self.seed is None else f"{self.variant.label}, seed={self.seed}"
-        return quote(label if self.split == "test" else f"{label}, {self.split}", safe="=,.-").replace("%20", "")
+        return quote(self.title.replace(", ", ",").replace(" ", "-"), safe="=,.-")
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,14 @@ def study_tables(run: Path, config: StudyConfig) -> dict[str, Any]:
     arms: tuple[Arm, ...] = ("zero-shot", "adapted")
     entries = [*config.zero_shot(), *config.grid_points(), *config.adapted()]
     chosen = chosen_point(run, config)
+    entries += [] if chosen is None else [chosen]
     return {
         "groups": [_group_tables(run, config, group, arm) for group in config.groups for arm in arms if group.of(arm)],
         "gains": _gains(run, config),
         "aims": {arm: check_aims(_reader(run, config, arm), SEED) for arm in arms},
         "grid": grid_points(run, config),
         "chosen": None if chosen is None else _group_tables(run, config, chosen_group(config, chosen), "zero-shot"),
-        "entries": [{"name": entry.name, **entry_facts(run, entry)} for entry in entries],
+        "entries": [{"title": entry.title, **entry_facts(run, entry)} for entry in entries],
     }
 
 
@@ -114,7 +115,7 @@ def _group_tables(run: Path, config: StudyConfig, group: Group, arm: Arm) -> dic
         "arm": arm,
         "baseline": label or group.baseline,
         "systems": list(logged),
-        "missing": [entry.name for entry in entries if not is_finished(run, entry)],
+        "missing": [entry.title for entry in entries if not is_finished(run, entry)],
         "seeds": [
             {"system": _label(e.variant, arm), "seed": e.seed, "tasks": _own_scores(run, e)}
             for e in entries
