@@ -23,14 +23,15 @@ section { box-sizing: border-box; width: 1280px; min-height: 720px; margin: 24px
   background: #fff; color: #1b1f24; scroll-snap-align: start; position: relative; break-after: page; }
 h1 { margin: 0 0 18px; font-size: 34px; }
 .columns { display: flex; gap: 36px; }
-.columns > div { flex: 1; min-width: 0; }
-.columns > .wide { flex: 1.5; }
+.columns > div { flex: 1 0 auto; max-width: 100%; }
+.columns > div:first-child:not(:last-child) { flex: 1 0 34%; max-width: 45%; }
+.columns > .wide { flex: 1.5 1 0; min-width: 0; }
 table { border-collapse: collapse; font-size: 14px; margin-bottom: 14px; }
 caption { text-align: left; font-weight: 600; }
 th, td { padding: 2px 8px; border-bottom: 1px solid #d8dee4; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 td { white-space: nowrap; }
-td.text { white-space: normal; }
+td.text { white-space: normal; min-width: 11em; }
 figure { margin: 0 0 12px; }
 img { max-width: 100%; max-height: 500px; }
 figcaption { font-size: 13px; color: #59636e; }
@@ -134,7 +135,8 @@ def _method(source: Source, group: GroupView, examples: Sequence[Block]) -> Slid
 
 def _results(source: Source, group: GroupView, examples: Sequence[Block]) -> Slide:
     rows = [[row["aim"], tables.aim_figure(row), row["status"], row["arm"]] for row in _told_aims(source)]
-    left: list[Block] = [Table(["aim", "figure", "status", "arm"], rows)]
+    columns = 4 if len(source.aims) > 1 else 3
+    left: list[Block] = [Table(["aim", "figure", "status", "arm"][:columns], [row[:columns] for row in rows])]
     return Slide("Results: the aims of the study", left, _drawn(source, group, "glyph_px_in_fovea", None, "results"))
 
 

@@ -60,9 +60,9 @@ class Group:
         first = {variant.system: variant for variant in reversed(self.variants)}
         return [variant for variant in self.variants if first[variant.system] is variant]
 
-    def baseline_of(self, arm: Arm) -> Variant | None:
-        """The line that differences are to; `None` if the arm does not have it."""
-        return next((variant for variant in self.of(arm) if variant.system == self.baseline), None)
+    def baseline_of(self, arm: Arm) -> Variant:
+        """The line that differences are to."""
+        return next(variant for variant in self.of(arm) if variant.system == self.baseline)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,14 @@ def _group(content: dict[str, Any]) -> Group:
         raise ValueError(f"group {content['name']}: {twice} is there twice.")
     if content["baseline"] not in [variant.system for variant in variants]:
         raise ValueError(f"group {content['name']}: its baseline {content['baseline']} is none of its systems.")
-    return Group(content["name"], content["baseline"], variants)
+    group = Group(content["name"], content["baseline"], variants)
+    adapted = group.of("adapted")
+    if adapted and all(variant.system != group.baseline for variant in adapted):
+        raise ValueError(
+            f"group {group.name}: {adapted[0].label} is adapted and the baseline {group.baseline} is not: give it a "
+            "seed under `adapt` too."
+        )
+    return group
 
 
 def _made(kind: type, content: dict[str, Any], where: str) -> Any:

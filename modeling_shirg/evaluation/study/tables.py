@@ -108,12 +108,11 @@ def _group_tables(run: Path, config: StudyConfig, group: Group, arm: Arm) -> dic
     variants = group.of(arm)
     entries = [entry for variant in variants for entry in _entries(variant, arm)]
     logged = logged_variants(run, variants, arm)
-    baseline = group.baseline_of(arm)
-    label = None if baseline is None else _label(baseline, arm)
+    label = _label(group.baseline_of(arm), arm)
     head = {
         "name": group.name,
         "arm": arm,
-        "baseline": label or group.baseline,
+        "baseline": label,
         "systems": list(logged),
         "missing": [entry.title for entry in entries if not is_finished(run, entry)],
         "seeds": [
