@@ -50,6 +50,8 @@ def _draw_all(picks: list[Pick], files: list[Path], device: str) -> None:
     looked: dict[tuple, Image.Image] = {}
     for root, name in sorted(systems):
         settings = json.loads((root / SETTINGS_FILE).read_text())
+        if Path(settings["model"] or ".").is_absolute() and not Path(settings["model"]).exists():
+            raise ValueError(f"the checkpoint {settings['model']} is not there any more.")
         row = parse_row(name)
         loaded = load(
             settings["model"], row.preset, device, settings["dtype"], None, row.options, settings["revision"]
