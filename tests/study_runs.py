@@ -37,7 +37,7 @@ SYSTEMS = {
     "pool": (245, 14, 20),
 }
 STUDY = """
-tasks: [chart, document, guard]
+tasks: [chart, guard]
 limit: 80
 gate: {system: lavida-980, at_least: 0.5}
 train: {data: ["synthetic:chart,rows=8"], max_steps: 2, effective_batch_size: 4}

@@ -32,6 +32,8 @@ def test_the_readme_has_commands_and_python():
         "evaluate",
         "plan",
         "push",
+        "report",
+        "study",
         "train",
     }
     assert BUNDLED_COMMANDS
