@@ -15,7 +15,9 @@ COMMANDS = {
     "evaluate": "Score systems on benchmarks, with intervals and paired differences.",
     "plan": "Print how much memory a training run needs.",
     "push": "Publish an adapter, a model or its position embeddings on the Hub.",
+    "report": "Write pages and slides about an evaluation or a study.",
     "serve": "Serve a model over OpenAI's chat API, images included.",
+    "study": "Compare systems on one base, zero-shot and adapted.",
     "train": "Fine-tune a LoRA footprint on image-question data.",
 }
 

@@ -64,8 +64,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(args: argparse.Namespace) -> None:
-    """Answer this process's share; who finds all answers there writes the tables."""
+def main(args: argparse.Namespace, opened: dict[str, Any] | None = None) -> None:
+    """Answer this process's share; who finds all answers there writes the tables.
+
+    `opened` gets the rows of the tasks; who calls this again with the same tasks, limit and split hands it back.
+    """
     from modeling_shirg.evaluation.answer_log import SETTINGS_FILE, check_settings
     from modeling_shirg.evaluation.results import missing
 
@@ -75,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     rows = [parse_row(text) for text in dict.fromkeys(args.systems)]
     settings = _settings(args)
     check_settings(args.out / SETTINGS_FILE, settings)
-    plan, machine = _ask(args, rows)
+    plan, machine = _ask(args, rows, {} if opened is None else opened)
     left = missing(args.out, plan)
     if left:
         print(
@@ -124,7 +127,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"model": model, **{name: getattr(args, name) for name in _SETTINGS}, **answer_arguments(args)}
 
 
-def _ask(args: argparse.Namespace, rows: list) -> tuple[Any, dict]:
+def _ask(args: argparse.Namespace, rows: list, opened: dict[str, Any]) -> tuple[Any, dict]:
     """Let every system answer this process's share; returns what is to be tabled, and the machine."""
     from modeling_shirg.evaluation.answer_log import WEIGHTS_FILE, Place, check_settings
     from modeling_shirg.evaluation.asking import Share, ask_rows
@@ -148,7 +151,7 @@ def _ask(args: argparse.Namespace, rows: list) -> tuple[Any, dict]:
                 args.model, row.preset, _device(args.device, share), args.dtype, None, row.options, args.revision
             )
         check_settings(args.out / WEIGHTS_FILE, {"weights": fingerprint(loaded.model)})
-        tasks = tasks or _open_tasks(args, loaded.model.config)
+        tasks = tasks or _open_tasks(args, loaded.model.config, opened)
         for task in tasks:
             generation = _generation(TASKS[task].length, {**given, **row.generation})
             system = System(loaded.model, loaded.processor, generation, args.batch_size)
@@ -166,19 +169,19 @@ def _ask(args: argparse.Namespace, rows: list) -> tuple[Any, dict]:
     return plan, facts
 
 
-def _open_tasks(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    """The rows of every task, rendered at the scale of the checkpoint's views."""
+def _open_tasks(args: argparse.Namespace, config: Any, opened: dict[str, Any]) -> dict[str, Any]:
+    """The rows of every task that is not open yet, rendered at the scale of the checkpoint's views."""
     from configuration_shirg.presets_shirg import GEOMETRIES
     from modeling_shirg.evaluation.answer_log import ROWS_FILE, check_settings
     from modeling_shirg.evaluation.tasks import TaskRows
 
     scale, places = config.vision_config.image_size / GEOMETRIES["toy"]["image_size"], _places(args)
-    opened = {}
     for task in dict.fromkeys(args.tasks):
-        opened[task] = TaskRows(task, places.get(task), args.split, args.limit, scale)
+        if task not in opened:
+            opened[task] = TaskRows(task, places.get(task), args.split, args.limit, scale)
         asked = {"data": places.get(task), "rows": len(opened[task])}
         check_settings(args.out / "answers" / task / ROWS_FILE, asked)
-    return opened
+    return {task: opened[task] for task in dict.fromkeys(args.tasks)}
 
 
 def _generation(length: int, given: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def test_the_readme_has_commands_and_python():
         "evaluate",
         "plan",
         "push",
+        "report",
         "serve",
+        "study",
         "train",
     }
     assert BUNDLED_COMMANDS

@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import HfArgumentParser
 
+from modeling_shirg.evaluation.scenes import scene
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ZipIndex
 from modeling_shirg.training.data.mixing import EpochPlan, mixture_shares, rows_per_source
@@ -445,6 +446,8 @@ def test_checking_in_parallel_finds_the_same(tmp_path):
         (["lcs:nowhere"], {}, "no file nowhere/blip_laion_cc_sbu_558k.json"),
         (["synthetic:gird"], {}, "no family 'gird'.*grid"),
         (["synthetic"], {}, "write synthetic:PLACE"),
+        (["synthetic:grid,scale=2"], {}, "'grid' have one size"),
+        (["synthetic:chart,scale=0"], {}, "above 0, got 0.0"),
         (["synthetic:grid,split=test"], {}, "scenes take no split"),
         (["synthetic:grid,weight=heavy"], {}, "weight=heavy is no value"),
         (["synthetic:grid,wieght=2"], {}, "unknown field 'wieght'"),
@@ -633,6 +636,20 @@ def test_validation_scenes_are_no_training_scenes():
     assert len(load("synthetic:grid,rows=10", validation_rows=5)) == 10
     seen = {image for _, _, images in contents(train) for image in images}
     assert not seen & {image for _, _, images in contents(validation) for image in images}
+
+
+@pytest.mark.parametrize("family", ["chart", "document", "entity_grid", "guard"])
+def test_the_benchmarks_families_can_be_trained_on(family):
+    train, larger = load(f"synthetic:{family},rows=8"), load(f"synthetic:{family},rows=8,scale=2")
+    held = load(f"synthetic:{family},rows=8,scale=2", validation_rows=2, split="validation")
+    pairs = [(train[place], larger[place]) for place in range(8)]
+    sides = [(max(one["images"][0].size), max(other["images"][0].size)) for one, other in pairs]
+    assert all(384 <= one <= 512 and other == 2 * one for one, other in sides)
+    assert {max(held[place]["images"][0].size) for place in range(2)} == {896}
+    drawn = scene(family, "train", train[0]["row"])
+    asked = {(question.text, question.answer) for question in drawn.questions}
+    turns = [turn["content"][-1]["text"] for turn in train[0]["messages"]]
+    assert tuple(turns) in asked and np.array_equal(train[0]["images"][0], drawn.image)
 
 
 def test_validation_data_of_its_own(tmp_path):

@@ -117,7 +117,7 @@ def _into(file: str, words: list[str]) -> None:
     os.dup2(opened.fileno(), 1)
     os.dup2(opened.fileno(), 2)
     sys.stdout = sys.stderr = opened
-    _reset()
+    reset_process()
     status = cli.main(["train", *words])
     opened.flush()
     os._exit(status)
@@ -156,7 +156,7 @@ def _start(count: int, **arguments: Any) -> list[multiprocessing.Process]:
 
 def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
     os.setsid()
-    _reset()
+    reset_process()
     if count > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -169,7 +169,8 @@ def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
     train.main(train.parse_args(words))
 
 
-def _reset() -> None:
+def reset_process() -> None:
+    """What a forked process does first, to start as any other."""
     torch.set_num_threads(1)  # a forked process has none of the others
     torch.manual_seed(os.getpid())  # nothing may depend on it
     for state in (AcceleratorState, PartialState, GradientState):

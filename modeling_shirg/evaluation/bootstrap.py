@@ -24,6 +24,19 @@ def difference_interval(one: Sequence[float], other: Sequence[float], seed: int)
     return _ends(_means(np.asarray(one, float), rng, DRAWS) - _means(np.asarray(other, float), rng, DRAWS))
 
 
+def ratio_interval(one: Sequence[float], other: Sequence[float], seed: int) -> tuple[float, float]:
+    """The same of mean(one) / mean(other) where the two are of the same questions, which are resampled together.
+
+    Where a resample of `other` is all 0, the ratio is infinite.
+    """
+    pairs, counts = np.unique(np.stack([one, other], axis=1).astype(np.float64), axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(one), counts / len(one), size=DRAWS)
+    sums = drawn @ pairs
+    ratios = np.divide(sums[:, 0], sums[:, 1], out=np.full(DRAWS, np.inf), where=sums[:, 1] > 0)
+    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
+    return float(low), float(high)
+
+
 def _means(values: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
     """Means of `draws` resamples; how often each distinct value is drawn is multinomial."""
     distinct, counts = np.unique(values, return_counts=True)

@@ -10,6 +10,8 @@ _GROUPED = {
     "glyph_px": "height of what is asked about, in pixels of the toy geometry's images",
     "eccentricity": "distance from the image's centre, 1 at its border",
 }
+# So many colours follow each other before the first comes again; then the marker is another.
+_COLORS, _MARKERS = 10, "osD^v"
 _COSTS = {"image_tokens": "image tokens", "seconds": "seconds per image, median"}
 
 
@@ -32,36 +34,50 @@ def _own_metric(rows: Iterable[dict], task: str) -> list[dict]:
     return [r for r in rows if (r["task"], r["control"], r["metric"]) == (task, "none", TASKS[task].metric)]
 
 
-def _grouped(file: Path, rows: list[dict], label: str) -> Path:
-    """One line per system, with intervals."""
-    figure, axes = _axes(rows[0])
+def plot_groups(axes: Any, rows: list[dict]) -> None:
+    """One line per system over its groups, with intervals."""
     groups = list(dict.fromkeys(row["group"] for row in rows))
     for number, system in enumerate(dict.fromkeys(row["system"] for row in rows)):
         mine = [row for row in rows if row["system"] == system]
         places = [groups.index(row["group"]) + 0.03 * number for row in mine]
         axes.errorbar(places, [row["value"] for row in mine], _reach(mine), label=system, marker="o", capsize=3)
     axes.set_xticks(range(len(groups)), groups)
+    _dress(axes, rows[0])
+
+
+def plot_costs(axes: Any, rows: list[dict], costs: dict[str, float]) -> None:
+    """One point per system against what it costs, with its interval."""
+    for number, row in enumerate(rows):
+        look = {"marker": _MARKERS[number // _COLORS % len(_MARKERS)], "capsize": 3}
+        axes.errorbar(costs[row["system"]], row["value"], _reach([row]), label=row["system"], **look)
+    _dress(axes, rows[0])
+
+
+def _grouped(file: Path, rows: list[dict], label: str) -> Path:
+    figure, axes = _axes()
+    plot_groups(axes, rows)
     return _save(figure, axes, file, label)
 
 
 def _against(file: Path, rows: list[dict], costs: dict[str, float], label: str) -> Path:
-    """One point per system, with its interval."""
-    figure, axes = _axes(rows[0])
-    for row in rows:
-        axes.errorbar(costs[row["system"]], row["value"], _reach([row]), label=row["system"], marker="o", capsize=3)
+    figure, axes = _axes()
+    plot_costs(axes, rows, costs)
     return _save(figure, axes, file, label)
 
 
-def _axes(row: dict) -> tuple[Any, Any]:
+def _axes() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
+    return figure, figure.add_subplot()
+
+
+def _dress(axes: Any, row: dict) -> None:
+    """Title and scale of a plot of scores such as `row`."""
     axes.set_title(row["task"])
     axes.set_ylabel(f"{row['metric'].replace('_', ' ')}, 95% interval")
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.3)
-    return figure, axes
 
 
 def _reach(rows: list[dict]) -> list[list[float]]:

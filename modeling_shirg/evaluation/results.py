@@ -3,9 +3,10 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from modeling_shirg.evaluation.answer_log import MEMORY_FILE, Place, read_answers, write_json
@@ -26,8 +27,23 @@ GUARD_ROWS = 4000
 Records = list[dict]
 
 
+class Logged(NamedTuple):
+    """Where a system's answers are: in which evaluations, and under which name there.
+
+    Scores of several, which are runs of one system with different seeds, are averaged question by question; what else
+    is told of an answer (its text, its cost, CIDEr) is the first one's.
+    """
+
+    roots: tuple[Path, ...]
+    system: str
+
+
 class Plan(NamedTuple):
-    """What is tabled: all systems on all tasks; `rows` is how many rows each task has."""
+    """What is tabled: all systems on all tasks; `rows` is how many rows each task has.
+
+    `logged` says where the answers of systems are; those that it does not name are in the evaluation that is tabled,
+    under their own name.
+    """
 
     rows: dict[str, int]
     systems: list[str]
@@ -35,6 +51,11 @@ class Plan(NamedTuple):
     baseline: str
     seed: int
     max_bad_share: float
+    logged: Mapping[str, Logged] = MappingProxyType({})
+
+    def where(self, root: Path, system: str) -> Logged:
+        """Where a system's answers are, of the evaluation in `root`."""
+        return self.logged.get(system, Logged((root,), system))
 
     def places(self) -> list[Place]:
         """Every combination, `"none"` first."""
@@ -66,7 +87,7 @@ def tabulate(root: Path, plan: Plan) -> dict[str, Any]:
     tables["tasks"], tables["guard"] = {}, {}
     for task in plan.rows:
         answered = {
-            (system, control): read_answers(root, Place(task, system, control))
+            (system, control): logged_answers(root, plan, Place(task, system, control))
             for system in plan.systems
             for control in plan.controls
         }
@@ -77,11 +98,35 @@ def tabulate(root: Path, plan: Plan) -> dict[str, Any]:
         tables["groups"] += [row for row in rows if row["by"] not in ("", "subset", "kind")]
         tables["discrepancy"] += _discrepancy(task, plan, answered)
         tables["efficiency"] += [
-            {**_efficiency(task, system, answered[system, "none"]), **_memory(root, Place(task, system, "none"))}
+            {**_efficiency(task, system, answered[system, "none"]), **_memory(root, plan, Place(task, system, "none"))}
             for system in plan.systems
         ]
     tables["guard"] = guard_verdicts(tables["scores"])
     return tables
+
+
+def logged_answers(root: Path, plan: Plan, place: Place) -> Records:
+    """The records of a place, wherever they are.
+
+    Raises:
+        ValueError: the runs did not answer the same rows.
+    """
+    roots, name = plan.where(root, place.system)
+    runs = [read_answers(each, place._replace(system=name)) for each in roots]
+    numbers = [[record["row"] for record in records] for records in runs]
+    if any(rows != numbers[0] for rows in numbers):
+        raise ValueError(f"{place.system}, {place.task}: its runs {', '.join(map(str, roots))} have different rows.")
+    if len(runs) == 1:
+        return runs[0]
+    return [_averaged(records) for records in zip(*runs, strict=True)]
+
+
+def _averaged(records: Sequence[dict]) -> dict:
+    """The same question answered by several runs; bad if one of them could not."""
+    first = next((record for record in records if "bad" in record), records[0])
+    if "bad" in first:
+        return first
+    return {**first, "scores": {name: fmean(r["scores"][name] for r in records) for name in first["scores"]}}
 
 
 def guard_verdicts(scores: Iterable[dict]) -> dict[str, dict]:
@@ -241,9 +286,10 @@ def _efficiency(task: str, system: str, records: Records) -> dict[str, Any]:
     }
 
 
-def _memory(root: Path, place: Place) -> dict[str, int]:
+def _memory(root: Path, plan: Plan, place: Place) -> dict[str, int]:
     """What `peak_memory` measured on one batch of `memory_batch_size` images; nothing where no batch was measured."""
-    file = place.folder(root) / MEMORY_FILE
+    roots, name = plan.where(root, place.system)
+    file = place._replace(system=name).folder(roots[0]) / MEMORY_FILE
     return json.loads(file.read_text()) if file.exists() else {}
 
 

@@ -32,7 +32,7 @@ class DataArguments:
         metadata={
             "nargs": "+",
             "help": f"Sources: {GRAMMAR}. NAME is one of {', '.join(ADAPTERS)}; FIELDs are weight, rows, split, "
-            "config, revision, images, text_dense, suffix, name. Examples: synthetic:grid,rows=5000  "
+            "config, revision, images, text_dense, suffix, scale, name. Examples: synthetic:grid,rows=5000  "
             "chartqa,weight=2  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
         },
     )
@@ -241,7 +241,7 @@ def _held_out_rows(
     held = []
     for source, (_, numbers) in zip(sources, _held_out(specs, sources, args, seed), strict=True):
         if isinstance(source.table, SceneTable):
-            table = SceneTable(source.table.family, "validation", len(numbers))
+            table = SceneTable(source.table.family, "validation", len(numbers), source.table.scale)
             held.append(CheckedSource(source.reader, table, numbers, numbers))
         else:
             held.append(replace(source, numbers=numbers))

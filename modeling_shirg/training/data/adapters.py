@@ -145,7 +145,7 @@ def vqav2(row: dict[str, Any], suffix: str) -> Example:
 
 @adapter("synthetic", ("image", "question", "answer"))
 def rendered_scenes(row: dict[str, Any], suffix: str) -> Example:
-    """Rendered scenes of modeling_shirg/evaluation/synthetic.py; `synthetic:FAMILY`."""
+    """Rendered scenes; `synthetic:FAMILY` with a family of scenes.py."""
     return question_answer(row["image"], row["question"], row["answer"], suffix)
 
 

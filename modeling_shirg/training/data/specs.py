@@ -31,6 +31,7 @@ class SourceSpec:
         images: the folder or zip archive where its image files lie; by default the folder of the file that names them.
         text_dense: whether it counts as text-dense for `ocr_share`.
         suffix: what is appended to every question, instead of the source's own suffix.
+        scale: of rendered scenes, 1 for the toy geometry's views and 2 for the full geometry's.
     """
 
     source: str
@@ -44,6 +45,7 @@ class SourceSpec:
     images: str | None = None
     text_dense: bool | None = None
     suffix: str | None = None
+    scale: float = 1.0
 
     def __post_init__(self):
         if self.source not in ADAPTERS:
@@ -65,9 +67,16 @@ class SourceSpec:
             raise ValueError(f"{self.name}: weight must be above 0, got {self.weight}.")
         if self.rows is not None and self.rows < 1:
             raise ValueError(f"{self.name}: rows must be at least 1, got {self.rows}.")
+        if self.scale != 1 and (self.source != "synthetic" or not self.scale > 0):
+            raise ValueError(f"{self.name}: scale is of rendered scenes and above 0, got {self.scale}.")
 
 
-_TYPES = {"weight": float, "rows": int, "text_dense": lambda text: {"true": True, "false": False}[text.lower()]}
+_TYPES = {
+    "weight": float,
+    "scale": float,
+    "rows": int,
+    "text_dense": lambda text: {"true": True, "false": False}[text.lower()],
+}
 
 
 def read_specs(data: list, config: str | None, flag: str) -> list[SourceSpec]:

@@ -30,7 +30,7 @@ def open_table(spec: SourceSpec, split: str, streaming: bool) -> tuple[Any, Imag
     if spec.source == "synthetic":
         if spec.split is not None:
             raise ValueError(f"{spec.name}: scenes take no split; training and validation have scenes of their own.")
-        return SceneTable(spec.path, split, spec.rows or DEFAULT_ROWS), ImageFiles(Path())
+        return SceneTable(spec.path, split, spec.rows or DEFAULT_ROWS, spec.scale), ImageFiles(Path())
     table, files = open_whole_table(spec, split, streaming)
     return _readable_columns(spec, table), files
 

@@ -1,0 +1,304 @@
+"""Compare systems on one base: zero-shot, and adapted with as many samples each; the same command goes on.
+
+    shirg study --base runs/tiny --out runs/study                  # study.yaml with an accelerator, or the CPU's
+    shirg study --base runs/tiny --out runs/study --config my-study.yaml
+    shirg study --base runs/tiny --out runs/study --ignore_gate    # adapt although the base reads too little
+    shirg report runs/study                                        # pages and slides, also while it runs
+
+The config lists groups of systems, the recipe of the adaptations, and a grid over the score weights, which is searched
+on validation rows (modeling_shirg/evaluation/study/config.py). Every entry is a folder that `shirg evaluate` filled,
+on the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, a killed one continues.
+
+The base must read the largest signs of every family: where it does not, nothing is adapted, and the report begins with
+that. What the config leaves out of study.yaml is written into study.json.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+_PLAN, _CPU_PLAN = "study.yaml", "study_cpu.yaml"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="shirg study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", required=True, help="folder or Hub id of the checkpoint that all start from")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the study")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="what is run; by default as the machine allows")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
+    parser.add_argument("--ignore_gate", action="store_true", help="adapt whatever the base reads")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run what is not finished: the gate's system, the other systems, the grid, the adaptations; then the tables."""
+    from modeling_shirg.evaluation.answer_log import write_json
+    from modeling_shirg.evaluation.study.config import config_of, read_content
+    from modeling_shirg.evaluation.study.cuts import cuts
+    from modeling_shirg.evaluation.study.tables import STUDY_FILE
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("shirg study runs in one process: start it without torchrun or accelerate launch.")
+    name = args.config or _default_config()
+    with _packaged(name) as file, _packaged(Path(_PLAN)) as plan_file:
+        content, plan = read_content(file), config_of(read_content(plan_file))
+    config = config_of(content)
+    with _alone(args.out):
+        study = _Study(args, config)
+        study.check_systems()
+        facts = study.facts() | {"config_file": str(name), "config": content, "cuts": cuts(plan, config)}
+        write_json(args.out / STUDY_FILE, facts)
+        _run(study, facts, args.ignore_gate)
+
+
+def _run(study: "_Study", facts: dict[str, Any], ignore_gate: bool) -> None:
+    from modeling_shirg.evaluation.answer_log import write_json
+    from modeling_shirg.evaluation.study.tables import STUDY_FILE, chosen_point, write_study_results
+
+    config, file = study.config, study.run / STUDY_FILE
+    first, *others = config.zero_shot()
+    study.evaluate(first, study.base, controls=("blank",))
+    facts["gate"] = study.gate()
+    write_json(file, facts)
+    print("\n".join(_gate_lines(facts["gate"])))
+    for entry in (*others, *config.grid_points()):
+        study.evaluate(entry, study.base)
+    chosen = chosen_point(study.run, config)
+    if chosen is not None:
+        study.evaluate(chosen, study.base)
+    stopped = not facts["gate"]["passes"] and not ignore_gate
+    for entry in () if stopped else config.adapted():
+        study.evaluate(entry, str(study.adapt(entry)))
+    facts["status"] = "stopped at the gate" if stopped and config.adapted() else "finished"
+    write_json(file, facts)
+    write_study_results(study.run, facts, config)
+    print(f"{study.run}: {facts['status']}. Pages and slides: shirg report {study.run}")
+
+
+class _Study:
+    """A study that is run: its folder, its base, what it asks, and the rows, which are drawn once."""
+
+    def __init__(self, args: argparse.Namespace, config: Any):
+        self.run, self.config, self.device = args.out, config, args.device
+        self.base = str(Path(args.base).resolve()) if Path(args.base).exists() else args.base
+        self._opened: dict[str, dict[str, Any]] = {"test": {}, "validation": {}}
+
+    def check_systems(self) -> None:
+        """Raises a `ValueError` if a system or a recipe is none, before hours are spent on the others."""
+        from modeling_shirg.training.footprints import named_footprint
+
+        from .bench_rows import parse_row
+        from .loading import load
+
+        config = load(self.base, device="cpu").model.config
+        for entry in (*self.config.zero_shot(), *self.config.grid_points()):
+            row = parse_row(entry.variant.system)
+            config.with_preset(row.preset, **row.options)
+        for entry in self.config.adapted():
+            recipe = {**self.config.train, **entry.variant.train}
+            named_footprint(recipe.get("footprint", "shirg-extra"), recipe.get("rank"), recipe.get("alpha"))
+            _train_arguments(self._train_words(entry, _write_recipe(self._adapter(entry), recipe)))
+
+    def facts(self) -> dict[str, Any]:
+        """Facts of the study; of one that goes on, with the gate that it had.
+
+        Raises:
+            ValueError: the folder holds a study of another base.
+        """
+        import json
+
+        import torch
+
+        from modeling_shirg.evaluation.answer_log import check_settings
+        from modeling_shirg.evaluation.side_by_side import machine
+        from modeling_shirg.evaluation.study.tables import STUDY_FILE
+        from modeling_shirg.fingerprint_shirg import fingerprint
+
+        from .loading import load, resolve_device
+
+        weights = load(self.base, device="cpu").model
+        check_settings(self.run / "base.json", {"fingerprint": fingerprint(weights)})
+        file = self.run / STUDY_FILE
+        before = json.loads(file.read_text()) if file.exists() else {}
+        return {
+            "status": "running",
+            "base": {"name": self.base, "fingerprint": fingerprint(weights)},
+            "gate": before.get("gate"),
+            "machine": machine(resolve_device(self.device), torch.float32),
+        }
+
+    def evaluate(self, entry: Any, model: str, controls: tuple[str, ...] = ()) -> None:
+        """Ask one entry's questions, unless it is finished."""
+        from modeling_shirg.evaluation.answer_log import write_json
+        from modeling_shirg.evaluation.study.tables import ENTRIES, ENTRY_FILE, entry_facts
+
+        from . import evaluate
+
+        folder, before = self.run / ENTRIES / entry.name, entry_facts(self.run, entry)
+        facts = self._entry_facts(entry, model)
+        changed = [name for name in facts if before and before.get(name) != facts[name]]
+        if changed:
+            raise ValueError(
+                f"{folder} was made with {changed[0]}={before.get(changed[0])!r}, the config asks for "
+                f"{facts[changed[0]]!r}. Take another --out, or remove that folder."
+            )
+        if before.get("status") == "finished":
+            print(f"{entry.name}: finished before, skipped")
+            return
+        print(f"{entry.name}: asking", flush=True)
+        write_json(folder / ENTRY_FILE, {**facts, "status": "running", "seconds": before.get("seconds", 0.0)})
+        start = time.monotonic()
+        words = self._evaluate_words(entry, model, folder, controls)
+        evaluate.main(evaluate.parse_args(words), self._opened[entry.split])
+        seconds = before.get("seconds", 0.0) + time.monotonic() - start
+        write_json(folder / ENTRY_FILE, {**facts, "status": "finished", "seconds": round(seconds, 1)})
+
+    def gate(self) -> dict[str, Any]:
+        """Whether the base reads what it must."""
+        import json
+
+        from modeling_shirg.evaluation.results import RESULTS_FILE
+        from modeling_shirg.evaluation.study.gate import gate_verdict
+        from modeling_shirg.evaluation.study.tables import ENTRIES
+
+        file = self.run / ENTRIES / self.config.zero_shot()[0].name / RESULTS_FILE
+        return gate_verdict(self.config.gate, json.loads(file.read_text()))
+
+    def adapt(self, entry: Any) -> Path:
+        """The adapter of an entry, trained now unless it was; entries that answer differently share it."""
+        from . import train
+
+        folder = self._adapter(entry)
+        recipe = _write_recipe(folder, {**self.config.train, **entry.variant.train})
+        print(f"{folder.name}: training", flush=True)
+        train.main(_train_arguments(self._train_words(entry, recipe)))
+        return folder
+
+    def _adapter(self, entry: Any) -> Path:
+        """The folder of an entry's adapter; how `generate` is called does not change what is trained."""
+        from dataclasses import replace
+
+        from modeling_shirg.evaluation.study.tables import ADAPTERS
+
+        from .bench_rows import parse_row
+
+        row = parse_row(entry.variant.system)
+        options = ",".join(_option_words(row.options))
+        system = f"{row.preset}:{options}" if options else row.preset
+        return self.run / ADAPTERS / replace(entry, variant=replace(entry.variant, system=system)).name
+
+    def _train_words(self, entry: Any, recipe: Path) -> list[str]:
+        from .bench_rows import parse_row
+
+        row = parse_row(entry.variant.system)
+        options = ["--option", *_option_words(row.options)] if row.options else []
+        words = [str(recipe), "--model", self.base, "--prune_method", row.preset, *options]
+        on_cpu = ["--use_cpu", "true"] if self.device == "cpu" else []
+        seed, folder = str(entry.seed), str(self._adapter(entry))
+        return [*words, "--seed", seed, "--output_dir", folder, "--early_stopping_patience", "0", *on_cpu]
+
+    def _evaluate_words(self, entry: Any, model: str, folder: Path, controls: tuple[str, ...]) -> list[str]:
+        config = self.config if entry.split == "test" else self.config.grid
+        limit = [] if config.limit is None else ["--limit", str(config.limit)]
+        words = ["--model", model, "--systems", entry.variant.system, "--tasks", *config.tasks, *limit]
+        words += ["--batch_size", str(self.config.batch_size), "--device", self.device, "--out", str(folder)]
+        words += ["--split", entry.split, "--no_curves"]
+        return [*words, "--control", *controls] if controls else words
+
+    def _entry_facts(self, entry: Any, model: str) -> dict[str, Any]:
+        """What an entry is; where it is adapted, what its training was."""
+        from modeling_shirg.training.run_folder import read_facts
+
+        asked = self.config if entry.split == "test" else self.config.grid
+        facts = {"system": entry.variant.system, "label": entry.variant.label, "arm": entry.arm, "split": entry.split}
+        facts |= {"tasks": list(asked.tasks), "limit": asked.limit}
+        if entry.seed is None:
+            return facts
+        run = read_facts(Path(model))
+        told = {"steps": run["steps"], "samples": run["steps"] * run["effective_batch"]}
+        told |= {name: run[name] for name in ("metrics", "footprint", "trainable")}
+        return facts | {"seed": entry.seed, "adapter": os.path.relpath(model, self.run), "training": told}
+
+
+def _default_config() -> Path:
+    import torch
+
+    return Path(_PLAN if torch.accelerator.is_available() else _CPU_PLAN)
+
+
+@contextlib.contextmanager
+def _packaged(name: Path) -> Iterator[Path]:
+    """A config file: one of the package's by its name alone, or any other."""
+    if name.exists() or len(name.parts) > 1:
+        if not name.is_file():
+            raise ValueError(f"--config {name}: there is no such file.")
+        yield name
+        return
+    with as_file(files("shirg_scripts") / "configs" / str(name)) as file:
+        if not file.is_file():
+            raise ValueError(f"--config {name}: there is no such file, here or among the package's configs.")
+        yield file
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other studies out of the folder while this one runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"Another study is running in {folder}: wait for it, or take another --out.") from None
+        yield
+
+
+def _option_words(options: dict[str, Any]) -> list[str]:
+    """Fields of a config as `--option` takes them."""
+    import json
+
+    written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    return [f"{name}={value}" for name, value in written.items()]
+
+
+def _write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
+    """The file of arguments beside an adapter's folder."""
+    import yaml
+
+    file = folder.with_name(f"{folder.name}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return file
+
+
+def _train_arguments(words: list[str]) -> tuple:
+    """Arguments of `shirg train`; what its parser refuses is a `ValueError` here."""
+    from . import train
+
+    try:
+        return train.parse_args(words)
+    except SystemExit:
+        raise ValueError(f"The recipe {words[0]} is refused by shirg train; see above.") from None
+
+
+def _gate_lines(gate: dict[str, Any]) -> list[str]:
+    lines = [f"The gate, {gate['system']} on the base: {'passes' if gate['passes'] else 'DOES NOT PASS'}"]
+    for row in gate["families"]:
+        size = f"{row['glyph_px']} px" if row["glyph_px"] else "all"
+        lines.append(
+            f"  {row['task']:<12} {size:<6} {row['value']:6.1%} ({row['low']:.1%} to {row['high']:.1%}), majority "
+            f"{row['majority']:.1%}, no image {row['blank']:.1%}: {'passes' if row['passes'] else 'does not pass'}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main(parse_args())
