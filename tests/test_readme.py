@@ -1,15 +1,19 @@
 """What the README tells people to paste works."""
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shirg_scripts.cli import main, with_underscores
+from shirg_scripts.readme import PARTS, with_measured_parts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,6 +50,33 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom():
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip()
+
+
+def test_its_measured_parts_are_what_is_stored():
+    assert with_measured_parts(README, ROOT) == README
+    assert set(PARTS) == set(re.findall(r"<!-- measured: (\w+) -->", README))
+
+
+def test_a_measured_part_follows_its_results(tmp_path):
+    folder = tmp_path / "hub_card" / "shirg-lavida-tiny"
+    folder.mkdir(parents=True)
+    row = {"question": "Who?", "count": 7, "accuracy": 0.5, "low": 0.25, "high": 0.75, "no_image": 0.1, "majority": 0}
+    (folder / "figures.json").write_text(json.dumps([row]))
+    text = with_measured_parts("a\n<!-- measured: toy -->\nold\n<!-- end -->\nz\n", tmp_path)
+    assert "| Who? | 7 | 50.0% (25.0% to 75.0%) | 10.0% | 0.0% |" in text
+    assert (
+        "old" not in text and text.startswith("a\n<!-- measured: toy -->\n|") and text.endswith("|\n<!-- end -->\nz\n")
+    )
+
+
+def test_its_picture_is_what_the_command_beside_it_draws(tmp_path):
+    (command,) = re.findall(r"`(shirg ask .* --overlay docs/overlay.png)`", README)
+    arguments = [str(ROOT / part) if part.startswith("hub_card/") else part for part in shlex.split(command)[1:-1]]
+    assert main([*arguments, str(tmp_path / "drawn.png")]) == 0
+    shown, drawn = (
+        np.asarray(Image.open(path), float) for path in (ROOT / "docs/overlay.png", tmp_path / "drawn.png")
+    )
+    assert shown.shape == drawn.shape and np.abs(shown - drawn).mean() < 2  # a patch at the cut may differ
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,85 @@
+"""Write the measured parts of README.md from the results that are stored beside it.
+
+    python -m shirg_scripts.readme                # in a checkout
+    shirg ask hub_card/examples/large.png "What is in cell 5?" --overlay docs/overlay.png    # its picture
+
+A part stands between `<!-- measured: NAME -->` and `<!-- end -->`; what is between them is replaced.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+_PART = re.compile(r"(?P<begin><!-- measured: (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", flags=re.DOTALL)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkout", type=Path, default=Path(), help="folder of README.md; by default this one")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Replace every measured part."""
+    file = args.checkout / "README.md"
+    file.write_text(with_measured_parts(file.read_text(), args.checkout))
+
+
+def with_measured_parts(text: str, checkout: Path) -> str:
+    """`text` with its measured parts as the results in `checkout` say."""
+
+    def written(match: re.Match) -> str:
+        return f"{match['begin']}{PARTS[match['name']](checkout)}\n{match['end']}"
+
+    return _PART.sub(written, text)
+
+
+def toy_table(checkout: Path) -> str:
+    """What the bundled checkpoint reads, by `python -m shirg_scripts.card_tiny`."""
+    figures = json.loads((checkout / "hub_card/shirg-lavida-tiny/figures.json").read_text())
+    rows = [
+        f"| {row['question']} | {row['count']} | {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%}) "
+        f"| {row['no_image']:.1%} | {row['majority']:.1%} |"
+        for row in figures
+    ]
+    heading = "| question on held-out scenes | images | exact match (95% interval) | without the image | majority |"
+    return "\n".join([heading, "|---|---:|---:|---:|---:|", *rows])
+
+
+def exactness_sentence(checkout: Path) -> str:
+    """How many cases of the original agree, by `python -m shirg_scripts.exactness`."""
+    passed, cases = re.search(
+        r"^(\d+) of (\d+) cases pass", _read(checkout, "docs/exactness.md"), re.MULTILINE
+    ).groups()
+    return (
+        f"It is the same function: [{passed} of {cases} reference cases](docs/exactness.md) of the original code, "
+        "from pixels to every generated token, training loss and gradients."
+    )
+
+
+def memory_sentence(checkout: Path) -> str:
+    """What converting takes, by `python -m shirg_scripts.convert_memory`."""
+    found = json.loads(_read(checkout, "docs/convert_memory.json"))
+    return (
+        f"The whole model is never in memory: converting {found['checkpoint_bytes'] / 1e9:.2f} GB peaked at "
+        f"{found['peak_bytes'] / 1e6:.0f} MB, {found['baseline_bytes'] / 1e6:.0f} MB of which are imports "
+        "([docs/convert_memory.json](docs/convert_memory.json), `python -m shirg_scripts.convert_memory`)."
+    )
+
+
+def _read(checkout: Path, name: str) -> str:
+    return (checkout / name).read_text()
+
+
+PARTS: dict[str, Callable[[Path], str]] = {
+    "toy": toy_table,
+    "exactness": exactness_sentence,
+    "memory": memory_sentence,
+}
+
+
+if __name__ == "__main__":
+    main(parse_args())
