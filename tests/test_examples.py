@@ -59,6 +59,7 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     assert out.read_text().startswith(begun) and sorted(_records(out)) == sorted(records)
 
 
+@pytest.mark.slow
 def test_a_run_is_fine_tuned_and_published(tmp_path, capsys):
     _run("fine_tune.py", "--output_dir", str(tmp_path), "--max_steps", "2", "--batch_size", "2")
     printed = capsys.readouterr().out

@@ -29,6 +29,7 @@ def test_the_readme_has_commands_and_python():
         "ask",
         "calibrate",
         "convert",
+        "demo",
         "evaluate",
         "plan",
         "push",
