@@ -33,6 +33,7 @@ def test_the_readme_has_commands_and_python():
         "ask",
         "calibrate",
         "convert",
+        "demo",
         "evaluate",
         "plan",
         "push",

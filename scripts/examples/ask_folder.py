@@ -1,0 +1,101 @@
+"""Ask one question about every image of a folder, in batches, into a JSONL file; a second call continues the first.
+
+    python scripts/examples/ask_folder.py hub_card/examples answers.jsonl "What color is the shape?"
+    python scripts/examples/ask_folder.py photos answers.jsonl "What is written here?" --model me/my-lavida
+
+A line is {"image": "a.png", "answer": "red"}, or {"image": "b.png", "error": "why it could not be read"}. Each batch
+is on the disk before the next one starts. In a padded batch every image gets the answer that it gets alone.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from configuration_shirg import ShirgLavidaProcessor
+from modeling_shirg import ShirgLavidaForConditionalGeneration
+
+BUNDLED = Path(__file__).parents[2] / "hub_card" / "shirg-lavida-tiny"
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="images, also in folders below it")
+    parser.add_argument("out", type=Path, help="the JSONL file")
+    parser.add_argument("question")
+    parser.add_argument("--model", default=str(BUNDLED), help="folder or Hub id")
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Answer what is not answered yet."""
+    names = sorted(
+        str(path.relative_to(args.folder)) for path in args.folder.rglob("*") if path.suffix.lower() in SUFFIXES
+    )
+    done = finished(args.out)
+    left = [name for name in names if name not in done]
+    model = ShirgLavidaForConditionalGeneration.from_pretrained(args.model).to(args.device).eval()
+    processor = ShirgLavidaProcessor.from_pretrained(args.model)
+    with args.out.open("a") as file, tqdm(total=len(names), initial=len(names) - len(left)) as bar:
+        for start in range(0, len(left), args.batch_size):
+            batch = left[start : start + args.batch_size]
+            for record in answer(model, processor, args.folder, batch, args.question):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(len(batch))
+
+
+def finished(out: Path) -> set[str]:
+    """The images that the file has a line for; the unfinished line of a killed run is cut off."""
+    if not out.exists():
+        return set()
+    content = out.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    os.truncate(out, len(whole))
+    return {json.loads(line)["image"] for line in whole.splitlines()}
+
+
+@torch.no_grad()
+def answer(model: Any, processor: Any, folder: Path, names: list[str], question: str) -> Iterator[dict[str, str]]:
+    """A record for each image."""
+    images, reader = {}, processor.image_processor
+    for name in names:
+        try:
+            images[name] = reader.process_image(reader.fetch_images(folder / name))
+        except ValueError as error:
+            yield {"image": name, "error": str(error)}
+    if not images:
+        return
+    chats = [chat(image, question) for image in images.values()]
+    inputs = processor.apply_chat_template(
+        chats,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    ).to(model.device)
+    sequences = model.generate(**inputs)
+    texts = processor.post_process_image_text_to_text(sequences[:, inputs["input_ids"].shape[1] :])
+    for name, text in zip(images, texts, strict=True):
+        yield {"image": name, "answer": text}
+
+
+def chat(image: Image.Image, question: str) -> list[dict[str, Any]]:
+    """One user turn."""
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,69 @@
+"""Try a selection method of your own, before it gets a name: it stands in for the control `uniform`.
+
+    python scripts/examples/selection_method.py --questions 40
+
+Same views and budget, same weights, same rendered questions: exact matches of `shirg`, of `uniform` and of the new
+rule. To keep a method, see "Adding a selection method" in CONTRIBUTING.md: it then has a preset, and every test of the
+others.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from modeling_shirg.evaluation.synthetic import scene
+from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.selection_methods_shirg import METHODS, SelectionMethod
+from modeling_shirg.selection_shirg import Selection, ViewTokens, top_k
+from shirg_scripts.answering import answer_question
+from shirg_scripts.loading import Loaded, load
+
+
+def most_edges(view: ViewTokens, budget: int, config: Any) -> Selection:
+    """The patches with the most Sobel energy: where something is drawn."""
+    return Selection(top_k(view.ranking(view.edges), budget), view.edges)
+
+
+NEW = SelectionMethod(most_edges, frozenset({"edges"}), ranks=True)
+
+
+@contextmanager
+def standing_in(name: str, method: SelectionMethod) -> Iterator[None]:
+    """`method` runs wherever a config names `name`."""
+    before, METHODS[name] = METHODS[name], method
+    try:
+        yield
+    finally:
+        METHODS[name] = before
+
+
+def exact_matches(loaded: Loaded, questions: int) -> int:
+    """How many questions about rendered grids are answered right."""
+    right = 0
+    for index in range(questions):
+        drawn = scene("grid", "test", index)
+        question, gold = drawn.questions[index % len(drawn.questions)]
+        right += answer_question(loaded, drawn.image, question, StageClock()).text == gold
+    return right
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=40)
+    parser.add_argument("--model", help="by default the bundled toy checkpoint")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print a line per method."""
+    control = load(args.model, "uniform")
+    print(f"shirg: {exact_matches(load(args.model, 'shirg'), args.questions)} of {args.questions}")
+    print(f"uniform: {exact_matches(control, args.questions)} of {args.questions}")
+    with standing_in("uniform", NEW):
+        print(f"most_edges: {exact_matches(control, args.questions)} of {args.questions}")
+
+
+if __name__ == "__main__":
+    main(parse_args())

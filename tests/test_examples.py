@@ -1,0 +1,89 @@
+"""The examples of scripts/examples/ run on the bundled checkpoint, and do what they say."""
+
+import json
+import re
+import runpy
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.selection_shirg import ViewTokens
+from shirg_scripts.answering import answer_question, read_image
+from shirg_scripts.loading import load
+
+EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
+IMAGES = Path(str(files("shirg_hub_card") / "examples"))
+QUESTION = "What color is the shape?"
+
+
+def _run(name: str, *arguments: str) -> dict:
+    example = runpy.run_path(str(EXAMPLES / name))
+    example["main"](example["parse_args"](list(arguments)))
+    return example
+
+
+def _records(out: Path) -> dict[str, dict]:
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len({line["image"] for line in lines}) == len(lines)
+    return {line["image"]: line for line in lines}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The examples, one of them in a folder below, and a file that is no image."""
+    (tmp_path / "images" / "below").mkdir(parents=True)
+    for path in IMAGES.glob("*.png"):
+        (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "images" / "shape.png").rename(tmp_path / "images" / "below" / "shape.png")
+    (tmp_path / "images" / "broken.png").write_text("no image")
+    return tmp_path / "images"
+
+
+def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(folder, tmp_path):
+    out, loaded = tmp_path / "out.jsonl", load()
+    _run("ask_folder.py", str(folder), str(out), QUESTION, "--batch_size", "3")
+    records = _records(out)
+    assert set(records) == {"grid.png", "large.png", "below/shape.png", "broken.png"}
+    assert "cannot be read" in records["broken.png"]["error"]
+    for name in set(records) - {"broken.png"}:
+        image = read_image(loaded, str(folder / name))
+        assert records[name]["answer"] == answer_question(loaded, image, QUESTION, StageClock()).text
+    first, second, *others = out.read_text().splitlines(keepends=True)
+    begun = first + second.replace("}", ', "kept": true}')
+    out.write_text(begun + others[0][:20])
+    _run("ask_folder.py", str(folder), str(out), QUESTION, "--batch_size", "2")
+    assert out.read_text().startswith(begun) and sorted(_records(out)) == sorted(records)
+
+
+@pytest.mark.slow
+def test_a_run_is_fine_tuned_and_published(tmp_path, capsys):
+    _run("fine_tune.py", "--output_dir", str(tmp_path), "--max_steps", "2", "--batch_size", "2")
+    printed = capsys.readouterr().out
+    row = json.loads((tmp_path / "rows" / "rows.jsonl").read_text().splitlines()[0])
+    assert f"{row['question']} {row['answer']}" in printed and str(tmp_path / "run") in printed
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 2
+    _run("publish.py", str(tmp_path / "run"), "me/example")
+    *_, files_line, answer = capsys.readouterr().out.strip().splitlines()
+    assert {"README.md", "model.safetensors", "config.json"} <= set(files_line.split())
+    loaded = load(str(tmp_path / "run"))
+    assert (
+        answer
+        == answer_question(
+            loaded, read_image(loaded, str(IMAGES / "grid.png")), "What is in cell 5?", StageClock()
+        ).text
+    )
+
+
+def test_a_method_is_tried_and_leaves_no_trace(capsys):
+    before = METHODS["uniform"]
+    example = _run("selection_method.py", "--questions", "2")
+    assert METHODS["uniform"] is before
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [re.match(r"(\w+): [0-2] of 2", line)[1] for line in lines] == ["shirg", "uniform", "most_edges"]
+    edges = torch.tensor([0.0, 3.0, 1.0, 2.0])
+    kept = example["most_edges"](ViewTokens(torch.zeros(4, 2), edges=edges), 2, None)
+    assert kept.indices.tolist() == [1, 3]
