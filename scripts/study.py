@@ -16,9 +16,11 @@ that. What the config leaves out of study.yaml is written into study.json.
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -114,8 +116,6 @@ class _Study:
         Raises:
             ValueError: the folder holds a study of another base.
         """
-        import json
-
         import torch
 
         from modeling_shirg.evaluation.answer_log import check_settings
@@ -164,8 +164,6 @@ class _Study:
 
     def gate(self) -> dict[str, Any]:
         """Whether the base reads what it must."""
-        import json
-
         from modeling_shirg.evaluation.results import RESULTS_FILE
         from modeling_shirg.evaluation.study.gate import gate_verdict
         from modeling_shirg.evaluation.study.tables import ENTRIES
@@ -185,8 +183,6 @@ class _Study:
 
     def _adapter(self, entry: Any) -> Path:
         """The folder of an entry's adapter; how `generate` is called does not change what is trained."""
-        from dataclasses import replace
-
         from modeling_shirg.evaluation.study.tables import ADAPTERS
 
         from .bench_rows import parse_row
@@ -263,8 +259,6 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _option_words(options: dict[str, Any]) -> list[str]:
     """Fields of a config as `--option` takes them."""
-    import json
-
     written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
     return [f"{name}={value}" for name, value in written.items()]
 

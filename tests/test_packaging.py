@@ -35,7 +35,9 @@ def test_nothing_lands_under_a_foreign_name(wheel):
 def test_the_command_is_declared(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert "shirg = shirg_scripts.cli:main" in archive.read(name).decode()
+    declared = archive.read(name).decode()
+    assert "[console_scripts]\nshirg = shirg_scripts.cli:main" in declared
+    assert "[lmms_eval.models]\nshirg = shirg_scripts.lmms_eval_model:manifest" in declared
 
 
 def test_the_wheel_alone_answers(wheel, tmp_path):

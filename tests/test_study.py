@@ -100,7 +100,7 @@ def test_what_is_left_out_of_a_plan_is_said():
     less = config_of({**changed(groups=[group], tasks=["chart"], limit=20, train=train), "grid": None})
     assert cuts(plan, less) == [
         "Rows: the first 20 of each task instead of 80.",
-        "Tasks that are not asked: document; guard.",
+        "Tasks that are not asked: guard.",
         "Systems that are not asked: shirg; lavida-full; shirg-salient; uniform; shirg:diversity_weight=0.",
         "Not adapted: shirg.",
         "Seeds of adaptation that are left out: 1.",

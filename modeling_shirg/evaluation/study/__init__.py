@@ -4,6 +4,7 @@ plan (cuts.py), what it found (tables.py).
 scripts/study.py runs it. The folder of a study:
 
     RUN/study.json                     facts: the base, the config, what was cut from the plan, the gate, the machine
+    RUN/base.json                      fingerprint of the base's weights, which no other base may follow
     RUN/entries/NAME/entry.json        facts of one entry; `status` becomes "finished" as the last thing
     RUN/entries/NAME/...               what `shirg evaluate` leaves
     RUN/adapters/NAME, NAME.yaml       what `shirg train` leaves, and the arguments that it was given

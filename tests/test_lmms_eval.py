@@ -1,0 +1,112 @@
+"""The model of lmms-eval, on local parquet without a network; skipped where lmms-eval is missing (extra `eval`)."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import datasets
+import pytest
+
+from modeling_shirg.evaluation.answer_log import Place, read_answers
+from shirg_scripts.cli import main
+from tiny_model import noise_image, tiny_config, tiny_model, tiny_processor
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("lmms_eval") is None, reason="lmms-eval is not installed: pip install lmms-eval"),
+]
+
+SUFFIX = "\nAnswer the question with a single word."
+TASK = """
+task: local_charts
+dataset_path: parquet
+dataset_kwargs:
+  data_files: {{test: {file}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function charts.visual
+doc_to_text: !function charts.text
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: 4}}
+process_results: !function charts.score
+metric_list:
+  - {{metric: exact, aggregation: mean, higher_is_better: true}}
+"""
+FUNCTIONS = f"""
+def visual(doc):
+    return [doc["image"].convert("RGB")]
+
+
+def text(doc, lmms_eval_specific_kwargs=None):
+    return doc["question"] + {SUFFIX!r}
+
+
+def score(doc, results):
+    return {{"exact": float(results[0].strip() == doc["answer"])}}
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    config = tiny_config("shirg")
+    tiny_model(config).save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    return folder
+
+
+def _rows(folder: Path) -> Path:
+    rows = [
+        {"image": noise_image(n, 70, 40), "question": f"How many {n}?", "answer": str(n), "type": "human_test"}
+        for n in range(5)
+    ]
+    string = datasets.Value("string")
+    columns = {"question": string, "answer": string, "type": string, "image": datasets.Image()}
+    file = folder / "test-00000-of-00001.parquet"
+    datasets.Dataset.from_list(rows, features=datasets.Features(columns)).to_parquet(file)
+    return file
+
+
+def _lmms_eval(folder: Path, arguments: str, name: str) -> tuple[int, str, Path]:
+    out = folder / name
+    words = ["--model", "shirg", "--model_args", arguments, "--tasks", "local_charts", "--include_path", str(folder)]
+    words += ["--batch_size", "2", "--output_path", str(out), "--log_samples"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "lmms_eval", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    return done.returncode, done.stdout + done.stderr, out
+
+
+def test_lmms_eval_gets_the_answers_of_shirg_evaluate(base, tmp_path):
+    file = _rows(tmp_path)
+    (tmp_path / "local_charts.yaml").write_text(TASK.format(file=file))
+    (tmp_path / "charts.py").write_text(FUNCTIONS)
+    for system, extra in (("lavida-980", ""), ("shirg", ",prefix_kv=0.6,diversity_weight=0")):
+        # The command's status is 0 whatever happens: what it wrote tells.
+        _, printed, out = _lmms_eval(
+            tmp_path, f"pretrained={base},prune_method={system},device=cpu,steps=2{extra}", f"out-{system}"
+        )
+        samples = sorted(out.rglob("*samples_local_charts*.jsonl"))
+        assert samples, printed[-3000:]
+        records = [json.loads(line) for line in samples[0].read_text().splitlines()]
+        given = {record["doc_id"]: record["filtered_resps"][0] for record in records}
+        options = ":prefix_kv=0.6,diversity_weight=0" if extra else ""
+        words = ["--tasks", "chartqa", "--data", f"chartqa={tmp_path}", "--systems", f"{system}{options}"]
+        words += ["--max_new_tokens", "4", "--steps", "2", "--batch_size", "2", "--device", "cpu", "--no_curves"]
+        own = tmp_path / f"own-{system}"
+        assert main(["evaluate", "--model", str(base), "--out", str(own), *words]) == 0
+        answers = read_answers(own, Place("chartqa", f"{system}{options}", "none"))
+        assert given == {answer["row"]: answer["prediction"] for answer in answers} and len(given) == 5
+        results = json.loads(next(out.rglob("*results.json")).read_text())
+        assert 0 <= results["results"]["local_charts"]["exact,none"] <= 1
+
+
+def test_an_argument_that_is_none_is_said(base, tmp_path):
+    (tmp_path / "local_charts.yaml").write_text(TASK.format(file=_rows(tmp_path)))
+    (tmp_path / "charts.py").write_text(FUNCTIONS)
+    _, printed, out = _lmms_eval(tmp_path, f"pretrained={base},prefix_kw=0.6", "out")
+    assert "ShirgLavidaConfig has no field 'prefix_kw'" in printed
+    assert not list(out.rglob("*results.json"))
