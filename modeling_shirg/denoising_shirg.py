@@ -2,7 +2,8 @@
 
 Pure functions and small classes on plain tensors; they know neither the model nor its generation config.
 
-Shape suffixes: B batch, L block length, V vocabulary, N denoising steps of a block, X any further axes.
+Shape suffixes: B batch, L block length, M positions of a block that a step predicts, V vocabulary, N denoising steps
+of a block, X further axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,19 +73,19 @@ def transfer_table(
 
 
 # ---------------------------------------------------------------- which tokens
-def _top_confidence(probs_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
+def _top_confidence(probs_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
     """Probability of the predicted token."""
-    return probs_BLV.gather(-1, tokens_BL[..., None]).squeeze(-1)
+    return probs_XV.gather(-1, tokens_X[..., None]).squeeze(-1)
 
 
-def _negative_entropy(probs_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
-    return (probs_BLV * torch.log(probs_BLV + 1e-10)).sum(-1)
+def _negative_entropy(probs_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
+    return (probs_XV * torch.log(probs_XV + 1e-10)).sum(-1)
 
 
-def _margin(probs_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
+def _margin(probs_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
     """Distance of the two largest probabilities."""
-    top_BL2 = probs_BLV.topk(2, dim=-1).values
-    return top_BL2[..., 0] - top_BL2[..., 1]
+    top_X2 = probs_XV.topk(2, dim=-1).values
+    return top_X2[..., 0] - top_X2[..., 1]
 
 
 # The confidence of a prediction, by `remasking`; a step keeps the largest. `None` is a uniform draw.
@@ -94,13 +95,15 @@ CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | No
     "margin": _margin,
     "random": None,
 }
+# Logits that are in float64 at once: on a CPU as many as stay in its caches.
+_CHUNK = {"cpu": 2**17, "accelerator": 2**24}
 
 
 class RowNoise:
     """Uniform float64 draws with one independent stream per batch row.
 
-    Row r's stream is seeded by the r-th number that `generator` yields, and a row draws only in the steps in which it
-    has something to fill. So a row's draws depend on the generator's state and on r, not on the batch size, the
+    Row r's stream is seeded by the r-th number that `generator` yields, and in each step a row draws for its own
+    masked positions alone. So a row's draws depend on the generator's state and on r, not on the batch size, the
     padding or the other rows: row 0 of any batch equals a single run. For other rows pass a list of generators, one
     per row, which are used as they are. Streams live on the generator's device; another device type gives other
     numbers.
@@ -119,20 +122,20 @@ class RowNoise:
         seeds = [torch.randint(2**62, (1,), generator=generator, device=home).item() for _ in range(batch_size)]
         self.streams = [torch.Generator(device=home).manual_seed(seed) for seed in seeds]
 
-    def draw(self, like_BX: torch.Tensor, active_B: list[bool]) -> torch.Tensor:
-        """Draws in [0, 1) of the shape and on the device of `like_BX`, in float64; rows not in `active_B` get 0.5."""
-        draws_BX = torch.full(like_BX.shape, 0.5, dtype=torch.float64, device=like_BX.device)
-        for row, (stream, active) in enumerate(zip(self.streams, active_B, strict=True)):
-            if active:
-                draws_BX[row] = torch.rand(
-                    like_BX.shape[1:], generator=stream, dtype=torch.float64, device=stream.device
-                ).to(like_BX.device)
+    def draw(self, shape_BX: Sequence[int], num_masked: list[int], device: torch.device) -> torch.Tensor:
+        """Draws in [0, 1) in float64 for the first `num_masked[b]` entries of row b; the others are 0.5."""
+        draws_BX = torch.full(tuple(shape_BX), 0.5, dtype=torch.float64, device=device)
+        for row, (stream, count) in enumerate(zip(self.streams, num_masked, strict=True)):
+            if count:
+                shape = (count, *shape_BX[2:])
+                drawn = torch.rand(shape, generator=stream, dtype=torch.float64, device=stream.device)
+                draws_BX[row, :count] = drawn.to(device)
         return draws_BX
 
 
 class MaskedDiffusionSampler:
-    """One prediction and its confidence per position, in float64 (arXiv:2409.02908: low precision Gumbel noise biases
-    masked diffusion).
+    """One prediction and its confidence per masked position. What low precision would bias, the Gumbel draw and the
+    confidence, is float64 (arXiv:2409.02908), a few positions at a time.
 
     Args:
         remasking: name of the confidence, a key of `CONFIDENCES`.
@@ -153,45 +156,90 @@ class MaskedDiffusionSampler:
         self.suppress_tokens = suppress_tokens
         self.noise = noise
 
-    def __call__(self, logits_BLV: torch.Tensor, masked_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and confidences, both `(B, L)`. The confidence at a position that is not masked is -inf."""
-        if logits_BLV.device.type == "mps":  # Apple's GPUs have no float64
-            tokens_BL, confidence_BL = self(logits_BLV.cpu(), masked_BL.cpu())
-            return tokens_BL.to(masked_BL.device), confidence_BL.float().to(masked_BL.device)
-        logits_BLV = self._suppress(logits_BLV.to(torch.float64))
-        active_B = masked_BL.any(-1).tolist() if self.noise is not None else []
-        tokens_BL = self._predict(logits_BLV, active_B)
+    def __call__(self, logits_BMV: torch.Tensor, num_masked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and confidences, both `(B, M)`, of positions as `masked_positions` orders them: the first
+        `num_masked[b]` of row b are masked. The confidence of the others is -inf. The logits are written to."""
+        if logits_BMV.device.type == "mps":  # Apple's GPUs have no float64
+            tokens_BM, confidence_BM = self(logits_BMV.cpu(), num_masked)
+            return tokens_BM.to(logits_BMV.device), confidence_BM.float().to(logits_BMV.device)
+        self._suppress(logits_BMV)
+        tokens_BM = self._predict(logits_BMV, num_masked)
         if self.confidence is None:
-            confidence_BL = self.noise.draw(masked_BL, active_B)
+            confidence_BM = self.noise.draw(tokens_BM.shape, num_masked, tokens_BM.device)
         else:
-            confidence_BL = self.confidence(logits_BLV.softmax(-1), tokens_BL)
-        return tokens_BL, confidence_BL.masked_fill(~masked_BL, -torch.inf)
+            confidence_BM = self._confidences(logits_BMV, tokens_BM)
+        if min(num_masked) < tokens_BM.shape[1]:
+            counts_B1 = torch.tensor(num_masked, device=tokens_BM.device)[:, None]
+            filled_BM = torch.arange(tokens_BM.shape[1], device=tokens_BM.device) >= counts_B1
+            confidence_BM = confidence_BM.masked_fill(filled_BM, -torch.inf)
+        return tokens_BM, confidence_BM
 
-    def _suppress(self, logits_BLV: torch.Tensor) -> torch.Tensor:
+    def _suppress(self, logits_BMV: torch.Tensor) -> None:
         if not self.suppress_tokens:
-            return logits_BLV
-        if max(self.suppress_tokens) >= logits_BLV.shape[-1]:
+            return
+        if max(self.suppress_tokens) >= logits_BMV.shape[-1]:
             raise ValueError(
-                f"suppress_tokens holds id {max(self.suppress_tokens)}, the model has {logits_BLV.shape[-1]} logits."
+                f"suppress_tokens holds id {max(self.suppress_tokens)}, the model has {logits_BMV.shape[-1]} logits."
             )
-        suppressed = torch.tensor(self.suppress_tokens, device=logits_BLV.device)
-        return logits_BLV.index_fill(-1, suppressed, -torch.inf)
+        for token in self.suppress_tokens:
+            logits_BMV[..., token] = -torch.inf
 
-    def _predict(self, logits_BLV: torch.Tensor, active_B: list[bool]) -> torch.Tensor:
+    def _predict(self, logits_BMV: torch.Tensor, num_masked: list[int]) -> torch.Tensor:
         """The argmax of `exp(logits) / (-log u)^T`, in log space, where it neither overflows nor underflows."""
         if self.temperature is not None:
-            uniform_BLV = self.noise.draw(logits_BLV, active_B)
-            logits_BLV = logits_BLV - self.temperature * torch.log(-torch.log(uniform_BLV))
-        return logits_BLV.argmax(-1)
+            uniform_BMV = self.noise.draw(logits_BMV.shape, num_masked, logits_BMV.device)
+            logits_BMV = logits_BMV.double() - self.temperature * torch.log(-torch.log(uniform_BMV))
+        return logits_BMV.max(-1).indices  # on CPUs faster than `argmax`
+
+    def _confidences(self, logits_BMV: torch.Tensor, tokens_BM: torch.Tensor) -> torch.Tensor:
+        chunk = max(_CHUNK["cpu" if logits_BMV.is_cpu else "accelerator"] // logits_BMV.shape[-1], 1)
+        chunks = zip(logits_BMV.flatten(0, 1).split(chunk), tokens_BM.flatten().split(chunk), strict=True)
+        confidences = [self.confidence(each.softmax(-1, dtype=torch.float64), tokens) for each, tokens in chunks]
+        return torch.cat(confidences).view(tokens_BM.shape)
 
 
-def select_positions(confidence_BL: torch.Tensor, masked_BL: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
-    """The `counts_B[b]` masked positions of row b with the largest confidence, as a boolean `(B, L)`. Ties go to the
-    lower index, so the choice does not depend on the device's sorting."""
-    order_BL = confidence_BL.sort(dim=-1, descending=True, stable=True).indices
-    rank_BL = torch.empty_like(order_BL)
-    rank_BL.scatter_(-1, order_BL, torch.arange(order_BL.shape[-1], device=order_BL.device).expand_as(order_BL))
-    return (rank_BL < counts_B[:, None]) & masked_BL
+def masked_positions(masked_BL: torch.Tensor, most: int) -> torch.LongTensor:
+    """The indices of each row's masked positions, ascending, `(B, most)`; a row that has fewer goes on with others.
+
+    `most` is the largest number of masked positions in a row, which the caller knows without asking the device.
+    """
+    return masked_BL.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+
+
+def select_positions(confidence_BM: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
+    """The `counts_B[b]` positions of row b with the largest confidence, as a boolean `(B, M)`, but none of -inf. Ties
+    go to the lower index, so the choice does not depend on the device's sorting."""
+    order_BM = confidence_BM.sort(dim=-1, descending=True, stable=True).indices
+    rank_BM = torch.empty_like(order_BM)
+    rank_BM.scatter_(-1, order_BM, torch.arange(order_BM.shape[-1], device=order_BM.device).expand_as(order_BM))
+    return (rank_BM < counts_B[:, None]) & (confidence_BM != -torch.inf)
+
+
+def confident_counts(
+    confidence_BM: torch.Tensor, threshold: float | None = None, factor: float | None = None
+) -> torch.LongTensor:
+    """How many of each row's predictions can be kept at once, `(B,)`, by the probabilities that they have alone
+    (Fast-dLLM, arXiv:2505.22618).
+
+    Args:
+        confidence_BM: probabilities, -inf where there is nothing to predict.
+        threshold: keep what is at least as probable.
+        factor: keep the n most probable, for the largest n with `(n + 1) * (1 - p_n) < factor`, where `p_n` is the
+            n-th largest probability.
+    """
+    if threshold is not None:
+        return (confidence_BM >= threshold).sum(-1)
+    ranks_M = torch.arange(1, confidence_BM.shape[-1] + 1, device=confidence_BM.device)
+    sorted_BM = confidence_BM.sort(dim=-1, descending=True).values
+    return (((ranks_M + 1) * (1 - sorted_BM) < factor) * ranks_M).amax(-1)
+
+
+def end_answers(response_BR: torch.LongTensor, mask_token_id: int, end_ids: list[int]) -> torch.LongTensor:
+    """The response with `end_ids[0]` in place of masks, in rows where all masks come after an end-of-text."""
+    masked_BR = response_BR == mask_token_id
+    ended_BR = torch.isin(response_BR, torch.tensor(end_ids, device=response_BR.device)).cumsum(-1) > 0
+    complete_B1 = ~(masked_BR & ~ended_BR).any(-1, keepdim=True)
+    return response_BR.masked_fill(masked_BR & complete_B1, end_ids[0])
 
 
 __all__ = [
@@ -199,6 +247,9 @@ __all__ = [
     "SCHEDULES",
     "MaskedDiffusionSampler",
     "RowNoise",
+    "confident_counts",
+    "end_answers",
+    "masked_positions",
     "select_positions",
     "transfer_counts",
     "transfer_table",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 
 from .denoising_shirg import CONFIDENCES, SCHEDULES
 from .prefix_cache_shirg import PREFIX_DTYPES
@@ -16,11 +16,16 @@ GENERATION_DEFAULTS: dict[str, Any] = {
     "schedule": None,
     "shift": 3.0,
     "remasking": "low_confidence",
+    "confidence_threshold": None,
+    "confidence_factor": None,
+    "stop_at_eos": False,
     "do_sample": False,
     "temperature": None,
     "use_cache": True,
     "prefix_kv": None,
     "prefix_dtype": None,
+    "dual_cache": False,
+    "compile_config": None,
     "suppress_tokens": None,
     "return_dict_in_generate": False,
     "output_history": False,
@@ -38,7 +43,7 @@ _METADATA = ("_commit_hash", "_from_model_config", "_original_object_hash", "tra
 class ShirgGenerationConfig(GenerationConfig):
     r"""
     Args:
-        max_new_tokens (`int`, defaults to 32): length R of the response. It is fixed: nothing ends it early.
+        max_new_tokens (`int`, defaults to 32): length R of the response. It is fixed; see `stop_at_eos`.
         block_length (`int`, *optional*): the response is filled in blocks of this length from left to right; it
             divides `max_new_tokens`. `None` is one block.
         steps (`int`, *optional*): denoising steps over all blocks, a multiple of the number of blocks. A block has at
@@ -50,6 +55,13 @@ class ShirgGenerationConfig(GenerationConfig):
         shift (`float`, defaults to 3.0): strength of `"shift"`; above 1 starts slowly, below 1 fast.
         remasking (`"low_confidence"`, `"random"`, `"entropy"` or `"margin"`, defaults to `"low_confidence"`): which
             predictions a step keeps, see `CONFIDENCES`.
+        confidence_threshold (`float`, *optional*): a step also keeps every prediction of at least this probability, in
+            (0, 1], beyond what the schedule says: fewer forwards, and another answer where predictions that are sure
+            alone do not fit each other (Fast-dLLM, arXiv:2505.22618).
+        confidence_factor (`float`, *optional*): instead, a step keeps the n most probable predictions for the largest
+            n with `(n + 1) * (1 - p_n) < confidence_factor`, > 0 (the same paper).
+        stop_at_eos (`bool`, defaults to `False`): when everything before an end-of-text token is filled, what is left
+            after it becomes end-of-text without further forwards. The text up to there stays what it was.
         do_sample (`bool`, defaults to `False`): draw tokens with `temperature` instead of taking the most probable
             one.
         temperature (`float`, *optional*): of the draw, > 0, only with `do_sample=True`, where `None` is 1.0. The
@@ -61,6 +73,11 @@ class ShirgGenerationConfig(GenerationConfig):
             (0, 1], over all layers together (PrefixKV, arXiv:2412.03409). `None` and 1.0 keep all.
         prefix_dtype (`"bfloat16"`, `"float16"` or `"int8"`, *optional*): the type in which they are stored; they are
             used in the model's own. `None` is the model's.
+        dual_cache (`bool`, defaults to `False`): within a block, compute only the block's tokens after its first step,
+            on the keys and values that the rest of the response had then (Fast-dLLM's DualCache): an approximation,
+            for long answers in blocks.
+        compile_config (`CompileConfig` or `dict`, *optional*): run denoising steps under `torch.compile` with these
+            arguments. The first answer of a length waits for the compiler. Not saved with a model.
         suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token,
             `[]` is none.
         return_dict_in_generate (`bool`, defaults to `False`): return a `ShirgGenerationOutput` instead of ids.
@@ -84,6 +101,8 @@ class ShirgGenerationConfig(GenerationConfig):
             )
         for name, default in GENERATION_DEFAULTS.items():
             setattr(self, name, kwargs.get(name, default))
+        if isinstance(self.compile_config, dict):
+            self.compile_config = CompileConfig(**self.compile_config)
         self._from_model_config = False
         self.validate()
 
@@ -98,6 +117,7 @@ class ShirgGenerationConfig(GenerationConfig):
                 )
         self._validate_steps()
         self._validate_choices()
+        self._validate_confidence()
         self._validate_prefix()
         self._validate_sampling()
         self._validate_tokens()
@@ -130,12 +150,29 @@ class ShirgGenerationConfig(GenerationConfig):
             raise ValueError(f"shift={self.shift!r} must be a number > 0.")
         if self.remasking not in CONFIDENCES:
             raise ValueError(f"remasking={self.remasking!r} must be one of {', '.join(map(repr, CONFIDENCES))}.")
-        for name in ("do_sample", "use_cache", "return_dict_in_generate", *_OUTPUT_FLAGS):
+        for name in ("do_sample", "use_cache", "return_dict_in_generate", "stop_at_eos", "dual_cache", *_OUTPUT_FLAGS):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
         for name in _OUTPUT_FLAGS:
             if getattr(self, name) and not self.return_dict_in_generate:
                 raise ValueError(f"{name}=True needs return_dict_in_generate=True, got False: ids cannot hold it.")
+
+    def _validate_confidence(self) -> None:
+        threshold, factor = self.confidence_threshold, self.confidence_factor
+        if threshold is not None and factor is not None:
+            raise ValueError(
+                f"confidence_threshold={threshold} and confidence_factor={factor} both say what a step keeps: give "
+                "one of them."
+            )
+        if threshold is not None and (not _is_number(threshold) or not 0 < threshold <= 1):
+            raise ValueError(f"confidence_threshold={threshold!r} must be a number in (0, 1].")
+        if factor is not None and (not _is_number(factor) or not factor > 0):
+            raise ValueError(f"confidence_factor={factor!r} must be a number > 0.")
+        if self.by_confidence and self.remasking != "low_confidence":
+            raise ValueError(
+                "confidence_threshold and confidence_factor are of probabilities, so they need "
+                f"remasking='low_confidence', got {self.remasking!r}."
+            )
 
     def _validate_prefix(self) -> None:
         if self.prefix_kv is not None and (not _is_number(self.prefix_kv) or not 0 < self.prefix_kv <= 1):
@@ -144,9 +181,23 @@ class ShirgGenerationConfig(GenerationConfig):
             raise ValueError(
                 f"prefix_dtype={self.prefix_dtype!r} must be None or one of {', '.join(map(repr, PREFIX_DTYPES))}."
             )
-        for name in ("prefix_kv", "prefix_dtype"):
-            if getattr(self, name) is not None and not self.use_cache:
+        for name in ("prefix_kv", "prefix_dtype", "dual_cache", "compile_config"):
+            if getattr(self, name) not in (None, False) and not self.use_cache:
                 raise ValueError(f"{name}={getattr(self, name)!r} needs use_cache=True, got False: there is no cache.")
+        if self.dual_cache and self.block_length is None:
+            raise ValueError(
+                "dual_cache=True needs block_length: a response of one block has no other tokens to keep."
+            )
+        if self.dual_cache and self.prefix_dtype is not None:
+            raise ValueError(
+                f"dual_cache=True keeps the response in the cache, which prefix_dtype={self.prefix_dtype!r} cannot: "
+                "give one of them."
+            )
+        if self.compile_config is not None and not isinstance(self.compile_config, CompileConfig):
+            raise ValueError(
+                f"compile_config={self.compile_config!r} must be a CompileConfig or a dict of its fields, {{}} for "
+                "all defaults."
+            )
 
     def _validate_sampling(self) -> None:
         if self.temperature is None:
@@ -180,6 +231,16 @@ class ShirgGenerationConfig(GenerationConfig):
     def num_blocks(self) -> int:
         """Number of blocks of the response."""
         return self.max_new_tokens // self.tokens_per_block
+
+    @property
+    def by_confidence(self) -> bool:
+        """Whether the confidences decide how many predictions a step keeps."""
+        return self.confidence_threshold is not None or self.confidence_factor is not None
+
+    @property
+    def end_ids(self) -> list[int]:
+        """`eos_token_id` as a list."""
+        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
 
     @property
     def sampling_temperature(self) -> float | None:

@@ -14,14 +14,26 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import GenerationConfig, LlamaConfig, LlamaModel, PreTrainedModel, TextDiffusionStreamer
+from transformers import (
+    CompileConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedModel,
+    TextDiffusionStreamer,
+)
+from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from fresh_process import run_fresh
+from modeling_shirg import denoising_shirg
 from modeling_shirg.denoising_shirg import (
     CONFIDENCES,
     MaskedDiffusionSampler,
     RowNoise,
+    confident_counts,
+    end_answers,
+    masked_positions,
     select_positions,
     transfer_counts,
     transfer_table,
@@ -129,13 +141,22 @@ def pad(prompts: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Ten
 
 
 def capture_logits(model: TinyModel, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `generate` returns, and the logits of all its forwards, `(forwards, B, L, V)`."""
-    seen = []
-    handle = model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output))
+    """What `generate` returns, and the logits of all its forwards, `(forwards, B, R, V)`: 0 at filled positions."""
+    seen, denoise = [], model._denoise
+
+    def recorded(prompt, prefix, response_BR, positions_BM, tokens):
+        logits_BMV = denoise(prompt, prefix, response_BR, positions_BM, tokens)
+        whole_BRV = logits_BMV.new_zeros(*response_BR.shape, logits_BMV.shape[-1])
+        whole_BRV[torch.arange(len(response_BR))[:, None], positions_BM] = logits_BMV
+        whole_BRV[response_BR != model.config.mask_token_id] = 0
+        seen.append(whole_BRV)
+        return logits_BMV
+
+    model._denoise = recorded
     try:
         return model.generate(**kwargs), torch.stack(seen)
     finally:
-        handle.remove()
+        del model._denoise
 
 
 class Recorder(BaseStreamer):
@@ -214,10 +235,12 @@ def test_cache_equals_a_forward_with_a_blind_prompt(model, prompts):
         MaskedDiffusionSampler("low_confidence", suppress_tokens=[MASK, IMAGE]),
     )
     for step, recorded in enumerate(output.history):
+        masked = response == MASK
         expected = blind_prefix_logits(model, prompt, response)
-        torch.testing.assert_close(logits[step], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-        tokens, confidence = sampler(expected, response == MASK)
-        keep = select_positions(confidence, response == MASK, torch.tensor([1]))
+        error = (logits[step] - expected)[masked].abs().max()
+        assert error <= 1e-5 * expected.abs().max()
+        tokens, confidence = sampler(expected, [12])
+        keep = select_positions(confidence.masked_fill(~masked, -torch.inf), torch.tensor([1]))
         response = torch.where(keep, tokens, response)
         assert torch.equal(response, recorded)
     assert MASK not in response
@@ -236,9 +259,39 @@ def test_an_all_ones_mask_changes_no_bit(model, prompts):
     assert torch.equal(bare, masked)
 
 
-def test_logits_are_computed_for_the_current_block_alone(model, prompts):
-    _, logits = capture_logits(model, input_ids=prompts[0], max_new_tokens=8, block_length=4, step_ratio=0.5)
-    assert logits.shape == (4, 1, 4, 512)
+def head_rows(model: TinyModel, **kwargs) -> list[int]:
+    """Rows of every product with the head in one call."""
+    rows = []
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: rows.append(output[..., 0].numel()))
+    try:
+        model.generate(**kwargs)
+    finally:
+        handle.remove()
+    return rows
+
+
+def test_logits_are_computed_where_a_mask_can_still_fall(model, prompts):
+    kwargs = {"input_ids": prompts[0], "max_new_tokens": 8, "block_length": 4, "step_ratio": 0.5}
+    _, logits = capture_logits(model, **kwargs)
+    where = logits.ne(0).any(-1)[:, 0]
+    assert where.sum(-1).tolist() == [4, 2, 4, 2]
+    assert not where[:2, 4:].any() and not where[2:, :4].any()
+
+
+def test_products_with_the_head_have_few_rows_or_a_multiple_of_sixteen(model, prompts):
+    assert head_rows(model, input_ids=prompts[0], max_new_tokens=20) == [32] * 4 + [16] * 13 + [3, 2, 1]
+
+
+def test_the_last_layer_reads_no_prompt_beyond_its_keys(model, prompts):
+    lengths = []
+    mlp = model.model.language_model.layers[-1].mlp
+    handle = mlp.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
+    try:
+        for ratio in (None, 0.5):
+            model.generate(input_ids=prompts[1], max_new_tokens=8, steps=2, prefix_kv=ratio)
+    finally:
+        handle.remove()
+    assert lengths == [8] * 4
 
 
 # ---------------------------------------------------------------- batches
@@ -363,11 +416,10 @@ def test_the_first_row_of_a_batch_draws_as_a_single_run(model, prompts):
 
 def test_gumbel_draw_equals_the_originals_formula():
     logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
-    masked = torch.ones(2, 5, dtype=torch.bool)
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     noise = RowNoise(generators, 2, logits.device)
     sampler = MaskedDiffusionSampler("low_confidence", temperature=0.7, noise=noise)
-    tokens, confidence = sampler(logits, masked)
+    tokens, confidence = sampler(logits.clone(), [5, 5])
     uniform = torch.stack(
         [torch.rand(5, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1)]
     )
@@ -389,10 +441,39 @@ def test_every_remasking_fills_the_response(model, prompts, remasking):
     assert MASK not in response and IMAGE not in response
 
 
+@pytest.mark.parametrize("remasking", ["low_confidence", "entropy", "margin"])
+@pytest.mark.parametrize("chunk", [1, 2**20])
+def test_confidence_is_the_one_of_all_positions_in_float64(remasking, chunk, monkeypatch):
+    monkeypatch.setitem(denoising_shirg._CHUNK, "cpu", chunk)
+    logits = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)) * 8
+    banned = int(logits[0, 0].argmax())
+    tokens, confidence = MaskedDiffusionSampler(remasking, suppress_tokens=[banned])(logits.clone(), [5, 3])
+    whole = logits.double().index_fill(-1, torch.tensor([banned]), -torch.inf)
+    assert torch.equal(tokens, whole.argmax(-1)) and tokens[0, 0] != banned
+    expected = CONFIDENCES[remasking](whole.softmax(-1), tokens)
+    expected[1, 3:] = -torch.inf
+    assert torch.equal(confidence, expected) and confidence.dtype == torch.float64
+
+
+def test_masked_positions_come_first_and_in_order():
+    masked = torch.tensor([[True, False, True, False, True], [False, False, False, True, False]])
+    assert masked_positions(masked, 3).tolist() == [[0, 2, 4], [3, 0, 1]]
+
+
+def test_a_row_draws_for_its_own_masks_alone():
+    """What row 1 has left does not change what row 0 draws next."""
+    draws = []
+    for left in ([2, 5], [2, 1], [2, 0]):
+        noise = RowNoise([torch.Generator().manual_seed(seed) for seed in (0, 1)], 2, torch.device("cpu"))
+        draws.append([noise.draw((2, max(left), 7), left, torch.device("cpu"))[0, :2] for _ in range(2)])
+    assert all(torch.equal(a, b) for other in draws[1:] for a, b in zip(draws[0], other, strict=True))
+    assert not torch.equal(draws[0][0], draws[0][1])
+
+
 def test_ties_go_to_the_lower_index():
     confidence = torch.tensor([[0.5, 0.9, 0.5, 0.9, 0.5], [0.1, 0.1, 0.1, 0.1, 0.1]])
     masked = torch.tensor([[True, True, True, True, True], [False, True, True, False, True]])
-    keep = select_positions(confidence.masked_fill(~masked, -torch.inf), masked, torch.tensor([3, 2]))
+    keep = select_positions(confidence.masked_fill(~masked, -torch.inf), torch.tensor([3, 2]))
     assert keep.tolist() == [[True, True, False, True, False], [False, True, True, False, False]]
 
 
@@ -683,3 +764,228 @@ def test_more_positions_than_the_model_knows_are_a_warning(model, prompts, caplo
     with caplog.at_level("WARNING"):
         short.generate(input_ids=prompts[0], max_new_tokens=4)
     assert "15 tokens long; the language model knows 12 positions" in caplog.text
+
+
+# ---------------------------------------------------------------- fewer forwards
+def report(model: TinyModel, **kwargs) -> ShirgGenerationOutput:
+    return model.generate(return_dict_in_generate=True, output_history=True, **kwargs)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.9, 1.0])
+def test_confident_counts_by_threshold_and_by_factor_as_they_are_written(probability):
+    confidence = torch.tensor([[0.9, 0.2, 0.95, 0.5], [probability, 0.99, -torch.inf, -torch.inf]]).double()
+    for threshold in (0.2, 0.5, 0.9, 1.0):
+        expected = [sum(each >= threshold for each in row) for row in confidence.tolist()]
+        assert confident_counts(confidence, threshold=threshold).tolist() == expected
+    for factor in (0.05, 0.2, 0.5, 1.0, 5.0):
+        expected = []
+        for row in confidence.tolist():
+            ordered = sorted(row, reverse=True)
+            fits = [n for n in range(1, 5) if (n + 1) * (1 - ordered[n - 1]) < factor]
+            expected.append(max(fits, default=0))
+        assert confident_counts(confidence, factor=factor).tolist() == expected
+
+
+@pytest.mark.parametrize("option", [{"confidence_threshold": 1.0}, {"confidence_factor": 1e-12}])
+def test_a_bar_that_nothing_reaches_changes_nothing(model, prompts, option):
+    plain, barred = (report(model, input_ids=prompts[1], max_new_tokens=12, **each) for each in ({}, option))
+    assert torch.equal(plain.history, barred.history)
+
+
+@pytest.mark.parametrize("option", [{"confidence_threshold": 1e-9}, {"confidence_factor": 1e3}])
+def test_a_bar_that_everything_passes_fills_a_block_in_one_forward(model, prompts, option):
+    output = report(model, input_ids=prompts[1], max_new_tokens=12, block_length=4, **option)
+    assert output.forwards == 3 and MASK not in output.sequences
+    first = report(model, input_ids=prompts[1], max_new_tokens=12, block_length=4, steps=3)
+    assert torch.equal(output.history, first.history)
+
+
+def test_a_threshold_keeps_what_reaches_it_and_at_least_what_the_schedule_says(model, prompts):
+    threshold, seen = 0.3, []
+    kwargs = {"input_ids": prompts[1], "max_new_tokens": 16, "steps": 8, "confidence_threshold": threshold}
+    output, logits = capture_logits(model, **kwargs, return_dict_in_generate=True, output_history=True)
+    before = torch.full((16,), MASK)
+    for step_logits, after in zip(logits[:, 0], output.history[:, 0], strict=True):
+        masked = before == MASK
+        step_logits[:, [MASK, IMAGE]] = -torch.inf
+        sure = int((step_logits[masked].double().softmax(-1).amax(-1) >= threshold).sum())
+        filled = int((masked & (after != MASK)).sum())
+        assert filled == min(max(2, sure), int(masked.sum()))
+        seen.append(sure)
+        before = after
+    assert max(seen) > 2 and output.forwards < 8
+
+
+def test_rows_of_a_batch_are_filled_at_their_own_pace(model, prompts):
+    input_ids, attention_mask = pad(prompts, "left")
+    kwargs = {"max_new_tokens": 12, "block_length": 6, "confidence_threshold": 0.3, "steps": 12}
+    batch = report(model, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+    singles = [report(model, input_ids=prompt, **kwargs) for prompt in prompts]
+    for row, single in enumerate(singles):
+        assert torch.equal(batch.sequences[row, -12:], single.sequences[0, -12:])
+    assert len({single.forwards for single in singles}) > 1
+    assert batch.forwards >= max(single.forwards for single in singles)
+
+
+def test_answers_end_where_only_end_of_text_is_left():
+    response = torch.tensor([[7, 481, 500, 8, 500], [500, 481, 500, 3, 4], [7, 8, 500, 4, 5], [481, 1, 2, 3, 4]])
+    ended = end_answers(response, 500, [481, 9])
+    assert ended.tolist() == [[7, 481, 481, 8, 481], [500, 481, 500, 3, 4], [7, 8, 500, 4, 5], [481, 1, 2, 3, 4]]
+    assert end_answers(torch.tensor([[9, 500]]), 500, [481, 9]).tolist() == [[9, 481]]
+
+
+def test_stopping_early_keeps_the_text_and_spares_forwards(model, prompts):
+    """With an end-of-text that this model likes to predict."""
+    plain = report(model, input_ids=prompts[1], max_new_tokens=16, block_length=4)
+    answer = plain.sequences[0, -16:].tolist()
+    eos = answer[5]
+    stopped = report(
+        model, input_ids=prompts[1], max_new_tokens=16, block_length=4, stop_at_eos=True, eos_token_id=eos
+    )
+    first = answer.index(eos)
+    assert stopped.sequences[0, -16:].tolist()[: first + 1] == answer[: first + 1]
+    assert set(stopped.sequences[0, -16:].tolist()[8:]) == {eos}
+    assert stopped.forwards < plain.forwards == 16
+
+
+def test_a_row_that_has_ended_waits_for_the_others(model, prompts):
+    input_ids, attention_mask = pad(prompts, "right")
+    eos = int(model.generate(prompts[0], max_new_tokens=16, block_length=4)[0, -14])
+    kwargs = {"max_new_tokens": 16, "block_length": 4, "stop_at_eos": True, "eos_token_id": eos}
+    batch = report(model, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+    singles = [report(model, input_ids=prompt, **kwargs) for prompt in prompts]
+    for row, single in enumerate(singles):
+        assert torch.equal(batch.sequences[row, -16:], single.sequences[0, -16:])
+    assert singles[0].forwards < batch.forwards == max(single.forwards for single in singles)
+
+
+def test_stopping_early_needs_an_end_of_text():
+    nameless = TinyModel(tiny_config())
+    nameless.config.eos_token_id = None
+    with pytest.raises(ValueError, match="stop_at_eos=True needs an end-of-text token"):
+        nameless.generate(torch.tensor([[1, 2]]), stop_at_eos=True)
+
+
+@torch.no_grad()
+def test_the_dual_cache_sees_the_rest_of_the_response_as_it_was_in_the_blocks_first_step(model, prompts):
+    prompt, language_model = prompts[1], model.model.language_model
+    kwargs = {"input_ids": prompt, "max_new_tokens": 12, "block_length": 4, "steps": 6}
+    _, plain = capture_logits(model, **kwargs)
+    output, dual = capture_logits(model, **kwargs, dual_cache=True, return_dict_in_generate=True, output_history=True)
+    assert torch.equal(dual[0], plain[0]) and not torch.equal(dual[1], plain[1])
+    for first in (0, 2, 4):  # forwards that begin a block
+        before = torch.full((1, 12), MASK) if first == 0 else output.history[first - 1]
+        start, cache = 2 * first, DynamicCache(config=language_model.config)
+        language_model(prompt, past_key_values=cache, use_cache=True, is_causal=False)
+        positions = torch.arange(24, 36)[None]
+        language_model(before, position_ids=positions, past_key_values=cache, use_cache=True, is_causal=False)
+        for layer in cache.layers:
+            layer.keys, layer.values = (
+                torch.cat([part[:, :, : 24 + start], part[:, :, 28 + start :]], dim=2)
+                for part in (layer.keys, layer.values)
+            )
+        block, kwargs = slice(start, start + 4), {"past_key_values": cache, "use_cache": True, "is_causal": False}
+        tokens = output.history[first][:, block]
+        hidden = language_model(tokens, position_ids=positions[:, block], **kwargs).last_hidden_state
+        expected = model.lm_head(hidden)[tokens == MASK]
+        found = dual[first + 1][:, block][tokens == MASK]
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("option", [{}, {"prefix_kv": 0.5}])
+def test_the_dual_cache_of_padded_rows_equals_single_runs(model, prompts, option):
+    input_ids, attention_mask = pad(prompts, "left")
+    kwargs = {"max_new_tokens": 8, "block_length": 4, "steps": 4, "dual_cache": True, **option}
+    batch = model.generate(input_ids, attention_mask=attention_mask, **kwargs)
+    for row, prompt in enumerate(prompts):
+        assert torch.equal(batch[row, -8:], model.generate(prompt, **kwargs)[0, -8:])
+
+
+def test_the_dual_cache_of_one_block_is_exact(model, prompts):
+    plain, dual = (
+        report(model, input_ids=prompts[1], max_new_tokens=8, block_length=8, dual_cache=value)
+        for value in (False, True)
+    )
+    assert torch.equal(plain.history, dual.history)
+
+
+def test_the_dual_cache_reads_a_block_alone_after_its_first_step(model, prompts):
+    lengths = []
+    mlp = model.model.language_model.layers[0].mlp
+    handle = mlp.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
+    try:
+        model.generate(prompts[1], max_new_tokens=12, block_length=4, steps=6, dual_cache=True)
+    finally:
+        handle.remove()
+    assert lengths == [24, 12, 4, 12, 4, 12, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confidence_threshold": 0.9, "confidence_factor": 1.0}, "confidence_threshold=0.9 and .*factor=1.0"),
+        ({"confidence_threshold": 0}, r"confidence_threshold=0 must be a number in \(0, 1\]"),
+        ({"confidence_threshold": 1.5}, "confidence_threshold=1.5"),
+        ({"confidence_threshold": True}, "confidence_threshold=True"),
+        ({"confidence_factor": 0}, "confidence_factor=0 must be a number > 0"),
+        ({"confidence_factor": "1"}, "confidence_factor='1'"),
+        ({"confidence_factor": 1.0, "remasking": "margin"}, "remasking='low_confidence', got 'margin'"),
+        ({"stop_at_eos": 1}, "stop_at_eos=1 must be True or False"),
+        ({"dual_cache": True}, "dual_cache=True needs block_length"),
+        ({"dual_cache": True, "block_length": 8, "use_cache": False}, "dual_cache=True needs use_cache=True"),
+        ({"dual_cache": True, "block_length": 8, "prefix_dtype": "int8"}, "prefix_dtype='int8' cannot"),
+        ({"compile_config": True}, "compile_config=True must be a CompileConfig or a dict"),
+        ({"compile_config": {}, "use_cache": False}, "compile_config=.* needs use_cache=True"),
+    ],
+)
+def test_options_for_fewer_or_faster_forwards_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        ShirgGenerationConfig(**options)
+
+
+# ---------------------------------------------------------------- compiled steps
+def assert_compiled_equals_eager(model: TinyModel, backend: str, **kwargs) -> None:
+    plain, plain_logits = capture_logits(model, **kwargs)
+    config = {"backend": backend, "mode": None, "fullgraph": True}
+    tokens, logits = capture_logits(model, **kwargs, compile_config=config)
+    assert torch.equal(tokens, plain)
+    assert (logits - plain_logits).abs().max() <= 5e-5 * plain_logits.abs().max()
+
+
+def test_a_whole_step_is_one_graph_that_computes_the_same(model, prompts):
+    input_ids, attention_mask = pad(prompts, "left")
+    kwargs = {"max_new_tokens": 8, "steps": 2}
+    assert_compiled_equals_eager(model, "eager", input_ids=prompts[1], **kwargs)
+    assert_compiled_equals_eager(model, "eager", input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+@pytest.mark.slow
+def test_compiled_steps_give_the_same_tokens(model, prompts):
+    """Whatever the prompt's length, padding or not, evicted or not."""
+    input_ids, attention_mask = pad(prompts, "left")
+    kwargs = {"max_new_tokens": 8, "steps": 4}
+    for option in ({}, {"prefix_kv": 0.5}, {"dual_cache": True, "block_length": 4}):
+        for prompt in prompts:
+            assert_compiled_equals_eager(model, "inductor", input_ids=prompt, **kwargs, **option)
+    assert_compiled_equals_eager(model, "inductor", input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+def test_a_compiled_step_is_compiled_once(model, prompts):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    config = CompileConfig(backend=backend, mode=None, fullgraph=True)
+    for _ in range(2):
+        model.generate(prompts[1], max_new_tokens=8, compile_config=config)
+    assert len(graphs) == 1
+
+
+def test_a_compile_config_is_not_saved(tmp_path):
+    config = ShirgGenerationConfig(compile_config={"fullgraph": True}, steps=4)
+    assert isinstance(config.compile_config, CompileConfig) and config.compile_config.fullgraph
+    config.save_pretrained(tmp_path)
+    assert ShirgGenerationConfig.from_pretrained(tmp_path).compile_config is None

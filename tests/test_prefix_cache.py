@@ -14,13 +14,15 @@ from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.prefix_cache_shirg import (
+    NarrowPrefixLayer,
     PrefixCache,
     PrefixLayer,
+    _read_prompt,
     attention_mass,
     encode_compressed,
+    encode_whole,
     kept_positions,
     prefix_budget,
-    prefix_bytes,
     run_layers,
 )
 from shirg_scripts.cli import main
@@ -143,7 +145,7 @@ def layer_scores(model: TinyModel, prompt: torch.Tensor) -> list[torch.Tensor]:
     with torch.no_grad():
         embeds = language_model.embed_tokens(prompt)
         positions = torch.arange(prompt.shape[1])[None]
-        run_layers(language_model, embeds, positions, [None] * LAYERS, cache, score)
+        _read_prompt(language_model, embeds, None, positions, cache, score)
     return scores
 
 
@@ -203,23 +205,45 @@ def test_a_ratio_of_one_changes_no_bit(model, prompts):
         assert torch.equal(plain, full) and torch.equal(plain_logits, full_logits)
 
 
-def test_the_layers_run_one_by_one_as_the_stock_model_runs_them(model, prompts):
-    input_ids, mask = pad(prompts, "left")
+def rotation(model: TinyModel, first: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    positions = torch.arange(first, first + length)[None]
+    return model.model.language_model.rotary_emb(torch.zeros(1, length, 64), position_ids=positions)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_prompt_is_read_as_the_stock_model_reads_it(model, prompts, side):
+    input_ids, mask = pad(prompts, side)
+    language_model = model.model.language_model
     with torch.no_grad():
-        language_model = model.model.language_model
-        embeds = language_model.embed_tokens(input_ids)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache, lengths_LB = encode_compressed(language_model, embeds, mask.bool(), positions, None, None)
-    assert lengths_LB.tolist() == [[11, 24, 17]] * LAYERS
+        embeds, positions = language_model.embed_tokens(input_ids), (mask.cumsum(-1) - 1).clamp(min=0)
+        cache, lengths_LB = encode_whole(language_model, embeds, mask.bool(), positions, 8)
+        compressed, same_LB = encode_compressed(language_model, embeds, mask.bool(), positions, 8, None, None)
+        stock = DynamicCache(config=language_model.config)
+        kwargs = {"attention_mask": mask, "position_ids": positions, "is_causal": False}
+        language_model(inputs_embeds=embeds, past_key_values=stock, use_cache=True, **kwargs)
+    assert lengths_LB.tolist() == same_LB.tolist() == [[11, 24, 17]] * LAYERS
+    for layer, small, expected in zip(cache.layers, compressed.layers, stock.layers, strict=True):
+        for row in range(3):
+            for own, less, whole in zip(layer.prompt(), small.prompt(), (expected.keys, expected.values), strict=True):
+                seen = whole[row, :, mask[row].bool()]
+                assert torch.equal(own[row, :, mask[row].bool()], seen)
+                assert torch.equal(less[row, :, : seen.shape[1]], seen)
+
+
+def test_a_step_runs_as_the_stock_model_runs_it(model, prompts):
     _, plain = capture_logits(model, input_ids=prompts[1], max_new_tokens=8)
-    cut = functools.partial(PrefixCache, kept_LBP=torch.ones(LAYERS, 1, 24, dtype=torch.bool))
+    language_model = model.model.language_model
     with torch.no_grad():
         stock = DynamicCache(config=language_model.config)
         language_model(prompts[1], past_key_values=stock, use_cache=True, is_causal=False)
-        masks_embeds = language_model.embed_tokens(torch.full((1, 8), 500))
-        cache, positions = cut(stock), torch.arange(24, 32)[None]
-        hidden = run_layers(language_model, masks_embeds, positions, [None] * LAYERS, cache)
-    assert torch.equal(model.lm_head(hidden), plain[0])
+        hidden = language_model(
+            torch.full((1, 8), 500),
+            position_ids=torch.arange(24, 32)[None],
+            past_key_values=stock,
+            use_cache=True,
+            is_causal=False,
+        ).last_hidden_state
+    torch.testing.assert_close(plain[0], model.lm_head(hidden), rtol=0, atol=1e-5 * plain[0].abs().max().item())
 
 
 def test_bytes_fall_to_the_ratio_and_layers_differ(model, golden):
@@ -253,7 +277,7 @@ def test_evicting_is_hiding(model, prompts):
         language_model(prompt, past_key_values=full, use_cache=True, is_causal=False)
         masks = [torch.nn.functional.pad(kept_P, (0, 8), value=True).expand(1, 1, 8, -1) for kept_P in kept_LP]
         embeds = language_model.embed_tokens(torch.full((1, 8), 500))
-        hidden = run_layers(language_model, embeds, torch.arange(24, 32)[None], masks, full)
+        hidden = run_layers(language_model, embeds, rotation(model, 24, 8), masks, full)
     expected = model.lm_head(hidden)
     torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     _, plain = capture_logits(model, input_ids=prompt, max_new_tokens=8, steps=1)
@@ -315,21 +339,42 @@ def test_survivors_stay_in_the_order_of_the_prompt_and_hold_its_rotated_keys(mod
         full = DynamicCache(config=language_model.config)
         language_model(prompt, past_key_values=full, use_cache=True, is_causal=False)
         embeds = language_model.embed_tokens(prompt)
-        cache, _ = encode_compressed(language_model, embeds, None, torch.arange(24)[None], 0.5, None)
+        cache, _ = encode_compressed(language_model, embeds, None, torch.arange(24)[None], 8, 0.5, None)
     kept_LP = kept_positions(torch.stack(layer_scores(model, prompt)), 0.5)
     for layer, full_layer, kept_P in zip(cache.layers, full.layers, kept_LP, strict=True):
-        assert torch.equal(layer.keys, full_layer.keys[:, :, kept_P])
-        assert torch.equal(layer.values, full_layer.values[:, :, kept_P])
+        keys, values = layer.prompt()
+        assert torch.equal(keys, full_layer.keys[:, :, kept_P])
+        assert torch.equal(values, full_layer.values[:, :, kept_P])
 
 
-def test_the_prefix_is_never_written(model, prompts):
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+def test_the_prefix_is_never_written(model, prompts, dtype):
     embeds = model.model.language_model.embed_tokens(prompts[1]).detach()
-    cache, _ = encode_compressed(model.model.language_model, embeds, None, torch.arange(24)[None], 0.5, None)
-    before = [layer.keys.clone() for layer in cache.layers]
+    cache, _ = encode_compressed(model.model.language_model, embeds, None, torch.arange(24)[None], 8, 0.5, dtype)
+    before = [[part.clone() for part in layer.prompt()] for layer in cache.layers]
     for _ in range(2):
-        keys, values = cache.update(torch.randn(1, HEADS, 8, 16), torch.randn(1, HEADS, 8, 16), 0)
-        assert keys.shape[2] == values.shape[2] == cache.get_seq_length(0) + 8
-    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
+        new_keys, new_values = torch.randn(2, 1, HEADS, 8, 16)
+        keys, values = cache.update(new_keys, new_values, 0)
+        assert keys.shape[2] == values.shape[2] == cache.get_seq_length(0) + 8 == cache.layers[0].get_max_length()
+        assert torch.equal(keys[:, :, -8:], new_keys) and torch.equal(values[:, :, -8:], new_values)
+    for layer, parts in zip(cache.layers, before, strict=True):
+        assert all(torch.equal(part, old) for part, old in zip(layer.prompt(), parts, strict=True))
+
+
+def test_steps_write_into_one_buffer(model, prompts):
+    embeds = model.model.language_model.embed_tokens(prompts[1]).detach()
+    cache, _ = encode_whole(model.model.language_model, embeds, None, torch.arange(24)[None], 8)
+    first, second = (cache.update(*torch.randn(2, 1, HEADS, 8, 16), 0) for _ in range(2))
+    assert [each.data_ptr() for each in first] == [each.data_ptr() for each in second]
+
+
+def test_full_attention_has_no_mask(model, prompts):
+    language_model = model.model.language_model
+    embeds = language_model.embed_tokens(torch.cat([prompts[1], prompts[1]])).detach()
+    positions = torch.arange(24).expand(2, -1)
+    for read in (encode_whole, functools.partial(encode_compressed, ratio=None, dtype=None)):
+        cache, _ = read(language_model, embeds, None, positions, 8)
+        assert cache.attention_masks(language_model, embeds[:, :8]) == [None] * LAYERS
 
 
 def test_blocks_drafts_and_streaming(model, prompts):
@@ -360,7 +405,8 @@ def test_the_model_with_images_answers_in_padded_batches_as_alone(side):
 @pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 def test_stored_floats_are_off_by_at_most_their_rounding(dtype, step):
     keys, values = torch.randn(2, 2, 3, 10, 8)
-    layer = PrefixLayer(keys, values, dtype)
+    layer = NarrowPrefixLayer(1, dtype)
+    layer.update(keys, values)
     restored = layer.update(torch.zeros(2, 3, 1, 8), torch.zeros(2, 3, 1, 8))
     assert layer.keys.dtype == dtype and layer.keys.nbytes * 2 == keys.nbytes
     for stored, states in zip(restored, (keys, values), strict=True):
@@ -373,7 +419,8 @@ def test_int8_is_off_by_at_most_half_a_step_per_channel_of_keys_and_per_position
     keys[..., 0] *= 100  # a channel far out leaves the others alone
     values[:, :, 0] *= 100  # and so does a position
     keys[:, :, :, 1] = 0
-    layer = PrefixLayer(keys, values, torch.int8)
+    layer = NarrowPrefixLayer(1, torch.int8)
+    layer.update(keys, values)
     assert layer.keys.dtype == layer.values.dtype == torch.int8
     new_keys, new_values = layer.update(torch.ones(2, 3, 1, 8), torch.ones(2, 3, 1, 8))
     assert ((new_keys[:, :, :-1] - keys).abs() <= keys.abs().amax(-2, keepdim=True) / 254 + 1e-6).all()
@@ -416,7 +463,7 @@ def test_a_bfloat16_model_answers_with_every_type(prompts):
 
 def test_float16_that_would_overflow_is_named():
     with pytest.raises(ValueError, match="'float16' ends at 65504.0.* reach 1e[+]05: use 'bfloat16'"):
-        PrefixLayer(torch.full((1, 1, 2, 4), 1e5), torch.ones(1, 1, 2, 4), torch.float16)
+        NarrowPrefixLayer(1, torch.float16).update(torch.full((1, 1, 2, 4), 1e5), torch.ones(1, 1, 2, 4))
 
 
 def test_why_it_is_not_the_quantized_cache_of_transformers():
@@ -433,9 +480,12 @@ def test_bytes_count_the_scales():
     keys = torch.randn(1, 2, 6, 4)
     cache = DynamicCache()
     cache.update(keys, keys, 0)
-    assert prefix_bytes(cache) == [2 * keys.nbytes]
     kept = torch.tensor([[[True, False, True, True, False, True]]])
-    assert prefix_bytes(PrefixCache(cache, kept, torch.int8)) == [2 * (2 * 4 * 4) + 4 * (2 * 4 + 2 * 4)]
+    small = PrefixCache.survivors(cache, kept, 3, torch.int8)
+    assert small.prompt_bytes() == [2 * (2 * 4 * 4) + 4 * (2 * 4 + 2 * 4)]
+    layer = PrefixLayer(3)
+    layer.update(keys, keys)
+    assert PrefixCache([layer], [None]).prompt_bytes() == [2 * keys.nbytes]
 
 
 # ---------------------------------------------------------------- errors

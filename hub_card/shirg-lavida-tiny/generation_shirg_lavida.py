@@ -6,24 +6,41 @@ step predicts every masked position of the current block and keeps the most conf
 masked (LLaDA, arXiv:2502.09992). The order of business, and what each step may touch, is in
 `ShirgLavidaGenerationMixin.generate`; how many tokens a step fills and which, in denoising_shirg.py.
 
-Shape suffixes: B batch, P prompt length, R response length, L block length, D hidden size, V vocabulary, S = P + R,
-N denoising steps of a block.
+Shape suffixes: B batch, P prompt length, R response length, L block length, M positions that a step predicts, D hidden
+size, V vocabulary, S = P + R, N denoising steps of a block.
 """
 
+import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, TextDiffusionStreamer
-from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .denoising_shirg import CONFIDENCES, MaskedDiffusionSampler, RowNoise, select_positions, transfer_table
+from .denoising_shirg import (
+    CONFIDENCES,
+    MaskedDiffusionSampler,
+    RowNoise,
+    confident_counts,
+    end_answers,
+    masked_positions,
+    select_positions,
+    transfer_table,
+)
 from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig
-from .prefix_cache_shirg import PREFIX_DTYPES, encode_compressed, prefix_bytes, run_layers
+from .prefix_cache_shirg import (
+    PREFIX_DTYPES,
+    PrefixCache,
+    compiled_layers,
+    encode_compressed,
+    encode_whole,
+    run_layers,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -31,6 +48,8 @@ logger = logging.get_logger(__name__)
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
 # An argument of `generate` replaces the stored value of its counterpart, which would contradict it.
 _COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
+# A product with more than `_FEW_ROWS` rows is done with a multiple of `_PRODUCT_ROWS`.
+_PRODUCT_ROWS, _FEW_ROWS = 16, 3
 # Arguments of `forward` that would contradict the loop.
 _FORWARD_ONLY = {
     "labels",
@@ -83,13 +102,14 @@ class _Prompt:
 
 @dataclass
 class _Prefix:
-    """The encoded prompt. `mask_BP` is that of a stock cache; a `PrefixCache` has a mask for each layer, made for the
-    response, and its layers are run one by one."""
+    """The encoded prompt, and what every step over the response needs beside it: each layer's mask, the rotation of
+    the response's positions, and `run_layers`, compiled or not."""
 
-    cache: Cache
-    mask_BP: torch.Tensor | None
-    layer_masks: list[torch.Tensor | None] | None
+    cache: PrefixCache
     lengths_LB: torch.Tensor
+    masks: list[torch.Tensor | None]
+    rotary: tuple[torch.Tensor, torch.Tensor]
+    run: Callable[..., torch.Tensor]
 
 
 class ShirgLavidaGenerationMixin:
@@ -128,15 +148,18 @@ class ShirgLavidaGenerationMixin:
         1. Encode the prompt alone into the prefix cache; no logits are computed for it. Evict and store it as
            `prefix_kv` and `prefix_dtype` say.
         2. For each block, from left to right, until its steps are spent or nothing in it is masked:
-            a. Run the response on the prefix (or, without the cache, prompt and response together) and compute logits
-               for the block alone.
+            a. Run the response on the prefix (or, without the cache, prompt and response together; or, with
+               `dual_cache` after a block's first step, the block alone) and compute logits for the block's masked
+               positions alone.
             b. Predict a token and a confidence for each masked position of the block.
-            c. Keep the most confident predictions, as many as the row's schedule says for this step.
+            c. Keep the most confident predictions, as many as the row's schedule says for this step, and those that
+               are sure enough for `confidence_threshold` or `confidence_factor`. With `stop_at_eos`, what is left
+               after an end-of-text becomes end-of-text.
             d. Record and stream the response.
         3. Return.
 
-        A row gives the tokens that it gives alone, however it is padded. There is no handling of the end-of-text
-        token.
+        A row gives the tokens that it gives alone, however it is padded. Without `stop_at_eos` there is no handling
+        of the end-of-text token.
 
         Args:
             input_ids (`(B, P)`): the prompt, with image placeholders already expanded.
@@ -180,21 +203,32 @@ class ShirgLavidaGenerationMixin:
 
         # 2. Fill the response, block by block
         history = []
+        whole = slice(0, config.max_new_tokens)
         for start in range(0, config.max_new_tokens, config.tokens_per_block):
             block = slice(start, start + config.tokens_per_block)
-            masked_BL = response_BR[:, block] == config.mask_token_id
-            counts_BN = transfer_table(
-                masked_BL.sum(-1).tolist(), config.steps_per_block, config.schedule, config.shift
-            )
-            for counts_B in counts_BN.to(device).unbind(-1):
-                if not masked_BL.any():
+            num_masked = (response_BR[:, block] == config.mask_token_id).sum(-1).tolist()
+            counts_BN = transfer_table(num_masked, config.steps_per_block, config.schedule, config.shift)
+            for step, counts_B in enumerate(counts_BN.unbind(-1)):
+                if not any(num_masked):
                     break
-                logits_BLV = self._denoise(prompt, prefix, response_BR, block)  # 2.a
-                tokens_BL, confidence_BL = sampler(logits_BLV, masked_BL)  # 2.b
-                keep_BL = select_positions(confidence_BL, masked_BL, counts_B)  # 2.c
-                response_BR[:, block] = torch.where(keep_BL, tokens_BL, response_BR[:, block])
                 masked_BL = response_BR[:, block] == config.mask_token_id
-                history.append(response_BR.clone())  # 2.d
+                positions_BM = start + masked_positions(masked_BL, max(num_masked))
+                tokens = block if config.dual_cache and step > 0 else whole
+                logits_BMV = self._denoise(prompt, prefix, response_BR, positions_BM, tokens)  # 2.a
+                tokens_BM, confidence_BM = sampler(logits_BMV, num_masked)  # 2.b
+                num_masked = [left - count for left, count in zip(num_masked, counts_B.tolist(), strict=True)]
+                counts_B = counts_B.to(device)
+                if config.by_confidence:
+                    sure_B = confident_counts(confidence_BM, config.confidence_threshold, config.confidence_factor)
+                    counts_B = counts_B.maximum(sure_B)
+                keep_BM = select_positions(confidence_BM, counts_B)  # 2.c
+                tokens_BM = torch.where(keep_BM, tokens_BM, response_BR.gather(-1, positions_BM))
+                response_BR = response_BR.scatter(-1, positions_BM, tokens_BM)
+                if config.stop_at_eos:
+                    response_BR = end_answers(response_BR, config.mask_token_id, config.end_ids)
+                if config.by_confidence or config.stop_at_eos:  # what is left is known on the device alone
+                    num_masked = (response_BR[:, block] == config.mask_token_id).sum(-1).tolist()
+                history.append(response_BR)  # 2.d
                 if isinstance(streamer, TextDiffusionStreamer):
                     streamer.put_draft(history[-1].cpu())
 
@@ -213,7 +247,7 @@ class ShirgLavidaGenerationMixin:
             history=_stack_history(history, response_BR) if config.output_history else None,
             kept_indices=image_outputs.kept_indices if report_images else None,
             scores=image_outputs.scores if report_images else None,
-            prefix_bytes=None if prefix is None else prefix_bytes(prefix.cache),
+            prefix_bytes=None if prefix is None else prefix.cache.prompt_bytes(),
             prefix_lengths=None if prefix is None else prefix.lengths_LB,
         )
 
@@ -243,6 +277,11 @@ class ShirgLavidaGenerationMixin:
             raise ValueError(f"mask_token_id={fields['mask_token_id']} must be one of the model's {size} ids.")
         if len(set(fields.get("suppress_tokens") or [])) >= size:
             raise ValueError(f"suppress_tokens names all {size} ids: nothing could be generated.")
+        if fields.get("stop_at_eos") and fields["eos_token_id"] is None:
+            raise ValueError(
+                "stop_at_eos=True needs an end-of-text token, but neither the generation config nor the model config "
+                "has an eos_token_id."
+            )
         if fields.get("suppress_tokens") is None:
             fields["suppress_tokens"] = self._default_suppress_tokens(fields["mask_token_id"])
         return ShirgGenerationConfig(**fields)
@@ -317,65 +356,54 @@ class ShirgLavidaGenerationMixin:
         return draft_ids.to(device=device, dtype=torch.int64).expand(shape).clone()
 
     def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> _Prefix:
-        """The prefix cache: a stock one that holds the prompt as it is, or a `PrefixCache`."""
+        """The prompt's keys and values, whole or smaller, and what goes with them."""
         language_model = self.model.language_model
-        if config.evicted_ratio is not None or config.prefix_dtype is not None:
-            cache, lengths_LB = encode_compressed(
-                language_model,
-                prompt.embeds_BPD,
-                prompt.mask_BP,
-                prompt.positions_BP,
-                config.evicted_ratio,
-                None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype],
-            )
-            response_like_BRD = prompt.embeds_BPD[:, :1].expand(-1, config.max_new_tokens, -1)
-            return _Prefix(cache, None, cache.attention_masks(language_model, response_like_BRD), lengths_LB)
-        cache = DynamicCache(config=language_model.config)
-        language_model(
-            inputs_embeds=prompt.embeds_BPD,
-            attention_mask=prompt.mask_BP,
-            position_ids=prompt.positions_BP,
-            past_key_values=cache,
-            use_cache=True,
-            is_causal=False,
+        encode = functools.partial(
+            encode_whole, language_model, prompt.embeds_BPD, prompt.mask_BP, prompt.positions_BP, config.max_new_tokens
         )
-        batch_size, length = prompt.embeds_BPD.shape[:2]
-        lengths_B = torch.full((batch_size,), length) if prompt.mask_BP is None else prompt.mask_BP.sum(-1).cpu()
-        return _Prefix(cache, prompt.mask_BP, None, lengths_B.repeat(len(cache.layers), 1))
+        if config.evicted_ratio is not None or config.prefix_dtype is not None:
+            dtype = None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype]
+            encode = functools.partial(encode_compressed, *encode.args, config.evicted_ratio, dtype)
+        cache, lengths_LB = encode()
+        response_like_BRD = prompt.embeds_BPD[:, :1].expand(-1, config.max_new_tokens, -1)
+        masks = cache.attention_masks(language_model, response_like_BRD)
+        rotary = language_model.rotary_emb(response_like_BRD, position_ids=prompt.response_positions_BR)
+        run = run_layers if config.compile_config is None else compiled_layers(config.compile_config)
+        return _Prefix(cache, lengths_LB, masks, rotary, run)
 
     def _denoise(
         self,
         prompt: _Prompt,
         prefix: _Prefix | None,
         response_BR: torch.Tensor,
-        block: slice,
+        positions_BM: torch.Tensor,
+        tokens: slice,
     ) -> torch.Tensor:
-        """Logits `(B, L, V)` of the response's `block`. The cache is left as it was found."""
+        """Logits `(B, M, V)` at `positions_BM` of the response, from a forward over its `tokens`; the others' keys and
+        values are those that the prefix cache has from before."""
         embeds_BRD = self.model.get_input_embeddings()(response_BR)
-        length = response_BR.shape[1]
         if prefix is None:
-            hidden_BSD = self.model.language_model(
+            length = response_BR.shape[1]
+            hidden_BND = self.model.language_model(
                 inputs_embeds=torch.cat([prompt.embeds_BPD, embeds_BRD], dim=1),
                 attention_mask=_append_ones(prompt.mask_BP, length),
                 position_ids=torch.cat([prompt.positions_BP, prompt.response_positions_BR], dim=1),
                 use_cache=False,
                 is_causal=False,
-            ).last_hidden_state
-            return self.lm_head(hidden_BSD[:, -length:][:, block])
-        if prefix.layer_masks is not None:
-            positions_BR, masks = prompt.response_positions_BR, prefix.layer_masks
-            hidden_BRD = run_layers(self.model.language_model, embeds_BRD, positions_BR, masks, prefix.cache)
-            return self.lm_head(hidden_BRD[:, block])
-        hidden_BRD = self.model.language_model(
-            inputs_embeds=embeds_BRD,
-            attention_mask=_append_ones(prefix.mask_BP, length),
-            position_ids=prompt.response_positions_BR,
-            past_key_values=prefix.cache,
-            use_cache=True,
-            is_causal=False,
-        ).last_hidden_state
-        prefix.cache.crop(-length)
-        return self.lm_head(hidden_BRD[:, block])
+            ).last_hidden_state[:, -length:]
+        else:
+            prefix.cache.write_at(tokens.start)
+            rotary = tuple(table[:, tokens] for table in prefix.rotary)
+            masks = [mask if mask is None or mask.ndim == 2 else mask[:, :, tokens] for mask in prefix.masks]
+            hidden_BND = prefix.run(self.model.language_model, embeds_BRD[:, tokens], rotary, masks, prefix.cache)
+        index_BM1 = (positions_BM - tokens.start)[..., None].to(hidden_BND.device)
+        return self._logits(hidden_BND.take_along_dim(index_BM1, dim=1)).to(response_BR.device)
+
+    def _logits(self, hidden_BMD: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, M, V)`. Products of few rows are slow on CPUs, of 12 twice as slow as of 16: rows are added."""
+        length = hidden_BMD.shape[1]
+        added = -length % _PRODUCT_ROWS if length > _FEW_ROWS else 0
+        return self.lm_head(torch.nn.functional.pad(hidden_BMD, (0, 0, 0, added)))[:, :length]
 
     def adjust_generation_fn(
         self,

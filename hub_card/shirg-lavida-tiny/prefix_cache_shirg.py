@@ -1,23 +1,29 @@
-"""A smaller prefix cache: PrefixKV's eviction (arXiv:2412.03409), and keys and values stored in fewer bits.
+"""The prompt's keys and values, which every denoising step reads, and how they are made smaller.
 
-After the pass over the prompt each layer loses, once, the positions that were attended to least. One threshold decides
-for all layers, so a layer whose attention is spread out keeps more than one that looks at a few positions. Keys are
-stored rotated: survivors keep their positions, and layers of different lengths need no re-indexing. Every row of a
-batch is decided alone, as if there were no other; a layer holds as many keys as its longest row and masks the rest.
+A layer holds them in one buffer with room for the response behind them: a step writes its own keys and values there,
+over those of the step before, and nothing is copied. Keys are stored rotated.
 
-transformers' `QuantizedCache` (5.23) cannot hold a prefix that is read at every step: its quanto backend has 2 and 4
-bits only, hqq takes 8 but needs CUDA, and all backends, fp8 included, mix the response into what they store and cannot
-`crop` it out again. `PrefixLayer` therefore stores int8 itself, and stores no response at all.
+They get smaller by PrefixKV's eviction (arXiv:2412.03409), and by fewer bits. After the pass over the prompt each
+layer loses, once, the positions that were attended to least. One threshold decides for all layers, so a layer whose
+attention is spread out keeps more than one that looks at a few positions. Survivors keep their positions, and layers
+of different lengths need no re-indexing. Every row of a batch is decided alone, as if there were no other; a layer
+holds as many keys as its longest row and masks the rest.
 
-Shape suffixes: B batch, L layers, P prompt length, K keys that a layer holds, N tokens of a pass, H query heads, G key
-heads, C queries of a chunk, E head width, D hidden size.
+transformers' `StaticCache` (5.23) shows a layer's whole buffer to the prompt too, which would need a mask, and its
+`QuantizedCache` cannot hold a prefix that is read at every step: its quanto backend has 2 and 4 bits only, hqq takes 8
+but needs CUDA, and all backends, fp8 included, mix the response into what they store and cannot `crop` it out again.
+
+Shape suffixes: B batch, L layers, P prompt length, K keys that a layer holds, R response length, N tokens of a pass,
+H query heads, G key heads, C queries of a chunk, E head width, D hidden size.
 """
 
+import json
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers import CompileConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -27,58 +33,162 @@ PREFIX_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": t
 _PROTECTED_FIRST, _PROTECTED_LAST = 4, 1
 # Queries whose attention is held at once, for all heads of one row.
 _QUERY_CHUNK = 128
+# What `compiled_layers` made.
+_COMPILED: dict[str, Callable[..., torch.Tensor]] = {}
 
 
-class PrefixLayer(DynamicLayer):
-    """One layer's keys and values of a prompt, which no forward changes: `update` returns them in the dtype of the new
-    ones, with the new ones behind them, and forgets the new ones.
+class PrefixLayer(CacheLayerMixin):
+    """One layer's keys and values of a prompt, and room behind them for those of the response.
+
+    The first `update` gives the prompt's, and returns them. Every later one gives those of response tokens, writes
+    them over what stood in their place, and returns the whole buffer: prompt and response.
+
+    Args:
+        room: length of the response.
+    """
+
+    is_compileable = True
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.prompt_length = room, 0
+        # Where in the response the tokens of the next `update` begin.
+        self.start = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the buffers and keep the prompt's keys and values."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.prompt_length, self.is_initialized = key_states.shape[-2], True
+        self.keys, self.values = (_with_room(states, self.room) for states in (key_states, value_states))
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prompt's keys and values as they came, or the buffers (B, G, K + R, E) with the response's in them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            return key_states, value_states
+        first = self.prompt_length + self.start
+        self.keys[:, :, first : first + key_states.shape[-2]] = key_states
+        self.values[:, :, first : first + value_states.shape[-2]] = value_states
+        return self.keys, self.values
+
+    def prompt(self) -> tuple[torch.Tensor, ...]:
+        """What is held of the prompt: keys, values and, where they are stored in int8, their scales."""
+        return self.keys[:, :, : self.prompt_length], self.values[:, :, : self.prompt_length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that response tokens see, from the first on."""
+        return self.prompt_length + self.room, 0
+
+    def get_seq_length(self) -> int:
+        """Number of the prompt's keys."""
+        return self.prompt_length
+
+    def get_max_length(self) -> int:
+        """Number of keys that the layer has room for."""
+        return self.prompt_length + self.room
+
+
+class NarrowPrefixLayer(PrefixLayer):
+    """A prefix in fewer bits than the model computes in. `update` restores it and puts the new keys and values, which
+    it does not keep, behind it: only one layer at a time is whole.
 
     int8 has a float32 scale per channel for keys and per position for values (as KIVI, arXiv:2402.02750), symmetric:
     the error is at most half a scale, 1/254 of the largest value that shares it.
     """
 
-    def __init__(self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, dtype: torch.dtype | None = None):
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = keys_BGKE.dtype, keys_BGKE.device, True
-        self.keys, self.key_scales = _store(keys_BGKE, dtype, dim=-2)
-        self.values, self.value_scales = _store(values_BGKE, dtype, dim=-1)
+    def __init__(self, room: int, stored: torch.dtype):
+        super().__init__(room)
+        self.stored = stored
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Store the prompt's keys and values."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.prompt_length, self.is_initialized = key_states.shape[-2], True
+        self.keys, self.key_scales = _store(key_states, self.stored, dim=-2)
+        self.values, self.value_scales = _store(value_states, self.stored, dim=-1)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prefix and the new keys and values, (B, G, K + N, E)."""
+        """The prompt's keys and values as they came; later the restored ones and the response's, (B, G, K + R, E)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            return key_states, value_states
         keys = _restore(self.keys, self.key_scales, key_states.dtype)
         values = _restore(self.values, self.value_scales, value_states.dtype)
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
+    def prompt(self) -> tuple[torch.Tensor, ...]:
+        """Keys, values and their scales as they are stored."""
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        return tuple(part for part in parts if part is not None)
+
 
 class PrefixCache(Cache):
-    """The kept positions of a prompt's cache. Run the response on it with `run_layers` and `attention_masks`.
+    """A prompt's keys and values. Run response tokens on it with `run_layers` and `attention_masks`.
 
     Args:
-        cache: keys and values of the whole prompt, padding included; emptied on the way.
-        kept_LBP: bool, what to keep. Survivors stay in the prompt's order.
-        dtype: type to store; `None` leaves it.
+        layers: one for each of the language model.
+        masks_BK: which of its keys each layer sees; `None` is all.
     """
 
-    def __init__(self, cache: Cache, kept_LBP: torch.Tensor, dtype: torch.dtype | None = None):
-        layers, self._masks_BK = [], []
-        for layer, kept_BP in zip(cache.layers, kept_LBP, strict=True):
-            kept_BP = kept_BP.to(layer.keys.device)
-            index_BK, mask_BK = _survivors(kept_BP)
-            index_B1K1 = index_BK[:, None, :, None]
-            keys, values = (torch.take_along_dim(states, index_B1K1, dim=2) for states in (layer.keys, layer.values))
-            layers.append(PrefixLayer(keys, values, dtype))
-            self._masks_BK.append(mask_BK)
-            layer.reset()
+    def __init__(self, layers: list[PrefixLayer], masks_BK: list[torch.Tensor | None]):
         super().__init__(layers=layers)
+        self.masks_BK = masks_BK
+
+    @classmethod
+    def survivors(
+        cls, cache: Cache, kept_LBP: torch.Tensor, room: int, dtype: torch.dtype | None = None
+    ) -> "PrefixCache":
+        """What `kept_LBP`, bool, keeps of a prompt's cache, in the prompt's order; the cache is emptied on the way.
+
+        `dtype` is the type to store; `None` leaves it.
+        """
+        layers, masks_BK = [], []
+        for layer, kept_BP in zip(cache.layers, kept_LBP, strict=True):
+            index_BK, mask_BK = _survivors(kept_BP.to(layer.keys.device))
+            index_B1K1 = index_BK[:, None, :, None]
+            layers.append(PrefixLayer(room) if dtype is None else NarrowPrefixLayer(room, dtype))
+            layers[-1].update(
+                *(torch.take_along_dim(states, index_B1K1, dim=2) for states in (layer.keys, layer.values))
+            )
+            masks_BK.append(mask_BK)
+            layer.reset()
+        return cls(layers, masks_BK)
 
     def attention_masks(self, language_model: nn.Module, embeds_BND: torch.Tensor) -> list[torch.Tensor | None]:
-        """Each layer's mask, as its attention takes it, for new tokens that see the prefix and each other."""
+        """Each layer's mask, as its attention takes it, for response tokens that see the prompt and the response."""
         return [
-            _attention_mask(language_model, embeds_BND, _append_ones(mask_BK, embeds_BND.shape[1]), layer)
-            for layer, mask_BK in zip(self.layers, self._masks_BK, strict=True)
+            None
+            if mask_BK is None
+            else _attention_mask(language_model, embeds_BND, _append_ones(mask_BK, layer.room), layer)
+            for layer, mask_BK in zip(self.layers, self.masks_BK, strict=True)
         ]
+
+    def write_at(self, start: int) -> None:
+        """The response tokens that come next begin at its position `start`."""
+        for layer in self.layers:
+            layer.start = start
+
+    def prompt_bytes(self) -> list[int]:
+        """Bytes of the prompt's keys and values in each layer, with the scales of int8 and without the room."""
+        return [sum(part.nbytes for part in layer.prompt()) for layer in self.layers]
+
+
+def encode_whole(
+    language_model: nn.Module,
+    embeds_BPD: torch.Tensor,
+    mask_BP: torch.Tensor | None,
+    position_ids_BP: torch.LongTensor,
+    room: int,
+) -> tuple[PrefixCache, torch.LongTensor]:
+    """The prompt's cache as it is, and the number of positions that each row keeps, all but padding, int64 (L, B)."""
+    num_layers = len(language_model.layers)
+    cache = PrefixCache([PrefixLayer(room) for _ in range(num_layers)], [mask_BP] * num_layers)
+    _read_prompt(language_model, embeds_BPD, mask_BP, position_ids_BP, cache)
+    return cache, _real(embeds_BPD, mask_BP).sum(-1).repeat(num_layers, 1)
 
 
 def encode_compressed(
@@ -86,6 +196,7 @@ def encode_compressed(
     embeds_BPD: torch.Tensor,
     mask_BP: torch.Tensor | None,
     position_ids_BP: torch.LongTensor,
+    room: int,
     ratio: float | None,
     dtype: torch.dtype | None,
 ) -> tuple[PrefixCache, torch.LongTensor]:
@@ -96,7 +207,7 @@ def encode_compressed(
         ValueError: the ratio is too small for a prompt of this length.
     """
     num_layers = len(language_model.layers)
-    real_BP = torch.ones(embeds_BPD.shape[:2], dtype=torch.bool) if mask_BP is None else mask_BP.cpu()
+    real_BP = _real(embeds_BPD, mask_BP)
     if ratio is not None:
         for length in real_BP.sum(-1).tolist():  # raises before any work
             prefix_budget(ratio, num_layers, length)
@@ -106,40 +217,96 @@ def encode_compressed(
         if ratio is not None:
             scores_L.append(attention_mass(layer, hidden_BPD, rotary, cache.layers[len(scores_L)].keys, real_BP))
 
-    mask = _attention_mask(language_model, embeds_BPD, mask_BP, None)
-    run_layers(language_model, embeds_BPD, position_ids_BP, [mask] * num_layers, cache, score_layer)
+    _read_prompt(language_model, embeds_BPD, mask_BP, position_ids_BP, cache, score_layer)
     kept_LBP = real_BP.repeat(num_layers, 1, 1)
     for row, scores_LP in enumerate(zip(*scores_L, strict=True)):
         kept_LBP[:, row, real_BP[row]] = kept_positions(torch.stack(scores_LP), ratio)
-    return PrefixCache(cache, kept_LBP, dtype), kept_LBP.sum(-1)
+    return PrefixCache.survivors(cache, kept_LBP, room, dtype), kept_LBP.sum(-1)
+
+
+def _read_prompt(
+    language_model: nn.Module,
+    embeds_BPD: torch.Tensor,
+    mask_BP: torch.Tensor | None,
+    position_ids_BP: torch.LongTensor,
+    cache: Cache,
+    after_layer: Callable[[nn.Module, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], None] | None = None,
+) -> None:
+    """Fill `cache` by a pass over the prompt. Of the last layer only keys and values are computed: nothing reads more.
+
+    `after_layer` is called with each layer, its input and the cosine and sine of the positions.
+    """
+    hidden_BPD = embeds_BPD
+    mask = _attention_mask(language_model, embeds_BPD, mask_BP, None)
+    rotary = language_model.rotary_emb(embeds_BPD, position_ids=position_ids_BP)
+    *layers, last = language_model.layers
+    for layer in layers:
+        input_BPD = hidden_BPD
+        hidden_BPD = _run_layer(layer, input_BPD, rotary, mask, cache)
+        if after_layer is not None:
+            after_layer(layer, input_BPD, rotary)
+    attention, weight = last.self_attn, last.input_layernorm.weight
+    if not weight.is_meta:  # offloaded weights come to their input
+        hidden_BPD = hidden_BPD.to(weight.device)
+    normed_BPD = last.input_layernorm(hidden_BPD)
+    keys_BGPE, values_BGPE = (
+        project(normed_BPD).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for project in (attention.k_proj, attention.v_proj)
+    )
+    cosine, sine = (table.to(keys_BGPE.device) for table in rotary)
+    _, keys_BGPE = apply_rotary_pos_emb(keys_BGPE, keys_BGPE, cosine, sine)
+    cache.update(keys_BGPE, values_BGPE, attention.layer_idx)
+    if after_layer is not None:
+        after_layer(last, hidden_BPD, rotary)
 
 
 def run_layers(
     language_model: nn.Module,
     embeds_BND: torch.Tensor,
-    position_ids_BN: torch.LongTensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
     masks: list[torch.Tensor | None],
     cache: Cache,
-    after_layer: Callable[[nn.Module, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], None] | None = None,
 ) -> torch.Tensor:
     """Final hidden states (B, N, D) by the modules of a stock `LlamaModel`, whose own forward has one mask for all
-    layers. `after_layer` is called with each layer, its input and the cosine and sine of the positions."""
+    layers and makes it, and the rotation, again at every call.
+
+    Args:
+        language_model: a `LlamaModel`.
+        embeds_BND: new tokens.
+        rotary: cosine and sine of their positions, as `language_model.rotary_emb` gives them.
+        masks: each layer's, as its attention takes it.
+        cache: what they see beside each other.
+    """
     hidden_BND = embeds_BND
-    rotary = language_model.rotary_emb(embeds_BND, position_ids=position_ids_BN)
     for layer, mask in zip(language_model.layers, masks, strict=True):
-        input_BND = hidden_BND
-        hidden_BND = layer(
-            input_BND,
-            attention_mask=mask,
-            position_ids=position_ids_BN,
-            past_key_values=cache,
-            use_cache=True,
-            position_embeddings=rotary,
-            is_causal=False,
-        )
-        if after_layer is not None:
-            after_layer(layer, input_BND, rotary)
+        hidden_BND = _run_layer(layer, hidden_BND, rotary, mask, cache)
     return language_model.norm(hidden_BND)
+
+
+def compiled_layers(config: CompileConfig) -> Callable[..., torch.Tensor]:
+    """`run_layers` under `torch.compile`: the same one for the same config, so that calls share what was compiled."""
+    arguments = config.to_dict()
+    key = json.dumps(arguments, sort_keys=True, default=repr)
+    if key not in _COMPILED:
+        _COMPILED[key] = torch.compile(run_layers, **arguments)
+    return _COMPILED[key]
+
+
+def _run_layer(
+    layer: nn.Module,
+    hidden_BND: torch.Tensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    cache: Cache,
+) -> torch.Tensor:
+    return layer(
+        hidden_BND,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        position_embeddings=rotary,
+        is_causal=False,
+    )
 
 
 @torch.no_grad()
@@ -220,11 +387,6 @@ def prefix_budget(ratio: float, num_layers: int, length: int) -> int:
     return budget
 
 
-def prefix_bytes(cache: Cache) -> list[int]:
-    """Bytes of each layer's keys and values, with the scales of int8."""
-    return [sum(part.nbytes for part in vars(layer).values() if torch.is_tensor(part)) for layer in cache.layers]
-
-
 def _survivors(kept_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Positions of one layer's keys (B, K), and which of them are seen; `None` is all. A row that keeps fewer than K
     repeats its last one: it is masked, and leaves the scales of int8 as they are without it."""
@@ -246,14 +408,25 @@ def _attention_mask(
     return create_bidirectional_mask(language_model.config, embeds_BND, mask_BK, past_key_values=past)
 
 
-def _append_ones(mask_BK: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    return None if mask_BK is None else nn.functional.pad(mask_BK, (0, length), value=True)
+def _append_ones(mask_BK: torch.Tensor, length: int) -> torch.Tensor:
+    return nn.functional.pad(mask_BK, (0, length), value=True)
 
 
-def _store(states: torch.Tensor, dtype: torch.dtype | None, dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _real(embeds_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+    """Which positions are no padding, bool (B, P), on the CPU."""
+    return torch.ones(embeds_BPD.shape[:2], dtype=torch.bool) if mask_BP is None else mask_BP.cpu()
+
+
+def _with_room(states_BGPE: torch.Tensor, room: int) -> torch.Tensor:
+    """A copy with so many uninitialised positions behind it."""
+    *sizes, length, width = states_BGPE.shape
+    buffer = states_BGPE.new_empty((*sizes, length + room, width))
+    buffer[:, :, :length] = states_BGPE
+    return buffer
+
+
+def _store(states: torch.Tensor, dtype: torch.dtype, dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What is stored, and the scales of int8, which are shared along `dim`."""
-    if dtype is None:
-        return states, None
     if dtype.is_floating_point:
         largest = states.abs().amax()
         if largest > torch.finfo(dtype).max:
@@ -271,4 +444,4 @@ def _restore(stored: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dty
     return stored.to(dtype) if scales is None else (stored * scales).to(dtype)
 
 
-__all__ = ["PREFIX_DTYPES", "PrefixCache", "encode_compressed", "prefix_bytes", "run_layers"]
+__all__ = ["PREFIX_DTYPES", "PrefixCache", "compiled_layers", "encode_compressed", "encode_whole", "run_layers"]

@@ -14,12 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
-from transformers import DynamicCache
 from transformers.initialization import no_init_weights
 
 from configuration_shirg import ShirgLavidaConfig
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.prefix_cache_shirg import encode_whole, run_layers
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import text_relevance
 
@@ -134,12 +134,15 @@ def counts_without_weights(
                     text_relevance(*(_fake(count, config.text_config) for count in (compared, question_tokens)))
                 with clock.stage("dropped"):
                     model.model.multi_modal_projector(_fake(dropped, config.vision_config))
-            cache = DynamicCache(config=config.text_config)
+            language_model = model.model.language_model
             with clock.stage("prefix"):
-                _language_pass(model, _fake(prompt_tokens, config.text_config), cache)
+                embeds_BPC = _fake(prompt_tokens, config.text_config)[None]
+                cache, _ = encode_whole(language_model, embeds_BPC, None, _positions(prompt_tokens), response_tokens)
             with clock.stage("step"):
-                embeds = model.get_input_embeddings()(torch.zeros(response_tokens, dtype=torch.int64))
-                model.lm_head(_language_pass(model, embeds, cache))
+                embeds_BRC = model.get_input_embeddings()(_positions(response_tokens))
+                rotary = language_model.rotary_emb(embeds_BRC, position_ids=_positions(response_tokens))
+                masks = cache.attention_masks(language_model, embeds_BRC)
+                model.lm_head(run_layers(language_model, embeds_BRC, rotary, masks, cache))
     return dict(counter.stages)
 
 
@@ -164,11 +167,8 @@ def _fake_views(config: ShirgLavidaConfig) -> dict[str, torch.Tensor]:
     return views
 
 
-def _language_pass(model: nn.Module, embeds_LC: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-    """Hidden states of one row, whose keys and values `cache` gets."""
-    return model.model.language_model(
-        inputs_embeds=embeds_LC[None], past_key_values=cache, use_cache=True, is_causal=False
-    ).last_hidden_state
+def _positions(count: int) -> torch.LongTensor:
+    return torch.arange(count)[None]
 
 
 def _fake(count: int, config: Any) -> torch.Tensor:

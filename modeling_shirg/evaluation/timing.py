@@ -121,7 +121,9 @@ class StageClock:
             with self.stage("evict" if compresses else "prefix"), ExitStack() as stack:
                 if compresses:
                     language_model = model.model.language_model
-                    for module in (language_model.rotary_emb, *language_model.layers, language_model.norm):
+                    last = language_model.layers[-1]  # of which the prompt needs keys and values alone
+                    alone = (last.input_layernorm, last.self_attn.k_proj, last.self_attn.v_proj)
+                    for module in (language_model.rotary_emb, *language_model.layers, *alone):
                         stack.enter_context(_wrapped(module, "forward", self._as_stage("prefix")))
                 return encode(prompt, config)
 
