@@ -440,6 +440,7 @@ def _assert_stopped_at_the_gate(out: Path) -> None:
     assert adapted["tables"] is None and adapted["missing"] == ["shirg, seed 0", "shirg:prefix_kv=0.5, seed 0"]
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_stopped_also_at_the_gate(whole, base, tmp_path):
     out = tmp_path / "run"
     _kill_when(_start(base, out), out / "entries" / "shirg" / "answers" / "guard" / "shirg" / "none.0.jsonl")
