@@ -238,6 +238,13 @@ class ShirgGenerationConfig(GenerationConfig):
         return self.confidence_threshold is not None or self.confidence_factor is not None
 
     @property
+    def fills_by_schedule(self) -> bool:
+        """Whether every step fills exactly what the schedule says; a mask that is predicted, for example, fills
+        nothing."""
+        mask_is_suppressed = self.mask_token_id in (self.suppress_tokens or [])
+        return mask_is_suppressed and not self.by_confidence and not self.stop_at_eos
+
+    @property
     def end_ids(self) -> list[int]:
         """`eos_token_id` as a list."""
         return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]

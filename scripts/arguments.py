@@ -49,15 +49,43 @@ def add_option_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
-    """--max_new_tokens, --steps, --prefix_kv and --prefix_dtype, which `answer_arguments` hands to `generate`."""
+    """The arguments of `generate` that commands have, which `answer_arguments` reads."""
     parser.add_argument("--max_new_tokens", type=int, help="length of the answer in tokens")
+    parser.add_argument("--block_length", type=int, help="fill it in blocks of this length, from left to right")
     parser.add_argument("--steps", type=int, help="denoising steps in all")
     parser.add_argument(
         "--prefix_kv", type=float, metavar="RATIO", help="share of the prompt's keys and values to keep"
     )
     parser.add_argument("--prefix_dtype", choices=("bfloat16", "float16", "int8"), help="type to store them in")
+    parser.add_argument(
+        "--confidence_threshold", type=float, metavar="P", help="a step also fills in what is at least so probable"
+    )
+    parser.add_argument(
+        "--confidence_factor", type=float, metavar="F", help="or the n most probable while (n + 1)(1 - p_n) < F"
+    )
+    _add_switch(parser, "stop_at_eos", True, "stop when all that is left comes after an end-of-text token")
+    _add_switch(parser, "dual_cache", True, "compute a block alone after its first step: an approximation")
+    _add_switch(parser, "compile_config", {"mode": "default", "fullgraph": True}, "compile the steps", "--compile")
+
+
+def _add_switch(parser: argparse.ArgumentParser, name: str, on: Any, text: str, flag: str | None = None) -> None:
+    parser.add_argument(flag or f"--{name}", dest=name, action="store_const", const=on, help=text)
+
+
+_ANSWER = (
+    "max_new_tokens",
+    "block_length",
+    "steps",
+    "prefix_kv",
+    "prefix_dtype",
+    "confidence_threshold",
+    "confidence_factor",
+    "stop_at_eos",
+    "dual_cache",
+    "compile_config",
+)
 
 
 def answer_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `generate` among the parsed ones; `None` leaves the checkpoint's own."""
-    return {name: getattr(args, name) for name in ("max_new_tokens", "steps", "prefix_kv", "prefix_dtype")}
+    return {name: getattr(args, name) for name in _ANSWER}

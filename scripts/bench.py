@@ -2,6 +2,7 @@
 
     shirg bench --profile cpu --systems lavida-980 shirg lavida-full --baseline lavida-980 --repeats 5
     shirg bench --profile cpu --systems shirg --prefix_kv 0.6 --prefix_dtype int8 --no_prefix_cache
+    shirg bench --profile cpu --systems shirg shirg:confidence_threshold=0.9 'shirg:compile_config={"fullgraph":true}'
     shirg bench --profile cpu --systems lavida-980 shirg --limits --out docs/speed/cpu.json
     shirg bench --profile cpu --stage selection --out docs/speed/selection.json
     shirg bench --profile cpu --curve batch --systems lavida-980 shirg
@@ -16,6 +17,7 @@ counts), `machine`, `settings`.
 
 import argparse
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -70,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
     from .bench_tables import render
 
     logging.disable_progress_bar()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which counts memory, else says when it runs
     _check(args)
     generation = {name: getattr(args, name) for name in ("max_new_tokens", "steps") if getattr(args, name) is not None}
     with torch_threads(args.threads):
@@ -103,6 +106,8 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(args, name)}: it must be {least} or more.")
     if args.stage and args.curve:
         raise ValueError(f"--stage {args.stage} and --curve {args.curve} are two measurements: run them one by one.")
+    if args.stage and args.systems:
+        raise ValueError(f"--stage selection times every method; leave out --systems {' '.join(args.systems)}.")
     if args.points and not args.curve:
         raise ValueError(f"--points {args.points} are points of a curve: name one with --curve.")
     if args.limits and (args.stage or args.curve):
@@ -174,8 +179,6 @@ def _selection(args: argparse.Namespace, bench) -> dict:
 
     from .bench_rows import parse_row
 
-    if args.systems:
-        raise ValueError(f"--stage selection times every method; leave out --systems {' '.join(args.systems)}.")
     own = {method: own_system(method) for method in METHODS}
     result = _compare(args, bench.systems(parse_row(name) for name in own.values()), ask=see)
     grown = {method: growth(bench.loaded.model, method, args.repeats, now=CLOCKS[args.clock]) for method in METHODS}

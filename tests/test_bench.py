@@ -565,6 +565,11 @@ class TestCommand:
         assert settings["weights"] == str(folder) and settings["text"]["vocab_size"] == 607
         assert _bench(capsys, "--model", str(folder), "--vocab_size", "4096")[0] == 2
 
+    def test_systems_of_the_selection_stage_are_refused_before_any_work(self, capsys, monkeypatch):
+        monkeypatch.setattr("shirg_scripts.bench_rows.Bench", lambda *args: pytest.fail("a model was made"))
+        status, _, err = _bench(capsys, "--stage", "selection", "--systems", "shirg")
+        assert status == 2 and "--stage selection times every method; leave out --systems shirg" in err
+
 
 class TestPage:
     def test_what_was_not_run_is_said_and_left_empty(self, told):

@@ -246,6 +246,24 @@ def test_cache_equals_a_forward_with_a_blind_prompt(model, prompts):
     assert MASK not in response
 
 
+@torch.no_grad()
+def test_a_predicted_mask_fills_nothing_and_is_predicted_again(model, prompts):
+    """As in the original, where nothing is suppressed: against its rule, with all logits at every step."""
+    prompt = prompts[1]
+    often = model.generate(prompt, max_new_tokens=12)[0, -12:].mode().values.item()
+    masking = copy.deepcopy(model)
+    masking.lm_head.weight[[often, MASK]] = model.lm_head.weight[[MASK, often]]
+    output = report(masking, input_ids=prompt, max_new_tokens=12, steps=6, suppress_tokens=[])
+    response, sampler = torch.full((1, 12), MASK), MaskedDiffusionSampler("low_confidence")
+    for recorded in output.history:
+        masked = response == MASK
+        tokens, confidence = sampler(blind_prefix_logits(masking, prompt, response), [12])
+        keep = select_positions(confidence.masked_fill(~masked, -torch.inf), torch.tensor([2]))
+        response = torch.where(keep, tokens, response)
+        assert torch.equal(response, recorded)
+    assert output.forwards == 6 and MASK in response
+
+
 def test_the_uncached_prompt_sees_the_response(model, prompts):
     _, cached = capture_logits(model, input_ids=prompts[0], max_new_tokens=8, steps=1)
     _, uncached = capture_logits(model, input_ids=prompts[0], max_new_tokens=8, steps=1, use_cache=False)
@@ -960,6 +978,7 @@ def test_a_whole_step_is_one_graph_that_computes_the_same(model, prompts):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own
 def test_compiled_steps_give_the_same_tokens(model, prompts):
     """Whatever the prompt's length, padding or not, evicted or not."""
     input_ids, attention_mask = pad(prompts, "left")

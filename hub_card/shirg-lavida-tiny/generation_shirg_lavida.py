@@ -10,7 +10,6 @@ Shape suffixes: B batch, P prompt length, R response length, L block length, M p
 size, V vocabulary, S = P + R, N denoising steps of a block.
 """
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -216,17 +215,10 @@ class ShirgLavidaGenerationMixin:
                 tokens = block if config.dual_cache and step > 0 else whole
                 logits_BMV = self._denoise(prompt, prefix, response_BR, positions_BM, tokens)  # 2.a
                 tokens_BM, confidence_BM = sampler(logits_BMV, num_masked)  # 2.b
-                num_masked = [left - count for left, count in zip(num_masked, counts_B.tolist(), strict=True)]
-                counts_B = counts_B.to(device)
-                if config.by_confidence:
-                    sure_B = confident_counts(confidence_BM, config.confidence_threshold, config.confidence_factor)
-                    counts_B = counts_B.maximum(sure_B)
-                keep_BM = select_positions(confidence_BM, counts_B)  # 2.c
-                tokens_BM = torch.where(keep_BM, tokens_BM, response_BR.gather(-1, positions_BM))
-                response_BR = response_BR.scatter(-1, positions_BM, tokens_BM)
-                if config.stop_at_eos:
-                    response_BR = end_answers(response_BR, config.mask_token_id, config.end_ids)
-                if config.by_confidence or config.stop_at_eos:  # what is left is known on the device alone
+                response_BR = _fill(response_BR, positions_BM, tokens_BM, confidence_BM, counts_B, config)  # 2.c
+                if config.fills_by_schedule:  # nobody has to ask the device
+                    num_masked = [left - count for left, count in zip(num_masked, counts_B.tolist(), strict=True)]
+                else:
                     num_masked = (response_BR[:, block] == config.mask_token_id).sum(-1).tolist()
                 history.append(response_BR)  # 2.d
                 if isinstance(streamer, TextDiffusionStreamer):
@@ -358,13 +350,12 @@ class ShirgLavidaGenerationMixin:
     def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> _Prefix:
         """The prompt's keys and values, whole or smaller, and what goes with them."""
         language_model = self.model.language_model
-        encode = functools.partial(
-            encode_whole, language_model, prompt.embeds_BPD, prompt.mask_BP, prompt.positions_BP, config.max_new_tokens
-        )
-        if config.evicted_ratio is not None or config.prefix_dtype is not None:
+        given = (language_model, prompt.embeds_BPD, prompt.mask_BP, prompt.positions_BP, config.max_new_tokens)
+        if config.evicted_ratio is None and config.prefix_dtype is None:
+            cache, lengths_LB = encode_whole(*given)
+        else:
             dtype = None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype]
-            encode = functools.partial(encode_compressed, *encode.args, config.evicted_ratio, dtype)
-        cache, lengths_LB = encode()
+            cache, lengths_LB = encode_compressed(*given, config.evicted_ratio, dtype)
         response_like_BRD = prompt.embeds_BPD[:, :1].expand(-1, config.max_new_tokens, -1)
         masks = cache.attention_masks(language_model, response_like_BRD)
         rotary = language_model.rotary_emb(response_like_BRD, position_ids=prompt.response_positions_BR)
@@ -502,6 +493,25 @@ def _prepare_sampler(
     random = config.do_sample or CONFIDENCES[config.remasking] is None
     noise = RowNoise(generator, batch_size, device) if random else None
     return MaskedDiffusionSampler(config.remasking, config.sampling_temperature, config.suppress_tokens, noise)
+
+
+def _fill(
+    response_BR: torch.LongTensor,
+    positions_BM: torch.LongTensor,
+    tokens_BM: torch.LongTensor,
+    confidence_BM: torch.Tensor,
+    counts_B: torch.LongTensor,
+    config: ShirgGenerationConfig,
+) -> torch.LongTensor:
+    """The response after a step: `counts_B` of the predicted tokens in their places, more where they are sure."""
+    counts_B = counts_B.to(response_BR.device)
+    if config.by_confidence:
+        sure_B = confident_counts(confidence_BM, config.confidence_threshold, config.confidence_factor)
+        counts_B = counts_B.maximum(sure_B)
+    keep_BM = select_positions(confidence_BM, counts_B)
+    tokens_BM = torch.where(keep_BM, tokens_BM, response_BR.gather(-1, positions_BM))
+    response_BR = response_BR.scatter(-1, positions_BM, tokens_BM)
+    return end_answers(response_BR, config.mask_token_id, config.end_ids) if config.stop_at_eos else response_BR
 
 
 def _start_stream(streamer: BaseStreamer | None, input_ids: torch.Tensor | None, batch_size: int) -> None:
