@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "Score systems on benchmarks, with intervals and paired differences.",
     "plan": "Print how much memory a training run needs.",
     "push": "Publish an adapter, a model or its position embeddings on the Hub.",
+    "serve": "Serve a model over OpenAI's chat API, images included.",
     "train": "Fine-tune a LoRA footprint on image-question data.",
 }
 

@@ -32,6 +32,7 @@ def test_the_readme_has_commands_and_python():
         "evaluate",
         "plan",
         "push",
+        "serve",
         "train",
     }
     assert BUNDLED_COMMANDS

@@ -1,0 +1,70 @@
+"""The chat endpoint: transformers' handler, with our checks before and our generation arguments."""
+
+import asyncio
+from typing import Any
+
+import torch
+from fastapi import HTTPException
+from jinja2 import TemplateError
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.utils import GenerationState, Modality
+
+from .chat_request import check_fields, checked_messages, generation_config
+from .images import read_image
+from .limits import Limits
+from .served_model import OneModel
+
+
+class ChatHandler(ChatCompletionHandler):
+    """Answers `/v1/chat/completions`.
+
+    Images are read and prompts made in threads of their own; answers are generated one after the other on one thread,
+    as transformers' server does. Nothing of a request is kept on the model, the processor or this handler.
+    """
+
+    def __init__(self, manager: OneModel, limits: Limits, allow_urls: bool):
+        super().__init__(manager, GenerationState(continuous_batching=False))
+        self.limits = limits
+        self.allow_urls = allow_urls
+
+    async def handle_request(self, body: dict, request_id: str) -> Any:
+        """The answer, whole or streamed; an error of the request has status 400 and says what to change."""
+        name, model, processor = self._resolve_model(body)
+        try:
+            check_fields(body)
+            config = generation_config(body, model.generation_config, self.limits.max_new_tokens)
+            inputs = await asyncio.to_thread(self._inputs, body, processor)
+            _check_length(model, inputs["input_ids"].shape[1] + config.max_new_tokens)
+        except (ValueError, TemplateError) as error:
+            raise HTTPException(400, str(error)) from None
+        inputs = dict(inputs.to(model.device))
+        if body.get("seed") is not None:
+            inputs["generator"] = torch.Generator().manual_seed(body["seed"])
+        respond = self._streaming if body.get("stream") else self._non_streaming
+        manager = self.generation_state.get_manager(name)
+        response = respond(request_id, model, processor, name, inputs, config, gen_manager=manager)
+        return response if body.get("stream") else await response
+
+    def _inputs(self, body: dict, processor: Any) -> Any:
+        messages = self.get_processor_inputs_from_messages(
+            checked_messages(body, self.limits.max_images), Modality.VLM
+        )
+        for message in messages:
+            for part in message["content"]:
+                if part["type"] == "image":
+                    part["image"] = read_image(part.pop("url"), self.limits, self.allow_urls)
+        boxes = body.get("fovea_boxes")
+        return processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={} if boxes is None else {"fovea_boxes": boxes},
+        )
+
+
+def _check_length(model: Any, length: int) -> None:
+    known = model.config.text_config.max_position_embeddings
+    if length > known:
+        raise ValueError(f"Prompt and answer are {length} tokens long; the model knows {known} positions.")

@@ -1,0 +1,123 @@
+"""Fetching an image for someone else: public addresses only, at every hop, and never more bytes than allowed."""
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Iterable
+from urllib.parse import urljoin, urlsplit
+
+import httpcore
+
+_MAX_REDIRECTS = 4
+_REDIRECTS = (301, 302, 303, 307, 308)
+# IPv6 forms that carry an IPv4 address, which is the one that is reached.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is of the open internet: not loopback, private, link-local, multicast or reserved."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host name."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(entry[4][0] for entry in found))
+
+
+class PublicBackend(httpcore.NetworkBackend):
+    """Opens connections to public addresses only, to the very address that was checked.
+
+    It stands where the connection is made, so a redirect, and a name that resolves to another address the second time,
+    pass the same check.
+    """
+
+    def __init__(
+        self,
+        resolver: Callable[[str, int], list[str]] = resolve,
+        network: httpcore.NetworkBackend | None = None,
+    ):
+        self._resolver = resolver
+        self._network = network or httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable | None = None,
+    ) -> httpcore.NetworkStream:
+        """A connection to `host`.
+
+        Raises:
+            ValueError: one of its addresses is not public, or it has none.
+        """
+        try:
+            addresses = self._resolver(host, port)
+        except OSError as error:
+            raise ValueError(f"{host} has no address ({error}).") from None
+        if not addresses or not all(map(is_public, addresses)):
+            raise ValueError(f"{host} is not a public address: send the image itself, as a data: URL.")
+        return self._network.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+
+    def connect_unix_socket(self, *args, **kwargs) -> httpcore.NetworkStream:
+        """Never."""
+        raise ValueError("Images are not fetched from sockets of this machine.")
+
+
+def fetch(
+    url: str, max_bytes: int, seconds: float, backend: httpcore.NetworkBackend | None = None
+) -> tuple[str, bytes]:
+    """The content type and the bytes at a URL.
+
+    Raises:
+        ValueError: the URL, an address on the way, the answer's status, its size or its slowness; the message says
+            which.
+    """
+    deadline = time.monotonic() + seconds
+    with httpcore.ConnectionPool(network_backend=backend or PublicBackend()) as pool:
+        for _ in range(_MAX_REDIRECTS + 1):
+            _check_url(url)
+            try:
+                kind, content, target = _get(pool, url, max_bytes, deadline)
+            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+                raise ValueError(f"{url} could not be fetched: {type(error).__name__} {error}".rstrip()) from None
+            if target is None:
+                return kind, content
+            url = urljoin(url, target)
+    raise ValueError(f"{url} is behind more than {_MAX_REDIRECTS} redirects.")
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        raise ValueError(f"{url!r} must be http://HOST/... or https://HOST/..., without a user name.")
+
+
+def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int, deadline: float) -> tuple[str, bytes, str | None]:
+    """Content type, bytes and, instead of both, where a redirect points to."""
+    left = max(0.1, deadline - time.monotonic())
+    timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), left)}
+    headers = {"accept": "image/*", "accept-encoding": "identity"}
+    with pool.stream("GET", url, headers=headers, extensions=timeouts) as response:
+        found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+        if response.status in _REDIRECTS and "location" in found:
+            return "", b"", found["location"]
+        if response.status != 200:
+            raise ValueError(f"{url} answered with status {response.status}.")
+        content = bytearray()
+        for chunk in response.iter_stream():
+            content += chunk
+            if len(content) > max_bytes:
+                raise ValueError(f"The image at {url} is larger than {max_bytes} bytes.")
+            if time.monotonic() > deadline:
+                raise ValueError(f"The image at {url} did not come in time.")
+    return found.get("content-type", ""), bytes(content), None

@@ -1,0 +1,521 @@
+"""`shirg serve`: the official client on a real server, who may ask what, and that nobody gets another's answer."""
+
+import asyncio
+import base64
+import json
+import os
+import re
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import httpcore
+import httpx
+import openai
+import pytest
+import torch
+import uvicorn
+from PIL import Image, ImageFile
+
+from modeling_shirg.evaluation.synthetic import scene
+from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.serving import Limits
+from modeling_shirg.serving.chat_request import checked_messages
+from modeling_shirg.serving.fetching import PublicBackend, fetch, is_public
+from modeling_shirg.serving.images import read_image
+from modeling_shirg.serving.limits import LimitedRequests
+from modeling_shirg.serving.served_model import FinalTokens, ServedLavida
+from modeling_shirg.serving.server import build_app
+from shirg_scripts.answering import answer_question
+from shirg_scripts.loading import BUNDLED, Loaded, load
+
+EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
+QUESTION = "What is in cell 5?"
+LIMITS = Limits(max_requests=16, max_request_bytes=400_000, max_image_bytes=200_000, max_image_pixels=10**6)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return load(model_class=ServedLavida)
+
+
+@contextmanager
+def running(app) -> Iterator[str]:
+    """The server's address."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def address(loaded) -> Iterator[str]:
+    with running(build_app(loaded.model, loaded.processor, BUNDLED, LIMITS)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(address) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+def _bytes(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def _data_url(content: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _messages(*images: str, question: str = QUESTION) -> list[dict]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def _ask(client: openai.OpenAI, messages: list[dict], **arguments) -> str:
+    arguments = {"model": BUNDLED, **arguments}
+    if not arguments.get("stream"):
+        return client.chat.completions.create(messages=messages, **arguments).choices[0].message.content
+    chunks = client.chat.completions.create(messages=messages, **arguments)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+def _grids(count: int) -> list[Image.Image]:
+    return [scene("grid", "validation", index).image for index in range(count)]
+
+
+def _alone(loaded: Loaded, image: Image.Image, **arguments) -> str:
+    return answer_question(loaded, image, QUESTION, StageClock(), **arguments).text
+
+
+@pytest.fixture(scope="module")
+def plain() -> Loaded:
+    """A model that never served."""
+    return load()
+
+
+def test_the_official_client_gets_the_answer_of_shirg_ask(client, plain):
+    (image,) = _grids(1)
+    completion = client.chat.completions.create(model=BUNDLED, messages=_messages(_data_url(_bytes(image))))
+    assert completion.choices[0].message.content == _alone(plain, image)
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage.prompt_tokens > 245 and 0 < completion.usage.completion_tokens < 8
+    assert [model.id for model in client.models.list()] == [BUNDLED]
+
+
+def test_a_stream_brings_the_same_text_in_pieces(client):
+    messages = _messages(_data_url(_bytes(_grids(1)[0])))
+    drawn = {"temperature": 1.5, "seed": 5, "max_tokens": 24}
+    chunks = list(client.chat.completions.create(model=BUNDLED, messages=messages, stream=True, **drawn))
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+    assert len(pieces) > 3
+    assert "".join(pieces) == _ask(client, messages, **drawn)
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length") and chunks[-1].usage.completion_tokens <= 24
+
+
+def test_text_alone_several_turns_and_several_images_are_answered(client):
+    grid, shape = (_data_url(_bytes(scene(family, "validation", 2).image)) for family in ("grid", "guard"))
+    assert isinstance(_ask(client, _messages(question="Who are you?")), str)
+    turns = [{"role": "system", "content": "Be brief."}, *_messages(grid, shape)]
+    turns += [{"role": "assistant", "content": "A"}, {"role": "user", "content": "And in cell 2?"}]
+    assert isinstance(_ask(client, turns), str)
+
+
+def test_the_example_client_prints_the_answer(address, plain, tmp_path, capsys):
+    (image,) = _grids(1)
+    image.save(tmp_path / "grid.png")
+    example = runpy.run_path(str(EXAMPLES / "chat_client.py"))
+    example["main"](example["parse_args"]([str(tmp_path / "grid.png"), QUESTION, "--server", f"{address}/v1"]))
+    assert capsys.readouterr().out.strip() == _alone(plain, image)
+
+
+def test_a_seed_a_fovea_and_steps_reach_the_model(client, plain):
+    image = _grids(3)[2]
+    messages = _messages(_data_url(_bytes(image)))
+    draws = [_ask(client, messages, temperature=2.0, seed=seed, max_tokens=16) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    boxes = [[0.0, 0.0, 40.0, 40.0]]
+    looked = answer_question(plain, image, QUESTION, StageClock(), {"fovea_boxes": boxes}, steps=2)
+    extra = {"fovea_boxes": boxes, "generation_config": '{"steps": 2}'}
+    assert _ask(client, messages, extra_body=extra) == looked.text
+
+
+def test_under_load_everybody_gets_the_answer_to_his_own_image(client, plain):
+    images = _grids(8)
+    alone = [_alone(plain, image) for image in images]
+    assert len(set(alone)) >= 4
+    urls = [_data_url(_bytes(image)) for image in images]
+
+    def ask(number: int) -> tuple[str, str]:
+        index = number % len(images)
+        return _ask(client, _messages(urls[index]), stream=number % 3 == 0), alone[index]
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(32)))
+    assert [got for got, _ in answers] == [expected for _, expected in answers]
+
+
+# What is refused
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG of that size: enough to know the size, nothing to decode."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    length, check = struct.pack(">I", len(chunk) - 4), struct.pack(">I", zlib.crc32(chunk))
+    data = b"IDAT" + zlib.compress(b"0")
+    return b"\x89PNG\r\n\x1a\n" + length + chunk + check + struct.pack(">I", len(data) - 4) + data + check
+
+
+SMALL = _bytes(Image.new("RGB", (8, 8), "red"))
+BAD_IMAGES = {
+    "of another type than it says": (_data_url(SMALL, "image/jpeg"), "no readable image/jpeg"),
+    "of a type that is not taken": (_data_url(b"<svg/>", "image/svg+xml"), "An image is one of"),
+    "without a type": (_data_url(SMALL, ""), "An image is one of"),
+    "of too many bytes": (_data_url(b"\0" * 200_001), "larger than 200000 bytes"),
+    "of too many pixels": (_data_url(_png_header(1001, 1000)), "1001x1000 pixels"),
+    "a decompression bomb": (_data_url(_png_header(60_000, 60_000)), "no readable image/png"),
+    "no base64": ("data:image/png;base64,@@@@", "no base64"),
+    "not in base64": ("data:image/png,abc", "A data: URL is"),
+    "a file of the server": ("/etc/passwd", "or a URL, got '/etc/passwd'"),
+    "a file URL": ("file:///etc/passwd", "or a URL"),
+    "a URL": ("http://example.com/cat.png", "fetches no URLs"),
+    "empty": (_data_url(b""), "no readable image/png"),
+    "cut short": (_data_url(_bytes(_grids(1)[0])[:500]), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_an_image_is_refused_with_a_reason_if_it_is(client, name):
+    url, reason = BAD_IMAGES[name]
+    with pytest.raises(openai.BadRequestError, match=re.escape(reason)):
+        _ask(client, _messages(url))
+
+
+def test_nothing_is_decoded_before_it_is_checked(monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    for name in ("of too many pixels", "of another type than it says", "of too many bytes"):
+        with pytest.raises(ValueError):
+            read_image(BAD_IMAGES[name][0], LIMITS)
+    assert read_image(_data_url(SMALL), LIMITS).size == (8, 8)
+
+
+BAD_FIELDS = [
+    {"top_p": 0.5},
+    {"n": 2},
+    {"stop": ["x"]},
+    {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    {"temperature": -1},
+    {"temperature": float("nan")},
+    {"temperature": "hot"},
+    {"seed": -1},
+    {"seed": 2**70},
+    {"seed": True},
+    {"max_tokens": 0},
+    {"max_tokens": 257},
+    {"max_tokens": "5"},
+    {"stream": "yes"},
+    {"model": "another/model"},
+    {"fovea_boxes": [[1, 2, 3]]},
+    {"fovea_boxes": [[0, 0, 9, 9], [0, 0, 9, 9]]},
+    {"fovea_boxes": 3},
+    {"generation_config": '{"steps": 0}'},
+    {"generation_config": '{"output_history": true}'},
+    {"generation_config": "{"},
+    {"generation_config": {"steps": 2}},
+    {"generation_config": '{"step_ratio": "x"}'},
+    {"audio": {}},
+    {"messages": []},
+    {"messages": "hello"},
+    {"messages": [{"role": "tool", "content": "x"}]},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]}]},
+    {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
+    {"messages": [{"role": "user", "content": "A long question. " * 400}]},
+    {"messages": [{"role": "user", "content": "<image> <image>"}]},
+]
+
+
+@pytest.mark.parametrize("fields", BAD_FIELDS, ids=repr)
+def test_a_field_that_cannot_be_honoured_is_an_error_that_says_so(address, fields):
+    body = {"model": BUNDLED, "messages": _messages(_data_url(SMALL)), **fields}
+    content = json.dumps(body)
+    answer = httpx.post(
+        f"{address}/v1/chat/completions", content=content, headers={"content-type": "application/json"}, timeout=60
+    )
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error" and len(error["message"]) > 15
+
+
+def test_too_many_images_are_refused():
+    with pytest.raises(ValueError, match="may hold 2 images, got 3"):
+        checked_messages({"messages": _messages(*[_data_url(SMALL)] * 3)}, max_images=2)
+
+
+def test_bodies_are_refused_by_size_type_and_form(address):
+    url = f"{address}/v1/chat/completions"
+    kind = {"content-type": "application/json"}
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(50):
+            yield b" " * 10_000
+
+    assert httpx.post(url, content=b" " * 400_001, headers=kind).status_code == 413
+    assert httpx.post(url, content=chunks(), headers=kind).status_code == 413
+    assert httpx.post(url, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    for broken in (b"", b"[]", b"{", b"[" * 100_000, b"\xff"):
+        answer = httpx.post(url, content=broken, headers=kind)
+        assert answer.status_code == 400 and "error" in answer.json(), broken
+
+
+def test_only_what_answers_is_reachable_and_only_by_names_of_this_machine(address):
+    for path in (
+        "/load_model",
+        "/reset",
+        "/v1/responses",
+        "/v1/completions",
+        "/v1/audio/transcriptions",
+        "/v1/systemone",
+    ):
+        assert httpx.post(address + path, json={"model": BUNDLED}).status_code == 404
+    assert httpx.get(f"{address}/docs").status_code == 404
+    assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{address}/health", headers={"host": "rebound.example"}).status_code == 400
+
+
+async def _call(app, chunks: list[bytes], pause: float = 0.0) -> int | None:
+    """The status of a POST whose body comes in `chunks`."""
+    pending, statuses = list(chunks), []
+
+    async def receive() -> dict:
+        await asyncio.sleep(pause)
+        return {"type": "http.request", "body": pending.pop(0), "more_body": bool(pending)}
+
+    async def send(message: dict) -> None:
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    await app(scope, receive, send)
+    return statuses[0]
+
+
+def test_one_request_more_than_allowed_is_sent_away_until_another_is_done():
+    async def run() -> list[int]:
+        done = asyncio.Event()
+
+        async def app(scope, receive, send) -> None:
+            await done.wait()
+            await send({"type": "http.response.start", "status": 200})
+
+        limited = LimitedRequests(app, Limits(max_requests=2))
+        two = [asyncio.create_task(_call(limited, [b"{}"])) for _ in range(2)]
+        await asyncio.sleep(0)
+        refused = await _call(limited, [b"{}"])
+        done.set()
+        return [refused, *await asyncio.gather(*two), await _call(limited, [b"{}"])]
+
+    assert asyncio.run(run()) == [429, 200, 200, 200]
+
+
+def test_a_body_that_comes_too_slowly_is_given_up():
+    limited = LimitedRequests(None, Limits(body_seconds=0.05))
+    assert asyncio.run(_call(limited, [b"{"] * 100, pause=0.02)) == 408
+
+
+def test_limits_are_positive():
+    with pytest.raises(ValueError, match="max_requests=0"):
+        Limits(max_requests=0)
+
+
+# Streaming
+
+
+class _Recorder:
+    def __init__(self, puts: int = 100):
+        self.tokens: list[list[int]] = []
+        self.left = puts
+
+    def put(self, value: torch.Tensor) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise InterruptedError
+        self.tokens.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.tokens.append([-1])
+
+
+def test_only_final_tokens_are_streamed_from_left_to_right_and_no_filler_at_the_end():
+    recorder = _Recorder()
+    streamer = FinalTokens(recorder, mask_token_id=9, special={0, 9})
+    streamer.put(torch.tensor([[7, 7]]))
+    for draft in ([9, 2, 9, 9, 0], [1, 2, 9, 9, 0], [1, 2, 0, 9, 0], [1, 2, 0, 4, 0]):
+        streamer.put_draft(torch.tensor([draft]))
+    streamer.put(torch.tensor([[1, 2, 0, 4, 0]]))
+    streamer.end()
+    assert recorder.tokens == [[7, 7], [], [1, 2], [], [0, 4], [], [-1]]
+
+
+def test_a_client_that_goes_away_ends_the_generation(loaded):
+    inputs = loaded.processor.apply_chat_template(
+        _messages(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    recorder = _Recorder(puts=3)
+    with pytest.raises(InterruptedError):
+        loaded.model.generate(**inputs, tokenizer=loaded.processor, streamer=recorder, max_new_tokens=64)
+    assert len(recorder.tokens) == 3
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+        "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "2002:7f00:1::",
+        "64:ff9b::7f00:1",
+    ],
+)  # fmt: skip
+def test_addresses_of_this_machine_and_its_networks_are_not_public(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_addresses_of_the_internet_are_public(address):
+    assert is_public(address)
+
+
+PUBLIC, OTHER = "93.184.216.34", "8.8.8.8"
+
+
+class _Rerouted(httpcore.SyncBackend):
+    """Connects to a server of the test whatever the address, and remembers which was asked for."""
+
+    def __init__(self, port: int):
+        self.port = port
+        self.connected: list[str] = []
+
+    def connect_tcp(self, host, port, *args) -> httpcore.NetworkStream:
+        self.connected.append(host)
+        return super().connect_tcp("127.0.0.1", self.port, *args)
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[int]:
+    """A server with an image, and with redirects to wherever the path says."""
+
+    async def app(scope, receive, send) -> None:
+        path = scope["path"]
+        headers, status, chunks = [(b"content-type", b"image/png")], 200, [SMALL]
+        if path.startswith("/to/"):
+            headers, status, chunks = [(b"location", path[4:].encode())], 302, []
+        elif path == "/large":
+            chunks = [b"\0" * 60_000] * 4
+        elif path == "/text":
+            headers = [(b"content-type", b"text/html; charset=utf-8")]
+        elif path == "/missing":
+            status = 404
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    with running(app) as address:
+        yield int(address.rsplit(":", 1)[1])
+
+
+def _backend(port: int, names: dict[str, list[list[str]]]) -> PublicBackend:
+    """Names resolve to their lists of addresses, one list per question; the last one stays."""
+    return PublicBackend(
+        lambda host, _: names[host].pop(0) if len(names[host]) > 1 else names[host][0], _Rerouted(port)
+    )
+
+
+def test_an_image_comes_from_a_public_address_also_behind_a_redirect(elsewhere):
+    backend = _backend(elsewhere, {"a.example": [[PUBLIC]], "b.example": [[OTHER, PUBLIC]]})
+    assert fetch("http://a.example/image", 10_000, 5, backend) == ("image/png", SMALL)
+    assert fetch("http://a.example/to/http://b.example/image", 10_000, 5, backend) == ("image/png", SMALL)
+    assert backend._network.connected == [PUBLIC, PUBLIC, OTHER]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://private.example/image", "private.example is not a public address"),
+        ("http://half.example/image", "half.example is not a public address"),
+        ("http://none.example/image", "none.example is not a public address"),
+        ("http://a.example/to/http://private.example/image", "private.example is not a public address"),
+        ("http://a.example/to/file:///etc/passwd", "must be http"),
+        ("http://rebound.example/to/http://rebound.example:81/image", "rebound.example is not a public address"),
+        ("http://user:word@a.example/image", "without a user name"),
+        ("http://a.example/large", "larger than 100000 bytes"),
+        ("http://a.example/missing", "status 404"),
+        ("http://a.example/to//to//to//to//to//image", "redirects"),
+    ],
+)
+def test_a_url_is_refused(elsewhere, url, reason):
+    names = {
+        "a.example": [[PUBLIC]],
+        "private.example": [["10.0.0.1"]],
+        "half.example": [[PUBLIC, "127.0.0.1"]],
+        "none.example": [[]],
+        "rebound.example": [[PUBLIC], ["127.0.0.1"]],
+    }
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        fetch(url, 100_000, 5, _backend(elsewhere, names))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0", "2130706433"])
+def test_this_machine_is_not_fetched_from(elsewhere, host):
+    with pytest.raises(ValueError, match="not a public address|has no address"):
+        read_image(f"http://{host}:{elsewhere}/image", LIMITS, allow_urls=True)
+
+
+def test_a_fetched_page_is_no_image(elsewhere, monkeypatch):
+    backend = _backend(elsewhere, {"a.example": [[PUBLIC]]})
+    monkeypatch.setattr("modeling_shirg.serving.images.fetch", lambda *args: fetch(*args, backend))
+    assert read_image("http://a.example/image", LIMITS, allow_urls=True).size == (8, 8)
+    with pytest.raises(ValueError, match="got 'text/html'"):
+        read_image("http://a.example/text", LIMITS, allow_urls=True)
+
+
+# The command
+
+
+def test_the_command_serves_on_loopback_and_stops_when_told(tmp_path):
+    command = [sys.executable, "-m", "shirg_scripts.cli", "serve", "--port", "0", "--max-requests", "2"]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stderr=file, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"running on (http://127\.0\.0\.1:\d+)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        client = openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none")
+        assert _ask(client, _messages(_data_url(SMALL)))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) is not None
+    finally:
+        process.kill()
