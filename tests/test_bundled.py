@@ -39,7 +39,9 @@ def test_its_code_files_are_the_sources():
 
 def test_its_processor_takes_another_budget_when_loaded_or_called():
     prompt = "<image>\nWhat is in cell 5?"
-    own, other = (ShirgLavidaProcessor.from_pretrained(BUNDLED, **kwargs) for kwargs in ({}, {"selection_budget": 100}))
+    own, other = (
+        ShirgLavidaProcessor.from_pretrained(BUNDLED, **kwargs) for kwargs in ({}, {"selection_budget": 100})
+    )
     image = Image.open(HUB_CARD / "examples" / "grid.png")
     called = own(images=image, text=prompt, selection_budget=100)
     loaded = other(images=image, text=prompt)
