@@ -19,7 +19,7 @@ from transformers import GenerationConfig, TextDiffusionStreamer
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .denoising_shirg import CONFIDENCES, MaskedDiffusionSampler, RowNoise, select_positions, transfer_table
 from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig
@@ -304,9 +304,8 @@ class ShirgLavidaGenerationMixin:
         if vision_kwargs:
             raise ValueError(f"inputs_embeds hold the images already, got {', '.join(sorted(vision_kwargs))} as well.")
         if not isinstance(inputs_embeds, torch.Tensor) or inputs_embeds.shape[2:] != table_VD.shape[1:]:
-            raise ValueError(
-                f"inputs_embeds must be a tensor of shape (B, P, {table_VD.shape[1]}), got {_described(inputs_embeds)}."
-            )
+            width, held = table_VD.shape[1], _described(inputs_embeds)
+            raise ValueError(f"inputs_embeds must be a tensor of shape (B, P, {width}), got {held}.")
         if input_ids is not None and input_ids.shape != inputs_embeds.shape[:2]:
             raise ValueError(
                 f"input_ids {tuple(input_ids.shape)} do not fit inputs_embeds {tuple(inputs_embeds.shape)}."
@@ -408,21 +407,23 @@ class ShirgLavidaGenerationMixin:
             return
         if pretrained_model_name_or_path is None:
             return
-        try:
-            self.generation_config = ShirgGenerationConfig.from_pretrained(
-                pretrained_model_name_or_path,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                proxies=proxies,
-                local_files_only=local_files_only,
-                token=token,
-                revision=revision,
-                subfolder=subfolder,
-                _from_auto=from_auto_class,
-                _from_pipeline=from_pipeline,
-            )
-        except OSError:
+        hub = {
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "proxies": proxies,
+            "local_files_only": local_files_only,
+            "token": token,
+            "revision": revision,
+            "subfolder": subfolder,
+        }
+        # A file that is there and cannot be read is an error.
+        silent = {"_raise_exceptions_for_missing_entries": False}
+        if cached_file(pretrained_model_name_or_path, "generation_config.json", **hub, **silent) is None:
             logger.info("No generation_config.json found: using the default generation config.")
+            return
+        self.generation_config = ShirgGenerationConfig.from_pretrained(
+            pretrained_model_name_or_path, **hub, _from_auto=from_auto_class, _from_pipeline=from_pipeline
+        )
 
 
 def visible_attention(attention_mask: torch.Tensor | None, image_outputs: Any) -> torch.Tensor | None:

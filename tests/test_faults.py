@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from faults import checkpoints, configs, generation, images, prompts
+from faults import checkpoints, commands, configs, generation, images, prompts, requests, rows
 from faults.case import Case, check, checkpoint, model, picture, processor, temporary_files_in
 
-CASES: list[Case] = [case for kind in (images, prompts, configs, generation, checkpoints) for case in kind.CASES]
+KINDS = (images, prompts, configs, generation, checkpoints, rows, commands, requests)
+CASES: list[Case] = [case for kind in KINDS for case in kind.CASES]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def made():
     """What the cases share is made before the first of them, outside of its time limit."""
-    for make in (model, processor, picture, checkpoint, checkpoints.adapter):
+    for make in (model, processor, picture, checkpoint, checkpoints.adapter, requests.client):
         make()
 
 
