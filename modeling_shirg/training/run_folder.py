@@ -98,8 +98,11 @@ def write_json(file: Path, values: Any) -> None:
     """Replace a file in one step: whoever reads sees the old one or the new one, never a half."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    try:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_skipped(folder: Path, skipped: list[dict[str, Any]]) -> None:
