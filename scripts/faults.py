@@ -21,10 +21,10 @@ PAGE = """\
 
 Written by `python -m shirg_scripts.faults`; do not edit. The corpus is in `tests/faults`.
 
-{cases} inputs, and random ones by hypothesis: {passed} gave what they declare, {failed} did not. A bad input has to be an
-error of a declared type whose message matches a declared pattern, with the value and the remedy; an odd one has to give
-exactly what its healthy equivalent gives. In each case nothing may hang, print a traceback, write or remove a file, or
-leave a temporary one.
+{cases} inputs, and random ones by hypothesis: {passed} gave what they declare, {failed} did not. A bad input has to be
+an error of a declared type whose message matches a declared pattern, with the value and the remedy; an odd one has to
+give exactly what its healthy equivalent gives. In each case nothing may hang, print a traceback, write or remove a
+file, or leave a temporary one.
 
 | input | bad: a clear error | odd: the right answer | failed |
 |---|---:|---:|---:|
