@@ -96,7 +96,7 @@ def _read(read: Callable[[], Any], index: int, size: tuple[int, ...] | None) -> 
 
 def _file_of(source: str | bytes | os.PathLike) -> str | os.PathLike | BytesIO:
     if isinstance(source, bytes):
-        return BytesIO(source)
+        return _Bytes(source)
     if os.path.isfile(source):
         return source
     if os.path.isdir(source):
@@ -105,11 +105,18 @@ def _file_of(source: str | bytes | os.PathLike) -> str | os.PathLike | BytesIO:
         raise FileNotFoundError(f"there is no file {os.fspath(source)}.")
     if source.startswith(("http://", "https://")):
         return _download(source)
-    return BytesIO(_decode_base64(source))
+    return _Bytes(_decode_base64(source))
+
+
+class _Bytes(BytesIO):
+    """A file in memory, and what PIL's errors call it."""
+
+    def __repr__(self) -> str:
+        return f"of {len(self.getbuffer())} bytes"
 
 
 def _download(url: str) -> BytesIO:
-    file = BytesIO()
+    file = _Bytes()
     with httpx.stream("GET", url, timeout=_URL_TIMEOUT, follow_redirects=True) as response:
         response.raise_for_status()
         # The announced size refuses early; a server may announce none, or pack more bytes than it announces.
@@ -164,6 +171,9 @@ def _loaded(image: Image.Image) -> Image.Image:
 def _image_of_array(array: np.ndarray | torch.Tensor, layout: str | ChannelDimension | None) -> Image.Image:
     """An array as a PIL image of mode L, RGB or RGBA; shapes and `layout` as `upright_rgb` takes them."""
     if isinstance(array, torch.Tensor):
+        if array.layout != torch.strided or array.device.type == "meta":
+            kind = "on the meta device" if array.device.type == "meta" else f"of layout {array.layout}"
+            raise ValueError(f"its tensor is {kind}: pass a dense one that holds its pixels.")
         prefer_last = False
         array = array.detach().cpu()
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
@@ -195,9 +205,11 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"pixel values must be booleans, integers or floats, got {array.dtype}.")
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    low, high = array.min(), array.max()
+    low, high = array.min().item(), array.max().item()
     if not (low >= 0 and high <= 65535):
         raise ValueError(f"pixel values must lie in 0..1, 0..255 or 0..65535, got {low}..{high}: scale them first.")
     if array.dtype.kind == "f" and high <= 1:

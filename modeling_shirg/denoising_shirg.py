@@ -112,6 +112,9 @@ class RowNoise:
     def __init__(
         self, generator: torch.Generator | list[torch.Generator] | None, batch_size: int, device: torch.device
     ):
+        given = generator if isinstance(generator, (list, tuple)) else [generator]
+        if not all(isinstance(one, torch.Generator) for one in given) and generator is not None:
+            raise ValueError(f"generator must be a torch.Generator or one for each row, got {generator!r:.100}.")
         if isinstance(generator, (list, tuple)):
             if len(generator) != batch_size:
                 raise ValueError(f"Got {len(generator)} generators for a batch of {batch_size}: give one per row.")

@@ -170,22 +170,38 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
             f"{path} has {held} foveal_position_embedding; the one of {config.fovea_grid}x"
             f"{config.fovea_grid} is interpolated from the base grid's."
         )
-        with_info = kwargs.pop("output_loading_info", False)
-        lenient = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, info = cls._load_whole(path, (*may_lack, "foveal_position_embedding"), *args, config=config, **lenient)
-        others = [key for key in map(str, info["mismatched_keys"]) if "foveal_position_embedding" not in key]
-        if others and not kwargs.get("ignore_mismatched_sizes", False):
-            raise ValueError(f"{path} has tensors of other shapes than config: {others}.")
-        return (model, info) if with_info else model
+        tables = "foveal_position_embedding"
+        return cls._load_whole(path, (*may_lack, tables), *args, config=config, may_differ=tables, **kwargs)
 
     @classmethod
-    def _load_whole(cls, path, may_lack: tuple[str, ...], *args, output_loading_info: bool = False, **kwargs):
-        """The parent's `from_pretrained`, but a weight that the checkpoint lacks is an error, not a random number.
+    def _load_whole(
+        cls,
+        path,
+        may_lack: tuple[str, ...],
+        *args,
+        may_differ: str | None = None,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        use_safetensors: bool | None = None,
+        **kwargs,
+    ):
+        """The parent's `from_pretrained`, but a weight that the checkpoint lacks is an error, not a random number, and
+        only safetensors are read.
 
-        `may_lack` are parts of the names of weights that it may lack.
+        `may_lack` are parts of the names of weights that it may lack, `may_differ` of those of another shape.
         """
-        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        missing = sorted(key for key in map(str, info["missing_keys"]) if not any(name in key for name in may_lack))
+        if use_safetensors is False:
+            raise ValueError("use_safetensors=False: only safetensors are read, because a pickle file can run code.")
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+        model, info = super().from_pretrained(path, *args, **strict, **kwargs)
+        other = [str(key[0]) for key in info["mismatched_keys"] if may_differ is None or may_differ not in str(key[0])]
+        if other and not ignore_mismatched_sizes:
+            raise ValueError(
+                f"{path} has {len(other)} tensors of other shapes than the config asks for, such as "
+                f"{', '.join(sorted(other)[:3])}. Is the config that of these weights?"
+            )
+        lacking = {str(key) for key in info["missing_keys"]} - set(other)
+        missing = sorted(key for key in lacking if not any(name in key for name in may_lack))
         if missing:
             raise ValueError(
                 f"{path} lacks {len(missing)} tensors that the config asks for, such as {', '.join(missing[:3])}. Is "

@@ -1,5 +1,6 @@
 """One question about one image, answered and timed: what `shirg ask` and `shirg compare` share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ def answer_question(
         )
         text = processor.post_process_image_text_to_text(outputs.sequences)[0]
     return Answer(text, image, inputs, images, outputs, model.config)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in one step: what was at `path` stays if it fails, and no part of the new one is left."""
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        picture.save(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def check_writable(path: Path, flag: str) -> None:

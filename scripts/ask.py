@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
 
     from modeling_shirg.evaluation.timing import StageClock
 
-    from .answering import answer_question, check_writable, read_image
+    from .answering import answer_question, check_writable, read_image, save_picture
     from .arguments import answer_arguments
     from .loading import load, parse_options
 
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
         **answer_arguments(args),
     )
     if args.overlay:
-        answer.overlay().save(args.overlay)
+        save_picture(answer.overlay(), args.overlay)
     if args.json:
         print(json.dumps(_report(answer, clock.seconds)))
     elif not args.stream:  # the streamer has printed it already

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 COMMANDS = {
     "ask": "Answer a question about an image.",
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(f"{__package__}.{command}")
     try:
         module.main(module.parse_args(with_underscores(rest)))
-    except (ValueError, OSError, StrictDataclassError) as error:
+    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
         print(f"shirg {command}: {cause}", file=sys.stderr)
         return 2

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     from modeling_shirg.evaluation.selection_quality import system_quality
     from modeling_shirg.evaluation.timing import StageClock
 
-    from .answering import answer_question, check_writable, read_image
+    from .answering import answer_question, check_writable, read_image, save_picture
     from .arguments import answer_arguments
     from .loading import load, parse_options
 
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
         figures = ["-" if value is None else f"{value:.3f}" for value in rows[name].get("quality", {}).values()]
         tqdm.write(_line(name, answer.num_image_tokens, f"{rows[name]['seconds']:.2f}", figures, answer.text))
         cells.append(_cell(answer.overlay(), name, rows[name]))
-    _sheet(cells).save(args.out)
+    save_picture(_sheet(cells), args.out)
     if args.json:
         print(json.dumps({"systems": rows, "sheet": str(args.out)}))
 

@@ -19,6 +19,8 @@ from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import Adapter, Resolved, resolve
 from modeling_shirg.conversion import DTYPES
+from modeling_shirg.conversion.safetensors_stream import INDEX
+from modeling_shirg.conversion.source import open_source, weight_map
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.unconverted import UnconvertedLavidaConfig
 
@@ -130,6 +132,17 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
+def _check_files(folder: Path) -> None:
+    """Raises a `ValueError` naming a JSON file of the folder that is none, or an index that leads out of it."""
+    if not folder.is_dir():
+        return
+    source = open_source(folder)
+    for file in sorted(folder.glob("*.json")):
+        source.read_json(file.name)
+    if (folder / INDEX).is_file():
+        weight_map(source)
+
+
 def _resolved(source: str, revision: str | None, fields: dict[str, Any]) -> Resolved:
     """What `source` with these fields of the config is, before any weights are read."""
     if not Path(source).is_dir():
@@ -137,9 +150,12 @@ def _resolved(source: str, revision: str | None, fields: dict[str, Any]) -> Reso
             validate_repo_id(source)
         except HFValidationError:
             raise ValueError(f"There is no folder {source!r}, and it is no Hub id (OWNER/NAME).") from None
+    _check_files(Path(source))
     adapter = Adapter.open(source, revision=revision)
     base, base_revision = (source, revision) if adapter is None else (adapter.base_name, adapter.base_revision)
     try:
+        if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+            raise FileNotFoundError(f"{base} has no config.json")
         model_type = ShirgLavidaConfig.get_config_dict(base, revision=base_revision)[0].get("model_type")
     except OSError as error:
         raise ValueError(

@@ -590,9 +590,15 @@ def test_an_argument_replaces_its_stored_counterpart(model, prompts):
         ({"labels": torch.ones(1, 11)}, "unknown argument 'labels'"),
         ({"steps": 4, "step_ratio": 0.5}, "steps=4 and step_ratio=0.5"),
         ({"input_ids": None}, "input_ids or inputs_embeds"),
-        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has the shape \(1, 3\), the prompt \(1, 11\)"),
+        (
+            {"attention_mask": torch.ones(1, 3)},
+            r"attention_mask must have the prompt's shape \(1, 11\), got torch.float32 \(1, 3\)",
+        ),
         ({"attention_mask": torch.zeros(1, 11)}, "without a single real token"),
-        ({"position_ids": torch.ones(1, 2)}, r"position_ids has the shape \(1, 2\), the prompt \(1, 11\)"),
+        (
+            {"position_ids": torch.ones(1, 2)},
+            r"position_ids must have the prompt's shape \(1, 11\), got torch.float32 \(1, 2\)",
+        ),
         ({"draft_ids": torch.ones(4, dtype=int), "max_new_tokens": 8}, "length 4 and max_new_tokens=8"),
         ({"draft_ids": torch.ones(2, 4, dtype=int)}, r"draft_ids \(2, 4\).*batch of 1"),
         ({"draft_ids": torch.ones(1, 2, 4, dtype=int)}, r"\(R,\) or \(B, R\), got \(1, 2, 4\)"),

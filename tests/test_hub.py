@@ -16,6 +16,7 @@ CODE_FILES = {
     "adapters_shirg.py",
     "calibration_shirg.py",
     "configuration_shirg_lavida.py",
+    "conversation_shirg.py",
     "denoising_shirg.py",
     "fingerprint_shirg.py",
     "foveal_variants_shirg.py",

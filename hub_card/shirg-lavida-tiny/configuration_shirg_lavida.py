@@ -429,6 +429,10 @@ class ShirgLavidaConfig(PreTrainedConfig):
                     f"{name}={getattr(self, name)} must be below text_config.vocab_size={vocab_size}: set it to the "
                     "tokenizer's id."
                 )
+        for name in ("infill_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name}={value} must be a token id, at least 0: set it to the tokenizer's id.")
         if self.image_token_id == self.mask_token_id:
             raise ValueError(f"image_token_id and mask_token_id are both {self.mask_token_id}: they must differ.")
 
@@ -484,6 +488,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
         for name in ("attention_weight", "text_weight", "diversity_weight"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number.")
+        if not 0 <= self.selection_seed < 2**63:
+            raise ValueError(f"selection_seed={self.selection_seed} must be at least 0 and below 2**63.")
         if not self.selection_temperature > 0:
             raise ValueError(f"selection_temperature must be > 0, got {self.selection_temperature}.")
         if not 0 < self.selection_mass <= 1:
@@ -549,6 +555,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
 
 def _with_defaults(config: dict | PreTrainedConfig | None, defaults: dict) -> dict:
     """A sub-config as a dict of its own, what it leaves out filled in; the language model is always bidirectional."""
+    if config is not None and not isinstance(config, (dict, PreTrainedConfig)):
+        raise ValueError(f"vision_config and text_config must be dicts or configs, got {config!r:.100}.")
     given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     merged = {**defaults, **given}
     return {**merged, "is_causal": False} if "is_causal" in defaults else merged

@@ -1,5 +1,7 @@
 """The generation arguments of SHIRG-LaViDa: their names and defaults, and which values work together."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import CompileConfig, GenerationConfig
@@ -144,11 +146,11 @@ class ShirgGenerationConfig(GenerationConfig):
                 )
 
     def _validate_choices(self) -> None:
-        if self.schedule not in SCHEDULES:
+        if not _is_one_of(self.schedule, SCHEDULES):
             raise ValueError(f"schedule={self.schedule!r} must be one of {', '.join(map(repr, SCHEDULES))}.")
         if not _is_number(self.shift) or self.shift <= 0:
             raise ValueError(f"shift={self.shift!r} must be a number > 0.")
-        if self.remasking not in CONFIDENCES:
+        if not _is_one_of(self.remasking, CONFIDENCES):
             raise ValueError(f"remasking={self.remasking!r} must be one of {', '.join(map(repr, CONFIDENCES))}.")
         for name in ("do_sample", "use_cache", "return_dict_in_generate", "stop_at_eos", "dual_cache", *_OUTPUT_FLAGS):
             if not isinstance(getattr(self, name), bool):
@@ -177,7 +179,7 @@ class ShirgGenerationConfig(GenerationConfig):
     def _validate_prefix(self) -> None:
         if self.prefix_kv is not None and (not _is_number(self.prefix_kv) or not 0 < self.prefix_kv <= 1):
             raise ValueError(f"prefix_kv={self.prefix_kv!r} must be a number in (0, 1].")
-        if self.prefix_dtype is not None and self.prefix_dtype not in PREFIX_DTYPES:
+        if self.prefix_dtype is not None and not _is_one_of(self.prefix_dtype, PREFIX_DTYPES):
             raise ValueError(
                 f"prefix_dtype={self.prefix_dtype!r} must be None or one of {', '.join(map(repr, PREFIX_DTYPES))}."
             )
@@ -280,7 +282,12 @@ class ShirgGenerationConfig(GenerationConfig):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_one_of(value: Any, choices: Iterable[Any]) -> bool:
+    """`in`, also for a value that cannot be hashed."""
+    return value in list(choices)
 
 
 def _is_id(value: Any) -> bool:

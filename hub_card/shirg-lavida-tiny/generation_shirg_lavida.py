@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig, TextDiffusionStreamer
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .denoising_shirg import (
     CONFIDENCES,
@@ -247,6 +247,11 @@ class ShirgLavidaGenerationMixin:
         self, generation_config: GenerationConfig | None, draft_ids: torch.Tensor | None, overrides: dict[str, Any]
     ) -> ShirgGenerationConfig:
         """The configuration of this call, complete with token ids."""
+        if not isinstance(generation_config, (GenerationConfig, type(None))):
+            raise ValueError(
+                f"generation_config must be a ShirgGenerationConfig, got {generation_config!r:.100}: give its fields "
+                "by their names instead, such as generate(..., steps=4)."
+            )
         fields = (self.generation_config if generation_config is None else generation_config).to_diff_dict()
         for name, counterpart in _COUNTERPARTS.items():
             if overrides.get(name) is not None:
@@ -264,19 +269,20 @@ class ShirgLavidaGenerationMixin:
                 "Generation starts from mask tokens, but neither the generation config nor the model config has a "
                 "mask_token_id."
             )
+        config = ShirgGenerationConfig(**fields)
         size = self.model.get_input_embeddings().weight.shape[0]
-        if not 0 <= fields["mask_token_id"] < size:
-            raise ValueError(f"mask_token_id={fields['mask_token_id']} must be one of the model's {size} ids.")
-        if len(set(fields.get("suppress_tokens") or [])) >= size:
+        if config.mask_token_id >= size:
+            raise ValueError(f"mask_token_id={config.mask_token_id} must be one of the model's {size} ids.")
+        if config.suppress_tokens is None:
+            config.suppress_tokens = self._default_suppress_tokens(config.mask_token_id)
+        if len(set(config.suppress_tokens)) >= size:
             raise ValueError(f"suppress_tokens names all {size} ids: nothing could be generated.")
-        if fields.get("stop_at_eos") and fields["eos_token_id"] is None:
+        if config.stop_at_eos and config.eos_token_id is None:
             raise ValueError(
                 "stop_at_eos=True needs an end-of-text token, but neither the generation config nor the model config "
                 "has an eos_token_id."
             )
-        if fields.get("suppress_tokens") is None:
-            fields["suppress_tokens"] = self._default_suppress_tokens(fields["mask_token_id"])
-        return ShirgGenerationConfig(**fields)
+        return config
 
     def _warn_of_length(self, length: int) -> None:
         trained = getattr(self.model.language_model.config, "max_position_embeddings", None)
@@ -321,10 +327,16 @@ class ShirgLavidaGenerationMixin:
         """The prompt's embeddings `(B, P, D)` and what the model reports about its images, or `None`."""
         if input_ids is None and inputs_embeds is None:
             raise ValueError("generate needs input_ids or inputs_embeds.")
+        table_VD = self.model.get_input_embeddings().weight
+        if input_ids is not None:
+            _check_ids("input_ids", input_ids, len(table_VD))
         if inputs_embeds is None:
             return self.model.prepare_inputs_embeds(input_ids, **vision_kwargs)
         if vision_kwargs:
             raise ValueError(f"inputs_embeds hold the images already, got {', '.join(sorted(vision_kwargs))} as well.")
+        if not isinstance(inputs_embeds, torch.Tensor) or inputs_embeds.shape[2:] != table_VD.shape[1:]:
+            width, held = table_VD.shape[1], _described(inputs_embeds)
+            raise ValueError(f"inputs_embeds must be a tensor of shape (B, P, {width}), got {held}.")
         if input_ids is not None and input_ids.shape != inputs_embeds.shape[:2]:
             raise ValueError(
                 f"input_ids {tuple(input_ids.shape)} do not fit inputs_embeds {tuple(inputs_embeds.shape)}."
@@ -340,11 +352,7 @@ class ShirgLavidaGenerationMixin:
             return torch.full(shape, config.mask_token_id, dtype=torch.int64, device=device)
         if draft_ids.ndim == 2 and draft_ids.shape[0] != batch_size:
             raise ValueError(f"draft_ids {tuple(draft_ids.shape)} do not fit a prompt batch of {batch_size}.")
-        size = self.model.get_input_embeddings().weight.shape[0]
-        if draft_ids.min() < 0 or draft_ids.max() >= size:
-            raise ValueError(
-                f"draft_ids hold ids from {draft_ids.min()} to {draft_ids.max()}, the model has 0 to {size - 1}."
-            )
+        _check_ids("draft_ids", draft_ids.expand(shape), self.model.get_input_embeddings().weight.shape[0])
         return draft_ids.to(device=device, dtype=torch.int64).expand(shape).clone()
 
     def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> _Prefix:
@@ -418,21 +426,23 @@ class ShirgLavidaGenerationMixin:
             return
         if pretrained_model_name_or_path is None:
             return
-        try:
-            self.generation_config = ShirgGenerationConfig.from_pretrained(
-                pretrained_model_name_or_path,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                proxies=proxies,
-                local_files_only=local_files_only,
-                token=token,
-                revision=revision,
-                subfolder=subfolder,
-                _from_auto=from_auto_class,
-                _from_pipeline=from_pipeline,
-            )
-        except OSError:
+        hub = {
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "proxies": proxies,
+            "local_files_only": local_files_only,
+            "token": token,
+            "revision": revision,
+            "subfolder": subfolder,
+        }
+        # A file that is there and cannot be read is an error.
+        silent = {"_raise_exceptions_for_missing_entries": False}
+        if cached_file(pretrained_model_name_or_path, "generation_config.json", **hub, **silent) is None:
             logger.info("No generation_config.json found: using the default generation config.")
+            return
+        self.generation_config = ShirgGenerationConfig.from_pretrained(
+            pretrained_model_name_or_path, **hub, _from_auto=from_auto_class, _from_pipeline=from_pipeline
+        )
 
 
 def visible_attention(attention_mask: torch.Tensor | None, image_outputs: Any) -> torch.Tensor | None:
@@ -447,6 +457,22 @@ def visible_attention(attention_mask: torch.Tensor | None, image_outputs: Any) -
             f"{tuple(attention_mask.shape)} cannot."
         )
     return attention_mask * image_outputs.visible_mask.to(attention_mask)
+
+
+def _check_ids(name: str, ids_BL: Any, size: int) -> None:
+    """Raises a `ValueError` unless these are rows of ids of a model that has `size` of them."""
+    if not isinstance(ids_BL, torch.Tensor) or ids_BL.ndim != 2 or ids_BL.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} must be a tensor of integer ids with two dimensions, got {_described(ids_BL)}.")
+    if ids_BL.numel() and (ids_BL.min() < 0 or ids_BL.max() >= size):
+        raise ValueError(
+            f"{name} hold ids from {ids_BL.min()} to {ids_BL.max()}, the model has 0 to {size - 1}: are they of its "
+            "tokenizer?"
+        )
+
+
+def _described(value: Any) -> str:
+    """What stands where a tensor of another kind should be."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.100}"
 
 
 def _draft_length(draft_ids: torch.Tensor, max_new_tokens: int | None) -> int:
@@ -469,13 +495,13 @@ def _prepare_prompt(
     """Positions count the real tokens of a row, so padding on either side changes nothing."""
     shape, device = embeds_BPD.shape[:2], embeds_BPD.device
     for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
-        if value is not None and value.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(value.shape)}, the prompt {tuple(shape)}.")
+        if value is not None and (not isinstance(value, torch.Tensor) or value.shape != shape):
+            raise ValueError(f"{name} must have the prompt's shape {tuple(shape)}, got {_described(value)}.")
     mask_BP = torch.ones(shape, dtype=torch.bool, device=device)
     if attention_mask is not None:
         mask_BP = attention_mask.to(device=device, dtype=torch.bool)
     if not mask_BP.any(-1).all():
-        raise ValueError("attention_mask has a row without a single real token.")
+        raise ValueError("attention_mask has a row without a single real token: a prompt needs at least one.")
     if position_ids is None:
         position_ids = (mask_BP.long().cumsum(-1) - 1).clamp(min=0)
     positions_BP = position_ids.to(device)
@@ -518,6 +544,8 @@ def _start_stream(streamer: BaseStreamer | None, input_ids: torch.Tensor | None,
     """Hands the prompt to the streamer, which expects one before it takes anything for an answer."""
     if streamer is None:
         return
+    if not isinstance(streamer, BaseStreamer):
+        raise ValueError(f"streamer must be a BaseStreamer, such as TextDiffusionStreamer, got {streamer!r:.100}.")
     if batch_size > 1:
         raise ValueError(f"A streamer shows one response, got a batch of {batch_size}.")
     streamer.put(torch.empty(batch_size, 0, dtype=torch.int64) if input_ids is None else input_ids.cpu())

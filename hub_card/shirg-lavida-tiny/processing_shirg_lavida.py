@@ -19,6 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
 from .configuration_shirg_lavida import NEED_RELEVANCE, ShirgLavidaConfig
+from .conversation_shirg import check_conversations, check_texts
 from .geometry_shirg import mosaic_length
 from .image_processing_shirg_lavida import ShirgLavidaImageProcessor
 
@@ -242,7 +243,11 @@ class ShirgLavidaProcessor(ProcessorMixin):
             text: one prompt or a list of prompts with one `image_token` per image.
             **kwargs: arguments of the tokenizer and of the image processor, such as `return_tensors` and
                 `fovea_boxes` and `selection_budget`.
+
+        Raises:
+            ValueError: a prompt is no text, or has not as many `image_token`s as it has images.
         """
+        check_texts(text)
         if isinstance(images, (list, tuple)) and _count_images(images) == 0:
             images = None
         inputs = super().__call__(images=images, text=text, **kwargs)
@@ -254,6 +259,11 @@ class ShirgLavidaProcessor(ProcessorMixin):
             if self.relevance_tokenizer is not None:
                 inputs["relevance_input_ids"] = _typed_as(inputs["input_ids"], self._relevance_ids(questions))
         return inputs
+
+    def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
+        """As the parent's, for messages of text and images; anything else is a `ValueError` that says where."""
+        check_conversations(conversation)
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
         """Checks that images and placeholders match: prompt by prompt where images come as one list per prompt."""

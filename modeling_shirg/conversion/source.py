@@ -131,8 +131,8 @@ def read_tensors(source: Source) -> dict[str, StoredTensor]:
 
 
 def _read_shards(source: Source) -> dict[str, StoredTensor]:
-    weight_map = _weight_map(source)
-    names = sorted(set(weight_map.values()))
+    places = weight_map(source)
+    names = sorted(set(places.values()))
     missing = [name for name in names if not (source.folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -141,13 +141,13 @@ def _read_shards(source: Source) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for shard in names:
         for name, tensor in read_header(source.folder / shard).items():
-            if weight_map.get(name) != shard:
+            if places.get(name) != shard:
                 raise ValueError(
-                    f"{source.name}: {shard} holds {name!r}, {INDEX} has it in {weight_map.get(name)!r}. "
+                    f"{source.name}: {shard} holds {name!r}, {INDEX} has it in {places.get(name)!r}. "
                     "Files of two checkpoints in one folder?"
                 )
             tensors[name] = tensor
-    absent = sorted(set(weight_map) - set(tensors))
+    absent = sorted(set(places) - set(tensors))
     if absent:
         raise ValueError(f"{source.name}: {INDEX} names tensors that no shard holds.{listed('absent', absent)}")
     return tensors
@@ -161,17 +161,21 @@ def listed(what: str, entries: list[str]) -> str:
     return f"\n{len(entries)} {what}:\n  " + "\n  ".join(lines)
 
 
-def _weight_map(source: Source) -> dict[str, str]:
-    """Which file of the folder holds each tensor, by the index."""
-    weight_map = source.read_json(INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{source.folder / INDEX} has no weight_map from tensor names to files, got {weight_map!r}.")
-    for name, file in weight_map.items():
+def weight_map(source: Source) -> dict[str, str]:
+    """Which file of the folder holds each tensor, by the index.
+
+    Raises:
+        ValueError: the index says something else, or names files elsewhere.
+    """
+    places = source.read_json(INDEX).get("weight_map")
+    if not isinstance(places, dict):
+        raise ValueError(f"{source.folder / INDEX} has no weight_map from tensor names to files, got {places!r}.")
+    for name, file in places.items():
         if not isinstance(file, str) or Path(file).name != file:
             raise ValueError(
                 f"{source.folder / INDEX} has {name!r} in {file!r}, which is not the name of a file beside it."
             )
-    return weight_map
+    return places
 
 
 def _download(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:

@@ -116,8 +116,11 @@ def write_json(file: Path, content: Any) -> None:
     """Write a file that is always whole, whoever else writes it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    draft.replace(file)
+    try:
+        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _whole_lines(file: Path) -> bytes:

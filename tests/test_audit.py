@@ -1,0 +1,77 @@
+"""The dependency audit of continuous integration: what it says of a report, of a part of one, and of none."""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import pytest
+
+AUDIT = Path(__file__).parents[1] / ".ci" / "audit.py"
+PINS = {"pillow": "12.0.0", "typing-extensions": "4.15.0"}
+
+
+@pytest.fixture
+def audit() -> dict:
+    spec = importlib.util.spec_from_file_location("audit", AUDIT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module)
+
+
+def report(*vulns: dict) -> dict:
+    return {
+        "dependencies": [
+            {"name": "Pillow", "version": "12.0.0", "vulns": list(vulns)},
+            {"name": "typing_extensions", "version": "4.15.0", "vulns": []},
+        ]
+    }
+
+
+def test_every_pin_of_the_constraints_is_read(audit):
+    text = (AUDIT.parents[1] / "constraints.txt").read_text()
+    lines = [line for line in text.splitlines() if "==" in line and not line.lstrip().startswith("#")]
+    assert len(audit["pinned"](text)) == len(lines) > 20
+    assert audit["pinned"]("torch==2.13.0+cpu\nA_b.c==1 ; x\n# d==2\n") == {"torch": "2.13.0", "a-b-c": "1"}
+
+
+def test_an_advisory_fails_and_none_passes_with_counts(audit):
+    status, lines = audit["verdict"](report(), PINS)
+    assert status == 0 and lines == ["dependency audit: AUDITED 2 of 2 packages, 0 advisories"]
+    status, lines = audit["verdict"](report({"id": "PYSEC-1", "fix_versions": ["12.0.1"]}), PINS)
+    assert status == 1 and lines[0] == "pillow 12.0.0: PYSEC-1, fixed in 12.0.1"
+    assert lines[-1] == "dependency audit: AUDITED 2 of 2 packages, 1 advisories"
+
+
+def test_an_audit_of_less_than_all_is_no_pass(audit):
+    with pytest.raises(RuntimeError, match="says nothing of typing-extensions"):
+        audit["verdict"]({"dependencies": report()["dependencies"][:1]}, PINS)
+    with pytest.raises(RuntimeError, match="any package"):
+        audit["verdict"]({"dependencies": []}, {})
+    skipped = {"dependencies": [{"name": name, "skip_reason": "unknown"} for name in PINS]}
+    status, lines = audit["verdict"](skipped, PINS)
+    assert status == 1 and lines[-1].startswith("dependency audit: AUDITED 0 of 2")
+
+
+@pytest.mark.parametrize(
+    ("pip", "tool", "says"),
+    [
+        (1, None, "NOT RUN: pip-audit cannot be installed (No matching distribution"),
+        (0, "requests.exceptions.ConnectionError: Max retries", "NOT RUN: the advisory database cannot be reached"),
+        (0, "KeyError: 'a mistake of its own'", None),
+    ],
+)
+def test_what_cannot_be_looked_up_is_said(audit, monkeypatch, capsys, pip, tool, says):
+    answers = iter(
+        [
+            subprocess.CompletedProcess([], pip, "", "No matching distribution found for pip-audit"),
+            subprocess.CompletedProcess([], 1, "", tool),
+        ]
+    )
+    monkeypatch.setattr(audit["venv"], "create", lambda *args, **kwargs: None)
+    monkeypatch.setattr(audit["subprocess"], "run", lambda *args, **kwargs: next(answers))
+    if says is None:
+        with pytest.raises(RuntimeError, match="no report: KeyError"):
+            audit["main"]()
+        return
+    assert audit["main"]() == 0
+    assert says in capsys.readouterr().out
