@@ -455,7 +455,9 @@ def test_the_adapter_of_a_checkpoint_is_loaded_as_it_was_trained(online, base, r
     finished = copy_folder(run.folder, tmp_path / "finished")
     (folder / "checkpoint-40").rename(finished / "checkpoint-40")
     push(finished, "tester/charts", "--base", "tester/base", "--checkpoint", "checkpoint-40")
-    assert "(`checkpoint-40`), not those that the run chose" in card_of(online, "tester/charts")
+    card = card_of(online, "tester/charts")
+    assert "(`checkpoint-40`), not those that the run chose" in card
+    assert "Nothing was evaluated with these weights" in card and "eval_results" not in ModelCard(card).data.to_dict()
 
 
 def unfinished(run, folder: Path) -> Path:
