@@ -313,6 +313,11 @@ class ShirgLavidaConfig(PreTrainedConfig):
         return self.selection_budget is not None
 
     @property
+    def chooses(self) -> bool:
+        """Whether a method chooses tokens, so that a call may ask for another number of them."""
+        return self.selection_method not in ("none", "pool")
+
+    @property
     def num_selected_views(self) -> int:
         """Number of views per image that share `selection_budget`."""
         return self.num_base_views if self.view_policy == "anyres" else 1

@@ -148,7 +148,7 @@ class ShirgLavidaImageProcessor(PilBackend):
             "fovea_placement": config.fovea_placement,
             "image_grid_pinpoints": config.image_grid_pinpoints,
             "mosaic_grid_size": config.view_grid if config.has_mosaic else None,
-            "selection_budget": config.selection_budget,
+            "selection_budget": config.selection_budget if config.chooses else None,
         }
         return cls(**{**fields, **overrides})
 
@@ -260,8 +260,8 @@ class ShirgLavidaImageProcessor(PilBackend):
         budget = kwargs["selection_budget"]
         if budget is not None and (self.selection_budget is None or budget < 1):
             raise ValueError(
-                f"selection_budget={budget} must be at least 1, for a preset that selects tokens; this one "
-                f"{'selects none' if self.selection_budget is None else f'selects {self.selection_budget}'}."
+                f"selection_budget={budget} must be at least 1, for a preset that chooses tokens; this one "
+                f"{'chooses none' if self.selection_budget is None else f'chooses {self.selection_budget}'}."
             )
         if kwargs["mosaic_grid_size"] is not None and kwargs["view_policy"] != "anyres":
             raise ValueError(

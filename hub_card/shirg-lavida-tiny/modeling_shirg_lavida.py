@@ -377,10 +377,10 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         config = self.config
         view_size = self._fovea_size(fovea_size)
         windows = self._check_views(pixel_values, fovea_pixel_values, mosaic_windows, view_size)
+        budget = self._budget(selection_budget, fovea_size)
         if not config.selects:
             self._refuse_draws(selection_noise, dropped_tokens)
             return ShirgImageOutput(image_tokens=self._all_tokens(pixel_values, windows))
-        budget = self._budget(selection_budget, fovea_size)
         scaffold_ITC = None
         if config.view_policy == "foveal":
             if config.scaffold:
@@ -445,6 +445,10 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         budget = self.config.selection_budget
         if selection_budget is not None:
             budget = _shared_value("selection_budget", selection_budget)
+            if not self.config.chooses:
+                raise ValueError(
+                    f"selection_budget={budget} was given, but preset {self.config.prune_method!r} chooses no tokens."
+                )
         self.config.check_budget(budget, self._fovea_size(fovea_size))
         return budget
 
