@@ -44,6 +44,8 @@ def _without_validation_rows(values: dict[str, Any]) -> None:
 
 def main(arguments: tuple) -> None:
     """Open the run, train it to its end, save and report; or only check its gradients."""
+    from accelerate import PartialState
+
     from modeling_shirg.training.footprints import check_trainable, trainable_counts
     from modeling_shirg.training.run_folder import is_finished, run_settings
     from modeling_shirg.training.run_log import check_can_draw
@@ -71,6 +73,7 @@ def main(arguments: tuple) -> None:
             _check_gradients(parts, args, rows, say)
         else:
             _train(folder, settings, parts, args, rows, validation, say)
+    PartialState().destroy_process_group()  # left behind, it can keep a process from ending
 
 
 @dataclass
