@@ -46,11 +46,15 @@ def main(arguments: tuple) -> None:
     """Open the run, train it to its end, save and report; or only check its gradients."""
     from accelerate import PartialState
 
+    _run(*arguments)
+    PartialState().destroy_process_group()  # left behind, it can keep a process from ending
+
+
+def _run(model_args, data_args, args) -> None:
     from modeling_shirg.training.footprints import check_trainable, trainable_counts
     from modeling_shirg.training.run_folder import is_finished, run_settings
     from modeling_shirg.training.run_log import check_can_draw
 
-    model_args, data_args, args = arguments
     if args.loss_curve:
         check_can_draw()
     say = print if args.process_index == 0 else lambda *values: None
@@ -73,7 +77,6 @@ def main(arguments: tuple) -> None:
             _check_gradients(parts, args, rows, say)
         else:
             _train(folder, settings, parts, args, rows, validation, say)
-    PartialState().destroy_process_group()  # left behind, it can keep a process from ending
 
 
 @dataclass
@@ -228,9 +231,8 @@ def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, va
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(folder)
     if trainer.is_world_process_zero():
-        (folder / "README.md").unlink(
-            missing_ok=True
-        )  # PEFT's, with nothing filled in; the card is written by `shirg push`
+        # PEFT's, with nothing filled in; the card is written by `shirg push`.
+        (folder / "README.md").unlink(missing_ok=True)
         report = rows.report()  # of a stream, what was skipped is known now
         write_lines(folder / SKIPPED_FILE, report["skipped"])
         facts |= closing_facts(trainer.state, folder / LOG_FILE) | {"data": report["sources"]}
