@@ -47,7 +47,11 @@ def main(arguments: tuple) -> None:
     from accelerate import PartialState
 
     _run(*arguments)
-    PartialState().destroy_process_group()  # left behind, it can keep a process from ending
+    processes = PartialState()
+    # A group that is destroyed while one of its threads still frees a tensor waits for that thread with Python's lock
+    # held, and the thread waits for the lock: after a barrier, which has no tensors, none does.
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
 
 
 def _run(model_args, data_args, args) -> None:
@@ -241,7 +245,6 @@ def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, va
         if args.then_evaluate:
             facts["evaluation"] = _evaluate(parts, args, validation, say)
         write_json(folder / RUN_FILE, facts | {"status": "finished"})
-    trainer.end()
     say(f"Finished: the adapter of step {facts.get('metrics', {}).get('best_step')} is in {folder}")
 
 
