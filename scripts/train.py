@@ -47,11 +47,7 @@ def main(arguments: tuple) -> None:
     from accelerate import PartialState
 
     _run(*arguments)
-    processes = PartialState()
-    # A group that is destroyed while one of its threads still frees a tensor waits for that thread with Python's lock
-    # held, and the thread waits for the lock: after a barrier, which has no tensors, none does.
-    processes.wait_for_everyone()
-    processes.destroy_process_group()
+    PartialState().destroy_process_group()  # left behind, it can keep a process from ending
 
 
 def _run(model_args, data_args, args) -> None:
@@ -203,6 +199,7 @@ def _check_gradients(parts: _Parts, args, rows, say) -> None:
 
     check = GradientCheck()
     _trainer(parts, args, rows, None, [check]).train()
+    _meet(args)
     say(check.report())
     check.verify()
     say("Every tensor of the footprint received a gradient, and no other did.")
@@ -234,6 +231,7 @@ def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, va
         parts.processor.save_pretrained(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(folder)
+    _meet(args)
     if trainer.is_world_process_zero():
         # PEFT's, with nothing filled in; the card is written by `shirg push`.
         (folder / "README.md").unlink(missing_ok=True)
@@ -246,6 +244,16 @@ def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, va
             facts["evaluation"] = _evaluate(parts, args, validation, say)
         write_json(folder / RUN_FILE, facts | {"status": "finished"})
     say(f"Finished: the adapter of step {facts.get('metrics', {}).get('best_step')} is in {folder}")
+
+
+def _meet(args) -> None:
+    """
+    The last the processes do together.
+
+    A group that is destroyed while one of its threads still frees a tensor waits for that thread with Python's lock
+    held, and the thread waits for the lock. After a barrier, which has no tensors, no thread frees one.
+    """
+    args.distributed_state.wait_for_everyone()
 
 
 def _evaluate(parts: _Parts, args, validation, say) -> list[dict[str, Any]]:
