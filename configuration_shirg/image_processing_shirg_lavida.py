@@ -148,7 +148,7 @@ class ShirgLavidaImageProcessor(PilBackend):
             "fovea_placement": config.fovea_placement,
             "image_grid_pinpoints": config.image_grid_pinpoints,
             "mosaic_grid_size": config.view_grid if config.has_mosaic else None,
-            "selection_budget": config.selection_budget if config.chooses else None,
+            "selection_budget": config.selection_budget,
         }
         return cls(**{**fields, **overrides})
 

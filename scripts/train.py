@@ -44,11 +44,17 @@ def _without_validation_rows(values: dict[str, Any]) -> None:
 
 def main(arguments: tuple) -> None:
     """Open the run, train it to its end, save and report; or only check its gradients."""
+    from accelerate import PartialState
+
+    _run(*arguments)
+    PartialState().destroy_process_group()  # left behind, it can keep a process from ending
+
+
+def _run(model_args, data_args, args) -> None:
     from modeling_shirg.training.footprints import check_trainable, trainable_counts
     from modeling_shirg.training.run_folder import is_finished, run_settings
     from modeling_shirg.training.run_log import check_can_draw
 
-    model_args, data_args, args = arguments
     if args.loss_curve:
         check_can_draw()
     say = print if args.process_index == 0 else lambda *values: None
@@ -193,6 +199,7 @@ def _check_gradients(parts: _Parts, args, rows, say) -> None:
 
     check = GradientCheck()
     _trainer(parts, args, rows, None, [check]).train()
+    _meet(args)
     say(check.report())
     check.verify()
     say("Every tensor of the footprint received a gradient, and no other did.")
@@ -224,10 +231,10 @@ def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, va
         parts.processor.save_pretrained(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(folder)
+    _meet(args)
     if trainer.is_world_process_zero():
-        (folder / "README.md").unlink(
-            missing_ok=True
-        )  # PEFT's, with nothing filled in; the card is written by `shirg push`
+        # PEFT's, with nothing filled in; the card is written by `shirg push`.
+        (folder / "README.md").unlink(missing_ok=True)
         report = rows.report()  # of a stream, what was skipped is known now
         write_lines(folder / SKIPPED_FILE, report["skipped"])
         facts |= closing_facts(trainer.state, folder / LOG_FILE) | {"data": report["sources"]}
@@ -236,8 +243,17 @@ def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, va
         if args.then_evaluate:
             facts["evaluation"] = _evaluate(parts, args, validation, say)
         write_json(folder / RUN_FILE, facts | {"status": "finished"})
-    trainer.end()
     say(f"Finished: the adapter of step {facts.get('metrics', {}).get('best_step')} is in {folder}")
+
+
+def _meet(args) -> None:
+    """
+    The last the processes do together.
+
+    A group that is destroyed while one of its threads still frees a tensor waits for that thread with Python's lock
+    held, and the thread waits for the lock. After a barrier, which has no tensors, no thread frees one.
+    """
+    args.distributed_state.wait_for_everyone()
 
 
 def _evaluate(parts: _Parts, args, validation, say) -> list[dict[str, Any]]:

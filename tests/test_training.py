@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from configuration_shirg import ShirgLavidaImageProcessor, ShirgLavidaProcessor
-from modeling_shirg.evaluation import synthetic
 from modeling_shirg.evaluation.exact_match import wilson_interval
+from modeling_shirg.evaluation.scenes import drawing
 from modeling_shirg.evaluation.synthetic import CHARACTERS, COLORS, FAMILIES, SHAPES, Mark, scene
 from modeling_shirg.training import packed, tiny
 from modeling_shirg.training.dense import MARKS, PageDataset, patch_owners, patch_targets
@@ -178,7 +178,7 @@ def test_wilson_interval_by_hand():
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'shirg-lavida\[eval\]'"):
-        synthetic._font.__wrapped__("DejaVuSans.ttf", 12)
+        drawing.load_font.__wrapped__("DejaVuSans.ttf", 12)
 
 
 def test_the_view_size_alternates_from_batch_to_batch(tokenizer):

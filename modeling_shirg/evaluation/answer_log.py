@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from modeling_shirg.conversion.whole_file import write_whole
+
 SETTINGS_FILE = "settings.json"
 WEIGHTS_FILE = "weights.json"
 ROWS_FILE = "rows.json"
@@ -114,13 +116,7 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """Write a file that is always whole, whoever else writes it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _whole_lines(file: Path) -> bytes:

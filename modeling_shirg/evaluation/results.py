@@ -1,14 +1,15 @@
 """From logged answers to tables: scores with intervals, paired differences to a baseline, groups, cost, the guard."""
 
 import csv
+import io
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from modeling_shirg.conversion.whole_file import write_whole
 from modeling_shirg.evaluation.answer_log import MEMORY_FILE, Place, read_answers, write_json
 from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interval
 from modeling_shirg.evaluation.metrics.cider_scores import cider
@@ -304,12 +305,11 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 def _write_csv(file: Path, rows: Sequence[dict]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with draft.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    draft.replace(file)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue())
 
 
 def _by_number(group: str) -> tuple[float, str]:

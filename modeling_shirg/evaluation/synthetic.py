@@ -5,27 +5,14 @@ Every scene is a pure function of (split, family, index). Training draws from sp
 matplotlib is: it comes with the extra `eval`.
 """
 
-import math
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-# No "A" (an article to VQA metrics), no "I" and "O" (they look like 1 and 0).
-CHARACTERS = "0123456789BCDEFGHJKLMNPQRSTUVWXYZ"
-COLORS = {
-    "red": (215, 35, 40),
-    "green": (30, 150, 60),
-    "blue": (40, 80, 215),
-    "orange": (245, 140, 20),
-    "purple": (140, 50, 180),
-    "brown": (115, 70, 35),
-    "pink": (240, 110, 170),
-    "black": (20, 20, 20),
-}
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+from modeling_shirg.evaluation.scenes.drawing import CHARACTERS, COLORS, SHAPES, draw_shape, load_font
+
 FAMILIES = ("grid", "guard")
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 _FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf", "DejaVuSerif.ttf")
@@ -130,7 +117,7 @@ def _draw_mark(
     x, y = center
     if label in SHAPES:
         box = (x - size / 2, y - size / 2, x + size / 2, y + size / 2)
-        _draw_shape(ImageDraw.Draw(image), label, box, rgb)
+        draw_shape(ImageDraw.Draw(image), label, box, rgb)
         return Mark(label, color, box)
     ink = _glyph(_pick(rng, _FONTS), max(8, round(size)), label)
     left, top = round(x - ink.width / 2), round(y - ink.height / 2)
@@ -138,49 +125,11 @@ def _draw_mark(
     return Mark(label, color, (left, top, left + ink.width, top + ink.height))
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: tuple[float, ...], rgb: tuple[int, ...]) -> None:
-    left, top, right, bottom = box
-    if shape == "circle":
-        draw.ellipse(box, fill=rgb)
-    elif shape == "square":
-        draw.rectangle(box, fill=rgb)
-    elif shape == "triangle":
-        draw.polygon([((left + right) / 2, top), (right, bottom), (left, bottom)], fill=rgb)
-    elif shape == "cross":
-        arm = (right - left) / 3
-        draw.rectangle((left + arm, top, right - arm, bottom), fill=rgb)
-        draw.rectangle((left, top + arm, right, bottom - arm), fill=rgb)
-    else:
-        draw.polygon(_star_points((left + right) / 2, (top + bottom) / 2, (right - left) / 2), fill=rgb)
-
-
-def _star_points(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    points = []
-    for step in range(10):
-        reach = radius if step % 2 == 0 else radius * 0.42
-        angle = math.pi * step / 5 - math.pi / 2
-        points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
-    return points
-
-
 @cache
 def _glyph(font_name: str, size: int, character: str) -> Image.Image:
     """The ink of one character as a mask, cropped to its box."""
-    font = _font(font_name, size)
+    font = load_font(font_name, size)
     left, top, right, bottom = font.getbbox(character)
     mask = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(mask).text((-left, -top), character, font=font, fill=255)
     return mask
-
-
-@cache
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    try:
-        import matplotlib  # the fonts' owner; only rendering needs it
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "Rendered scenes take their fonts from matplotlib, which is missing: pip install 'shirg-lavida[eval]'"
-        ) from error
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
