@@ -133,12 +133,13 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises a `ValueError` naming a JSON file of the folder that is none, or an index that leads out of it."""
+    """Raises a `ValueError` naming a JSON file that loading reads and that is none, or an index that leads out."""
     if not folder.is_dir():
         return
     source = open_source(folder)
-    for file in sorted(folder.glob("*.json")):
-        source.read_json(file.name)
+    for pattern in ("*config.json", "tokenizer.json", INDEX):
+        for file in sorted(folder.glob(pattern)):
+            source.read_json(file.name)
     if (folder / INDEX).is_file():
         weight_map(source)
 

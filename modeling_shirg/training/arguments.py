@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from modeling_shirg.training.footprints import GROUPS
+from modeling_shirg.training.settings_file import read_settings
 
 _FILES = (".yaml", ".yml", ".json")
 # One of them is set in each of several processes, by whatever started them.
@@ -262,11 +262,7 @@ def parse_arguments(
 
 def _as_flags(file: Path, known: set[str]) -> list[str]:
     """The arguments of a file, as they would be written on the command line."""
-    text = file.read_text(encoding="utf-8")
-    try:
-        values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
+    values = read_settings(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold arguments by name, got {type(values).__name__}.")
     flags = []

@@ -72,7 +72,7 @@ TYPES = [
 
 def _bad(says: str, **fields: Any) -> Case:
     name = ", ".join(f"{name}={value!r:.60}" for name, value in fields.items())
-    return refused(KIND, name, lambda: build(**fields), _ERRORS, says)
+    return refused(KIND, f"{name} ({says:.40})", lambda: build(**fields), _ERRORS, says)
 
 
 _FACTS = {"verdict": "", "decided": {}, "held_out": {}, "held_out_corrected": {}, "data": "", "prune_method": "shirg"}

@@ -1,6 +1,7 @@
 """Bad and odd arguments of `generate`."""
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ def answer(**changes: Any) -> list[list[int]]:
 
 def _bad(says: str, **changes: Any) -> Case:
     held = {name: tuple(value.shape) if isinstance(value, torch.Tensor) else value for name, value in changes.items()}
-    name = ", ".join(f"{name}={value!r:.60}" for name, value in held.items())
-    return refused(KIND, name, lambda: answer(**changes), (ValueError, TypeError), says)
+    name = ", ".join(f"{name}={re.sub(' at 0x[0-9a-f]+', '', repr(value)):.60}" for name, value in held.items())
+    return refused(KIND, f"{name} ({says:.40})", lambda: answer(**changes), (ValueError, TypeError), says)
 
 
 def _same(name: str, healthy: dict[str, Any], **changes: Any) -> Case:

@@ -90,7 +90,12 @@ ROWS = [
     _bad("binary", b"\xff\xfe\x00\x01" * 40, "cannot be opened"),
     _bad("a list in a line", b"[1, 2]\n", "cannot be opened|columns"),
     _bad("no known columns", [{"picture": "a.png", "text": "Which?"}], "has the columns picture, text; .* needs"),
-    _bad("a question that is a number", [{**_GOOD, "question": 3}], "question"),
+    Case(
+        KIND,
+        "a question that is a number",
+        lambda folder: lambda: _read(_folder(folder, [{**_GOOD, "question": 3}]))[0][0]["content"][1],
+        same_as=lambda: {"type": "text", "text": "3"},
+    ),
     _bad("no file", b"{}", "no file or folder .*missing.jsonl|missing.jsonl", data=["missing.jsonl"]),
 ]
 
@@ -117,7 +122,7 @@ MIXTURES = [
     _mixture("an unknown source", "There is no source 'chartq'.*Did you mean 'chartqa'", data=["chartq:x"]),
     _mixture("an unknown field", "unknown field 'wieght'", data=["synthetic:guard,wieght=2"]),
     _mixture("a field without a value", "'weight' is no FIELD=VALUE|is no value", data=["synthetic:guard,weight"]),
-    _mixture("a weight that is a word", "weight=much is no value for weight", data=["synthetic:guard,weight=much"]),
+    _mixture("a weight that is a word", "weight=much is no value", data=["synthetic:guard,weight=much"]),
     _mixture("a weight of 0", "weight must be above 0, got 0", data=["synthetic:guard,weight=0"]),
     _mixture("a weight that is no number", "weight must be above 0, got nan", data=["synthetic:guard,weight=nan"]),
     _mixture("rows of -1", "rows must be at least 1, got -1", data=["synthetic:guard,rows=-1"]),
@@ -125,7 +130,7 @@ MIXTURES = [
     _mixture("a share of bad rows of 2", "max_bad_share must be at least 0 and below 1, got 2", max_bad_share=2),
     _mixture("an OCR share of 1", "ocr_share must lie between 0 and 1, got 1", ocr_share=1),
     _mixture("one source twice", "Two sources are called", data=["synthetic:guard", "synthetic:guard"]),
-    _mixture("a config that is not there", "missing.yaml", data_config="missing.yaml"),
+    _mixture("a config that is not there", "missing.yaml cannot be read", data_config="missing.yaml"),
     *[
         Case(
             KIND,
@@ -140,11 +145,15 @@ MIXTURES = [
         for name, content, says in (
             ("empty", b"", "must hold one key, data"),
             ("no YAML", b"data: [", "mix.yaml cannot be read"),
-            ("binary", b"\xff\xfe\x00", "mix.yaml"),
+            ("binary", b"\xff\xfe\x00", "mix.yaml cannot be read"),
             ("of another kind", b"rows: 3", "must hold one key, data"),
-            ("a list of numbers", b"data: [3]", "3"),
+            ("a list of numbers", b"data: [3]", "a source is NAME.*; got 3"),
             ("a source without a name", b"data: [{path: x}]", "has no field 'source'"),
-            ("a weight as text", b"data: [{source: synthetic, path: guard, weight: much}]", "weight"),
+            (
+                "a weight as text",
+                b"data: [{source: synthetic, path: guard, weight: much}]",
+                "weight=much is no value",
+            ),
         )
     ],
 ]

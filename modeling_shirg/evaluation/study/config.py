@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-import yaml
-
 from modeling_shirg.evaluation.tasks import check_task
+from modeling_shirg.training.settings_file import read_settings
 
 Arm = Literal["zero-shot", "adapted"]
 # Of the recipe, what the study itself decides: the same number of samples for all, and what is trained from what.
@@ -169,15 +168,12 @@ class StudyConfig:
 
 
 def read_content(file: Path) -> dict[str, Any]:
-    """What a YAML file says, for `config_of`.
+    """What a YAML or JSON file says, for `config_of`.
 
     Raises:
         ValueError: the file cannot be read, or holds no names.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
+    content = read_settings(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a study by names, got {type(content).__name__}.")
     return content

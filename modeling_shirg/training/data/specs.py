@@ -1,15 +1,13 @@
 """What `--data` and a mixture file say: which sources, from where, how much of each."""
 
 import difflib
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from modeling_shirg.training.data.adapters import ADAPTERS
 from modeling_shirg.training.data.scenes import TEXTLESS_FAMILY
+from modeling_shirg.training.settings_file import read_settings
 
 _FILES = (".json", ".jsonl", ".parquet", ".csv")
 GRAMMAR = "NAME[:PLACE][,FIELD=VALUE...] or a file or folder"
@@ -75,7 +73,7 @@ _TYPES = {
     "weight": float,
     "scale": float,
     "rows": int,
-    "text_dense": lambda text: {"true": True, "false": False}[text.lower()],
+    "text_dense": lambda text: {"true": True, "false": False}[str(text).lower()],
 }
 
 
@@ -97,13 +95,12 @@ def read_specs(data: list, config: str | None, flag: str) -> list[SourceSpec]:
 
 
 def _entries_of(file: Path) -> list:
-    text = file.read_text()
-    try:
-        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--data_config {file} cannot be read: {error}") from None
+    content = read_settings(file)
     if not isinstance(content, dict) or set(content) != {"data"} or not isinstance(content["data"], list):
         raise ValueError(f"--data_config {file} must hold one key, data, with a list of sources.")
+    for entry in content["data"]:
+        if not isinstance(entry, (str, dict)):
+            raise ValueError(f"--data_config {file}: a source is {GRAMMAR}, or its fields by name; got {entry!r}.")
     return content["data"]
 
 
@@ -113,7 +110,17 @@ def _of_mapping(entry: dict[str, Any]) -> SourceSpec:
     if unknown or "source" not in entry:
         what = f"has the unknown field {unknown[0]!r}" if unknown else "has no field 'source'"
         raise ValueError(f"The source {entry} {what}; there are {', '.join(known)}.")
-    return SourceSpec(**entry)
+    return SourceSpec(**{name: _typed(name, value, entry) for name, value in entry.items()})
+
+
+def _typed(name: str, value: Any, source: Any) -> Any:
+    """The value of a field of `source`, of the field's type."""
+    if value is None:
+        return None
+    try:
+        return _TYPES.get(name, str)(value)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{source!r}: {name}={value} is no value for {name}.") from None
 
 
 def _of_text(text: str) -> SourceSpec:
@@ -122,12 +129,9 @@ def _of_text(text: str) -> SourceSpec:
     values = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        try:
-            values[name] = _TYPES.get(name, str)(value)
-        except (ValueError, KeyError):
-            raise ValueError(f"{text!r}: {name}={value} is no value for {name}.") from None
         if not equals:
             raise ValueError(f"{text!r}: {setting!r} is no FIELD=VALUE. A source is {GRAMMAR}.")
+        values[name] = value
     name, colon, place = head.partition(":")
     if name not in ADAPTERS and not colon and _is_place(head):
         return _of_mapping({"source": "plain", "path": head, "name": head} | values)
