@@ -1,6 +1,6 @@
 """Compare systems on one base: zero-shot, and adapted with as many samples each; the same command goes on.
 
-    shirg study --base runs/tiny --out runs/study                  # study.yaml with an accelerator, or the CPU's
+    shirg study --base runs/tiny --out runs/study                  # plan.yaml with an accelerator, or the CPU's
     shirg study --base runs/tiny --out runs/study --config my-study.yaml
     shirg study --base runs/tiny --out runs/study --ignore_gate    # adapt although the base reads too little
     shirg report runs/study                                        # pages and slides, also while it runs
@@ -10,7 +10,7 @@ on validation rows (modeling_shirg/evaluation/study/config.py). Every entry is a
 on the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, a killed one continues.
 
 The base must read the largest signs of every family: where it does not, nothing is adapted, and the report begins with
-that. What the config leaves out of study.yaml is written into study.json.
+that. What the config leaves out of plan.yaml is written into study.json.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-_PLAN, _CPU_PLAN = "study.yaml", "study_cpu.yaml"
+_PLAN, _CPU_PLAN = "plan.yaml", "cpu.yaml"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -239,7 +239,7 @@ def _packaged(name: Path) -> Iterator[Path]:
             raise ValueError(f"--config {name}: there is no such file.")
         yield name
         return
-    with as_file(files("shirg_scripts") / "configs" / str(name)) as file:
+    with as_file(files("shirg_scripts") / "configs" / "study" / str(name)) as file:
         if not file.is_file():
             raise ValueError(f"--config {name}: there is no such file, here or among the package's configs.")
         yield file

@@ -25,7 +25,9 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("shirg ")
 ]
-BUNDLED_COMMANDS = [command for command in COMMANDS if command.startswith("shirg ask hub_card/")]
+BUNDLED_COMMANDS = [
+    command for command in COMMANDS if command.startswith("shirg ask hub_card/") and "--model" not in command
+]
 
 
 def test_the_readme_has_commands_and_python():

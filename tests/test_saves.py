@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from faults.case import CommandError, checkpoint, command, contents
 from faults.commands import GRID
 from modeling_shirg.conversion import convert_checkpoint
+from modeling_shirg.conversion.whole_file import write_json
 from modeling_shirg.evaluation import answer_log
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, read_answers
 from modeling_shirg.evaluation.calibrated_folder import write_calibrated_copy, write_calibration
 from modeling_shirg.publishing.publication import Publication
-from modeling_shirg.training import run_folder
 from shirg_scripts import cli
 from shirg_scripts.answering import save_picture
 
@@ -74,7 +74,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "convert": lambda folder: convert_checkpoint(REFERENCE, folder / "out"),
     "calibrate": lambda folder: write_calibrated_copy(checkpoint(), folder / "out", CALIBRATION),
     "push --dry_run": lambda folder: Publication(_card()).write(folder / "out", "me/it", "main"),
-    "train": lambda folder: run_folder.write_json(folder / "run.json", {"command": "x" * 9000}),
+    "train": lambda folder: write_json(folder / "run.json", {"command": "x" * 9000}),
     "evaluate": lambda folder: answer_log.write_json(folder / "results.json", {"scores": "x" * 9000}),
     "ask --overlay, compare --out": lambda folder: save_picture(_picture(), folder / "kept.png"),
 }
@@ -101,7 +101,7 @@ def test_in_a_read_only_folder_the_error_is_the_systems(tmp_path, name):
 @pytest.mark.parametrize(
     ("file", "write"),
     [
-        ("run.json", lambda path: run_folder.write_json(path, {"command": "x" * 9000})),
+        ("run.json", lambda path: write_json(path, {"command": "x" * 9000})),
         ("results.json", lambda path: answer_log.write_json(path, {"scores": "x" * 9000})),
         ("kept.png", lambda path: save_picture(_picture(), path)),
     ],
@@ -127,7 +127,8 @@ def test_a_calibration_in_place_keeps_the_config(tmp_path):
 def test_answers_go_on_after_the_last_whole_line(tmp_path):
     with AnswerLog(tmp_path, PLACE, 0) as log:
         log.append([{"row": 0, "answer": "a" * 500}])
-        with full_beyond(1200), pytest.raises(OSError, match="too large"):
+    with full_beyond(1200), pytest.raises(OSError, match="too large"):
+        with AnswerLog(tmp_path, PLACE, 0) as log:
             log.append([{"row": 1, "answer": "b" * 500}, {"row": 2, "answer": "c" * 500}])
     assert [record["row"] for record in read_answers(tmp_path, PLACE)] == [0, 1]
     with AnswerLog(tmp_path, PLACE, 0) as log:

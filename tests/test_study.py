@@ -109,9 +109,9 @@ def test_what_is_left_out_of_a_plan_is_said():
     ]
 
 
-@pytest.mark.parametrize("name", ["study.yaml", "study_cpu.yaml"])
+@pytest.mark.parametrize("name", ["plan.yaml", "cpu.yaml"])
 def test_the_packaged_configs_ask_for_what_there_is(name, tmp_path):
-    config = config_of(read_content(Path(str(files("shirg_scripts") / "configs" / name))))
+    config = config_of(read_content(Path(str(files("shirg_scripts") / "configs" / "study" / name))))
     base = ShirgLavidaConfig.from_preset("shirg", geometry="toy")
     for entry in (*config.zero_shot(), *config.grid_points()):
         row = parse_row(entry.variant.system)
@@ -126,8 +126,8 @@ def test_the_packaged_configs_ask_for_what_there_is(name, tmp_path):
     _, data, args = study._train_arguments(run._train_words(config.adapted()[0], recipe))
     assert len(data.data) == 4 and args.early_stopping_patience == 0 and args.use_cpu
     assert args.max_steps * args.effective_batch_size == config.samples
-    if name == "study_cpu.yaml":
-        plan = config_of(read_content(Path(str(files("shirg_scripts") / "configs" / "study.yaml"))))
+    if name == "cpu.yaml":
+        plan = config_of(read_content(Path(str(files("shirg_scripts") / "configs" / "study" / "plan.yaml"))))
         assert len(cuts(plan, config)) >= 5 and cuts(plan, plan) == []
 
 

@@ -188,7 +188,7 @@ def config_of(content: dict[str, Any]) -> StudyConfig:
     content = dict(content)
     for name in ("tasks", "groups", "gate"):
         if not content.get(name):
-            raise ValueError(f"A study needs {name}; study.yaml has an example.")
+            raise ValueError(f"A study needs {name}; scripts/configs/study/plan.yaml has an example.")
     groups, gate, grid = (content.pop(name, None) for name in ("groups", "gate", "grid"))
     content["tasks"] = tuple(content["tasks"])
     parts: dict[str, Any] = {"groups": tuple(map(_group, groups)), "gate": _made(Gate, gate, "gate")}
