@@ -6,7 +6,7 @@ Shape suffixes: B batch, L block length, M positions of a block that a step pred
 of a block, X further axes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -73,30 +73,42 @@ def transfer_table(
 
 
 # ---------------------------------------------------------------- which tokens
-def _top_confidence(probs_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
-    """Probability of the predicted token."""
-    return probs_XV.gather(-1, tokens_X[..., None]).squeeze(-1)
+def _at_once(logits: torch.Tensor) -> int:
+    """How many logits are in float64 at once: on a CPU as many as stay in its caches."""
+    return 2**16 if logits.is_cpu else 2**24
 
 
-def _negative_entropy(probs_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
-    return (probs_XV * torch.log(probs_XV + 1e-10)).sum(-1)
+def _probabilities(logits_XV: torch.Tensor) -> Iterator[torch.Tensor]:
+    """In float64, a few positions at a time."""
+    for some_XV in logits_XV.split(max(_at_once(logits_XV) // logits_XV.shape[-1], 1)):
+        yield some_XV.softmax(-1, dtype=torch.float64)
 
 
-def _margin(probs_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
+def _top_confidence(logits_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
+    """Probability of the predicted token; the sum over the vocabulary is taken a slice at a time."""
+    largest_X1 = logits_XV.amax(-1, keepdim=True).double()
+    slices = logits_XV.split(max(_at_once(logits_XV) // logits_XV.shape[0], 1), dim=-1)
+    total_X = sum(each.to(torch.float64, copy=True).sub_(largest_X1).exp_().sum(-1) for each in slices)
+    return (logits_XV.gather(-1, tokens_X[..., None]) - largest_X1).squeeze(-1).exp() / total_X
+
+
+def _negative_entropy(logits_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
+    return torch.cat([(each * torch.log(each + 1e-10)).sum(-1) for each in _probabilities(logits_XV)])
+
+
+def _margin(logits_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
     """Distance of the two largest probabilities."""
-    top_X2 = probs_XV.topk(2, dim=-1).values
-    return top_X2[..., 0] - top_X2[..., 1]
+    top_X2 = torch.cat([each.topk(2, dim=-1).values for each in _probabilities(logits_XV)])
+    return top_X2[:, 0] - top_X2[:, 1]
 
 
-# The confidence of a prediction, by `remasking`; a step keeps the largest. `None` is a uniform draw.
+# The confidence of predictions, in float64, by `remasking`; a step keeps the largest. `None` is a uniform draw.
 CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
     "low_confidence": _top_confidence,
     "entropy": _negative_entropy,
     "margin": _margin,
     "random": None,
 }
-# Logits that are in float64 at once: on a CPU as many as stay in its caches.
-_CHUNK = {"cpu": 2**17, "accelerator": 2**24}
 
 
 class RowNoise:
@@ -170,7 +182,7 @@ class MaskedDiffusionSampler:
         if self.confidence is None:
             confidence_BM = self.noise.draw(tokens_BM.shape, num_masked, tokens_BM.device)
         else:
-            confidence_BM = self._confidences(logits_BMV, tokens_BM)
+            confidence_BM = self.confidence(logits_BMV.flatten(0, 1), tokens_BM.flatten()).view(tokens_BM.shape)
         if min(num_masked) < tokens_BM.shape[1]:
             counts_B1 = torch.tensor(num_masked, device=tokens_BM.device)[:, None]
             filled_BM = torch.arange(tokens_BM.shape[1], device=tokens_BM.device) >= counts_B1
@@ -193,12 +205,6 @@ class MaskedDiffusionSampler:
             uniform_BMV = self.noise.draw(logits_BMV.shape, num_masked, logits_BMV.device)
             logits_BMV = logits_BMV.double() - self.temperature * torch.log(-torch.log(uniform_BMV))
         return logits_BMV.max(-1).indices  # on CPUs faster than `argmax`
-
-    def _confidences(self, logits_BMV: torch.Tensor, tokens_BM: torch.Tensor) -> torch.Tensor:
-        chunk = max(_CHUNK["cpu" if logits_BMV.is_cpu else "accelerator"] // logits_BMV.shape[-1], 1)
-        chunks = zip(logits_BMV.flatten(0, 1).split(chunk), tokens_BM.flatten().split(chunk), strict=True)
-        confidences = [self.confidence(each.softmax(-1, dtype=torch.float64), tokens) for each, tokens in chunks]
-        return torch.cat(confidences).view(tokens_BM.shape)
 
 
 def masked_positions(masked_BL: torch.Tensor, most: int) -> torch.LongTensor:

@@ -47,7 +47,7 @@ logger = logging.get_logger(__name__)
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
 # An argument of `generate` replaces the stored value of its counterpart, which would contradict it.
 _COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
-# A product with more than `_FEW_ROWS` rows is done with a multiple of `_PRODUCT_ROWS`.
+# A product with the vocabulary of more than `_FEW_ROWS` rows is done with `_PRODUCT_ROWS` at least.
 _PRODUCT_ROWS, _FEW_ROWS = 16, 3
 # Arguments of `forward` that would contradict the loop.
 _FORWARD_ONLY = {
@@ -399,9 +399,9 @@ class ShirgLavidaGenerationMixin:
         return self._logits(hidden_BND.take_along_dim(index_BM1, dim=1)).to(response_BR.device)
 
     def _logits(self, hidden_BMD: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, M, V)`. Products of few rows are slow on CPUs, of 12 twice as slow as of 16: rows are added."""
+        """Logits `(B, M, V)`. Of a few rows a product is slow on CPUs, of 12 twice as slow as of 16: rows are added."""
         length = hidden_BMD.shape[1]
-        added = -length % _PRODUCT_ROWS if length > _FEW_ROWS else 0
+        added = max(_PRODUCT_ROWS - length, 0) if length > _FEW_ROWS else 0
         return self.lm_head(torch.nn.functional.pad(hidden_BMD, (0, 0, 0, added)))[:, :length]
 
     def adjust_generation_fn(
