@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -162,7 +163,8 @@ class LoopbackHub:
     """The server and what it stores.
 
     `requests` lists every `METHOD path` it got, in order of arrival. Those that match the expression of `broken` get
-    an error and change nothing, from the match of its number on; the first is 1.
+    an error and change nothing, from the match of its number on; the first is 1. One that matches `held` waits until
+    that is `None` again, and then gets an error.
     """
 
     def __init__(self, *, lfs_bytes: int = 1_000_000) -> None:
@@ -173,6 +175,7 @@ class LoopbackHub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.broken: tuple[str, int] | None = None
+        self.held: str | None = None
         self.lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
@@ -225,6 +228,14 @@ class LoopbackHub:
             if self.broken[1] <= 0:
                 raise HubError(403, "this part of the Hub is broken")
 
+    def wait_while_held(self, request: str) -> None:
+        if not self.held or not re.search(self.held, request):
+            return
+        self.requests.append(request)
+        while self.held:
+            time.sleep(0.01)
+        raise HubError(503, "whoever asked is gone")
+
     def check_readable(self, request: Request) -> None:
         """A private repository is not there for who has no token."""
         if "repo" in request.args and self.repo(request.args).private:
@@ -236,6 +247,7 @@ class LoopbackHub:
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Response:
         """Find the route for a request and run it; one request at a time sees the stored state."""
         url = urlsplit(target)
+        self.wait_while_held(f"{method} {target}")
         with self.lock:
             self.requests.append(f"{method} {target}")
             self.check_whole()

@@ -1,12 +1,14 @@
 """`shirg push` to a Hub on 127.0.0.1 and back, by people who have nothing but the card."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -24,6 +26,7 @@ from adapter_runs import (
     save_base,
     save_run,
 )
+from faults.case import contents
 from fresh_process import run_fresh
 from loopback_hub import metadata_errors
 from modeling_shirg import ShirgLavidaForConditionalGeneration
@@ -553,6 +556,27 @@ def test_a_push_that_fails_leaves_the_repository_as_it_was(online, base, run, br
     online.broken = None
     assert (online.repos["models", "tester/charts"].branches, online.files("tester/charts")) == before
     assert not list(Path(tempfile.gettempdir()).glob("shirg-push-*"))
+
+
+@pytest.mark.parametrize("at", ["PUT /lfs/", "POST .*/commit/"])
+def test_a_killed_push_changes_nothing_and_goes_through_when_it_is_run_again(online, base, run, at):
+    push(base, "tester/charts")
+    before, local = online.files("tester/charts"), contents(run.folder)
+    online.held, asked = at, len(online.requests)
+    words = ["push", str(run.folder), "tester/charts", "--merge"]
+    process = multiprocessing.get_context("fork").Process(target=main, args=(words,))
+    process.start()
+    while not any(re.search(at, request) for request in online.requests[asked:]):
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    online.held = None
+    assert online.files("tester/charts") == before and contents(run.folder) == local
+    push(run.folder, "tester/charts", "--merge")
+    assert online.files("tester/charts") != before and contents(run.folder) == local
+    for left in Path(tempfile.gettempdir()).glob("shirg-push-*"):  # a killed process cannot remove it
+        shutil.rmtree(left)
 
 
 def test_a_push_is_one_commit_and_then_the_pin(online, base, capsys):

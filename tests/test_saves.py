@@ -7,7 +7,6 @@ permissions do not stop, and else a folder without permission to write.
 
 import contextlib
 import os
-import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 
 from faults.case import CommandError, checkpoint, command, contents
 from faults.commands import GRID
+from full_disk import full_beyond
 from modeling_shirg.conversion import convert_checkpoint
 from modeling_shirg.conversion.whole_file import write_json
 from modeling_shirg.evaluation import answer_log
@@ -31,17 +31,6 @@ from shirg_scripts.answering import save_picture
 REFERENCE = Path(__file__).parent / "fixtures" / "lavida" / "checkpoint"
 CALIBRATION = {"relevance": {}, "attention": []}
 PLACE = Place("guard", "shirg", "none")
-
-
-@contextlib.contextmanager
-def full_beyond(size: int) -> Iterator[None]:
-    """No file can become larger than `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

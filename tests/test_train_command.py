@@ -1,16 +1,20 @@
 """`shirg train`: one run from its first step to its report, killed and resumed, on one process and on two."""
 
+import re
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from faults.case import contents
+from full_disk import full_beyond
 from modeling_shirg.training.run_log import read_log
 from modeling_shirg.training.stage import last_complete_checkpoint
-from training_run import facts, flags, losses, run, run_and_kill, save_base, sharded
+from training_run import facts, flags, losses, output_of, run, run_and_kill, save_base, sharded
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,20 @@ def test_a_run_leaves_the_best_adapter_and_its_report(whole, base):
 def test_the_loss_goes_down(whole):
     validation = losses(whole, "eval_loss")
     assert validation[6] < validation[4] < validation[2]
+
+
+def test_a_run_that_meets_a_full_disk_keeps_its_checkpoint_and_continues(base, whole, tmp_path):
+    arguments = {"model": base, "output_dir": tmp_path / "full"}
+    folder = run_and_kill(3, **arguments)
+    last = Path(last_complete_checkpoint(folder))
+    held = contents(last)
+    room = max(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    with full_beyond(room):  # what is in the folder fits again, an adapter does not
+        status, said = output_of(**arguments)
+    assert status == 2 and re.search(r"shirg train: .*(File too large|No space left|os error 27)", said), said
+    assert "Traceback" not in said and contents(last) == held
+    run(**arguments)
+    assert losses(folder) == losses(whole)
 
 
 @pytest.mark.parametrize(("step", "workers"), [(3, 0), (5, 2)], ids=["in the first epoch", "in the second, workers"])

@@ -399,7 +399,7 @@ class ShirgLavidaGenerationMixin:
         return self._logits(hidden_BND.take_along_dim(index_BM1, dim=1)).to(response_BR.device)
 
     def _logits(self, hidden_BMD: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, M, V)`. Of a few rows a product is slow on CPUs, of 12 twice as slow as of 16: rows are added."""
+        """Logits `(B, M, V)`. A product of 12 rows takes a CPU twice as long as one of 16: rows are added."""
         length = hidden_BMD.shape[1]
         added = max(_PRODUCT_ROWS - length, 0) if length > _FEW_ROWS else 0
         return self.lm_head(torch.nn.functional.pad(hidden_BMD, (0, 0, 0, added)))[:, :length]
