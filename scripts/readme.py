@@ -70,6 +70,18 @@ def memory_sentence(checkout: Path) -> str:
     )
 
 
+def speed_table(checkout: Path) -> str:
+    """Systems on the CPU profile, by `python -m shirg_scripts.speed_page --measure`."""
+    result = json.loads(_read(checkout, "docs/speed/cpu.json"))
+    rows = [
+        f"| `{name}` | {result['facts'][name]['image_tokens']:,} | {stages['total']['median']:.2f} s "
+        f"| {result['ratios'][name]['total']:.2f} | {result['ratios'][name]['peak_memory_bytes']:.2f} |"
+        for name, stages in result["systems"].items()
+    ]
+    heading = f"| on a CPU, random weights | image tokens | one answer | of `{result['baseline']}` | memory, of that |"
+    return "\n".join([heading, "|---|---:|---:|---:|---:|", *rows])
+
+
 def _read(checkout: Path, name: str) -> str:
     return (checkout / name).read_text()
 
@@ -78,6 +90,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "toy": toy_table,
     "exactness": exactness_sentence,
     "memory": memory_sentence,
+    "speed": speed_table,
 }
 
 
