@@ -57,6 +57,8 @@ def main(args: argparse.Namespace) -> None:
             args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options, args.revision
         )
     print(f"Model: {loaded.name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
+    if args.compile_config is not None:
+        print("Compiling: the first answer of a length waits for the compiler.", file=sys.stderr)
     streamer = TextDiffusionStreamer(loaded.processor.tokenizer, skip_special_tokens=True) if args.stream else None
     image = read_image(loaded, sys.stdin.buffer.read() if args.image == "-" else args.image)
     answer = answer_question(

@@ -30,7 +30,13 @@ def render(result: dict[str, Any]) -> str:
     elif result["measured"] == "curve":
         parts += [curve_table(result["curve"])]
     else:
-        parts += [stage_table(result), fact_table(result), saving_lines(result), share_lines(result)]
+        parts += [
+            stage_table(result),
+            fact_table(result),
+            first_line(result),
+            saving_lines(result),
+            share_lines(result),
+        ]
         if result["limits"]:
             parts += [limit_table(result["limits"]), operator_lines(result["limits"])]
     return "\n\n".join(part for part in parts if part)
@@ -97,6 +103,12 @@ def fact_table(result: dict[str, Any]) -> str:
     ]
     header = ["", "image tokens", "prompt", "forwards", "prefix cache MB", "weights MB", "beside them MB"]
     return table([*header, f"peak of {base}", f"beside, of {base}"], rows)
+
+
+def first_line(result: dict[str, Any]) -> str:
+    """How long the first answers took, which do not count: a compiled system's waits for the compiler."""
+    first = {name: facts["first_seconds"] for name, facts in result["facts"].items() if "first_seconds" in facts}
+    return f"First answers: {', '.join(f'{name} {_ms(each)} ms' for name, each in first.items())}." if first else ""
 
 
 def share_lines(result: dict[str, Any]) -> str:

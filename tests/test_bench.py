@@ -228,6 +228,7 @@ class TestSideBySide:
         assert asked == ["a", "b"] * 3 + ["a", "b"]
         assert measured["a"].seconds["encode"] == [2.0, 4.0]
         assert measured["b"].seconds["total"] == [3.0, 5.0]
+        assert measured["a"].facts["first_seconds"] == 0.0 and measured["b"].facts["first_seconds"] == 1.0
         assert "step" not in measured["a"].spreads()
 
     def test_all_systems_see_the_same_pictures(self):
@@ -489,6 +490,7 @@ class TestCommand:
         options = "--limits --prefix_kv 0.6 --threads 1 --steps 3"
         assert settings["command"] == f"shirg bench --profile toy {rows} --repeats 2 {options}"
         assert "after 1 warm-up rounds that do not count" in text
+        assert re.search(r"First answers: lavida-980 [\d.,]+ ms, shirg [\d.,]+ ms, ", text)
 
     def test_every_row_has_a_line_in_the_tables(self, told):
         text, result, _ = told

@@ -101,12 +101,12 @@ class Measured:
     Args:
         seconds: by stage, `total` included, one entry per repeat.
         steps: of every denoising step of every repeat.
-        facts: of the last repeat, and the memory.
+        facts: of the last repeat, the memory, and `first_seconds` of a warm-up's first answer.
     """
 
     seconds: dict[str, list[float]]
     steps: list[float]
-    facts: dict[str, int]
+    facts: dict[str, float]
 
     def spreads(self) -> dict[str, dict[str, float]]:
         """Median, extremes and quartiles of each stage, of the `total`, and of a single denoising `step`."""
@@ -132,21 +132,25 @@ def measure(
     """
     chats = {name: system.chats() for name, system in systems.items()}
     runs: dict[str, list[Answered]] = {name: [] for name in systems}
-    for round_number in range(warmup + repeats):
+    for _ in range(warmup + repeats):
         for name, system in systems.items():
-            run = ask(system, chats[name], StageClock(now))
-            if round_number >= warmup:
-                runs[name].append(run)
+            runs[name].append(ask(system, chats[name], StageClock(now)))
     return {
-        name: _collect(runs[name], peak_memory(system.model, lambda s=system, c=chats[name]: ask(s, c, StageClock())))
+        name: _collect(
+            runs[name], warmup, peak_memory(system.model, lambda s=system, c=chats[name]: ask(s, c, StageClock()))
+        )
         for name, system in systems.items()
     }
 
 
-def _collect(runs: list[Answered], memory: dict[str, int]) -> Measured:
-    seconds = {stage: [run.clock.seconds[stage] for run in runs] for stage in STAGES}
-    seconds["total"] = [sum(run.clock.seconds.values()) for run in runs]
-    return Measured(seconds, [step for run in runs for step in run.clock.steps], {**runs[-1].facts, **memory})
+def _collect(runs: list[Answered], warmup: int, memory: dict[str, int]) -> Measured:
+    counted = runs[warmup:]
+    seconds = {stage: [run.clock.seconds[stage] for run in counted] for stage in STAGES}
+    seconds["total"] = [sum(run.clock.seconds.values()) for run in counted]
+    first = {"first_seconds": sum(runs[0].clock.seconds.values())} if warmup else {}
+    return Measured(
+        seconds, [step for run in counted for step in run.clock.steps], {**counted[-1].facts, **memory, **first}
+    )
 
 
 def check_baseline(baseline: str, systems: Iterable[str]) -> None:
