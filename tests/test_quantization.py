@@ -158,9 +158,10 @@ def test_the_commands_answer_with_it(capsys, tmp_path, quantize):
     assert main(["compare", GRID, QUESTION, "--quantize", quantize, *sheet]) == 0
     assert set(json.loads(capsys.readouterr().out.splitlines()[-1])["systems"]) == {"shirg", "lavida-980"}
     model = load(quantize=quantize, device="cpu", dtype="bfloat16").model
-    assert (
-        small_matrices(model, {"int4": "nf4"}.get(quantize, quantize)) and model.lm_head.weight.dtype == torch.bfloat16
-    )
+    assert small_matrices(model, {"int4": "nf4"}.get(quantize, quantize))
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    if quantize == "int4":
+        assert model.model.language_model.layers[0].mlp.up_proj.weight.quant_type == "nf4"
 
 
 @pytest.mark.parametrize("command", ["ask", "compare", "demo", "evaluate", "serve"])
