@@ -14,6 +14,7 @@ model width, P pixels per side.
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from .configuration_shirg_lavida import ShirgLavidaConfig
 from .foveal_variants_shirg import CoordinateEmbedding, ZeroLinear, mixed_values, patch_edges
 from .generation_shirg_lavida import ShirgLavidaGenerationMixin, visible_attention
 from .objective_shirg import additive_mask, check_draws, complementary_masks, diffusion_loss, prefix_lm_mask
+from .quantization_shirg import language_model_only
 from .selection_methods_shirg import METHODS, SelectionMethod
 from .selection_shirg import Selection, ViewTokens, pool_square, text_relevance
 from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower, full_precision
@@ -142,7 +144,7 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         The foveal position table belongs to one grid. A checkpoint that was saved with another grid than `config` asks
         for gives its table up: this grid's is derived from the base one, with a warning. An adapter brings its base,
         at the commit that it was trained on, and the system that it was trained for; fields of the config that are
-        given win, and the difference is said.
+        given win, and the difference is said. A `quantization_config` of bitsandbytes is for the language model alone.
         """
         adapter_name = kwargs.pop("adapter_name", None)
         resolved = resolve(cls.config_class, pretrained_model_name_or_path, config, kwargs)
@@ -183,6 +185,7 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
         use_safetensors: bool | None = None,
+        quantization_config: Any = None,
         **kwargs,
     ):
         """The parent's `from_pretrained`, but a weight that the checkpoint lacks is an error, not a random number, and
@@ -192,8 +195,9 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         """
         if use_safetensors is False:
             raise ValueError("use_safetensors=False: only safetensors are read, because a pickle file can run code.")
-        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
-        model, info = super().from_pretrained(path, *args, **strict, **kwargs)
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+        kwargs["quantization_config"] = language_model_only(quantization_config)
+        model, info = super().from_pretrained(path, *args, **kwargs)
         other = [str(key[0]) for key in info["mismatched_keys"] if may_differ is None or may_differ not in str(key[0])]
         if other and not ignore_mismatched_sizes:
             raise ValueError(

@@ -25,6 +25,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
 
 
+def add_quantize_argument(parser: argparse.ArgumentParser) -> None:
+    """--quantize, which `loading.load` takes."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="type of the language model's matrices, by bitsandbytes (extra quant); all else has --dtype",
+    )
+
+
 def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     """--prune_method and --text_relevance; by default the checkpoint's own."""
     parser.add_argument(
@@ -57,6 +66,7 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefix_kv", type=float, metavar="RATIO", help="share of the prompt's keys and values to keep"
     )
     parser.add_argument("--prefix_dtype", choices=("bfloat16", "float16", "int8"), help="type to store them in")
+    _add_switch(parser, "prefix_offload", True, "hold them in host memory; the model is on an accelerator")
     parser.add_argument(
         "--confidence_threshold", type=float, metavar="P", help="a step also fills in what is at least so probable"
     )
@@ -78,6 +88,7 @@ _ANSWER = (
     "steps",
     "prefix_kv",
     "prefix_dtype",
+    "prefix_offload",
     "confidence_threshold",
     "confidence_factor",
     "stop_at_eos",

@@ -16,7 +16,13 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .arguments import add_answer_arguments, add_model_arguments, add_option_argument, add_system_arguments
+    from .arguments import (
+        add_answer_arguments,
+        add_model_arguments,
+        add_option_argument,
+        add_quantize_argument,
+        add_system_arguments,
+    )
 
     parser = argparse.ArgumentParser(
         prog="shirg ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -24,6 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("image", help="a file, a URL, or - for standard input")
     parser.add_argument("question", help="the question, in plain words")
     add_model_arguments(parser)
+    add_quantize_argument(parser)
     add_system_arguments(parser)
     add_option_argument(parser)
     parser.add_argument(
@@ -54,7 +61,14 @@ def main(args: argparse.Namespace) -> None:
     clock = StageClock()
     with clock.stage("load"):
         loaded = load(
-            args.model, args.prune_method, args.device, args.dtype, args.text_relevance, options, args.revision
+            args.model,
+            args.prune_method,
+            args.device,
+            args.dtype,
+            args.text_relevance,
+            options,
+            args.revision,
+            quantize=args.quantize,
         )
     print(f"Model: {loaded.name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
     if args.compile_config is not None:

@@ -40,7 +40,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from configuration_shirg.presets_shirg import PRESETS
 
-    from .arguments import add_answer_arguments, add_model_arguments, add_option_argument, preset_name
+    from .arguments import (
+        add_answer_arguments,
+        add_model_arguments,
+        add_option_argument,
+        add_quantize_argument,
+        preset_name,
+    )
 
     parser = argparse.ArgumentParser(
         prog="shirg compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,6 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
     )
     add_model_arguments(parser)
+    add_quantize_argument(parser)
     add_option_argument(parser)
     add_answer_arguments(parser)
     parser.add_argument("--quality", action="store_true", help="add figures about what each system selects")
@@ -78,7 +85,8 @@ def main(args: argparse.Namespace) -> None:
     cells, rows = [], {}
     for number, name in enumerate(tqdm(args.systems, desc="Systems", file=sys.stderr)):
         with errors_alone():
-            loaded = load(args.model, name, args.device, args.dtype, options=options, revision=args.revision)
+            place = {"device": args.device, "dtype": args.dtype, "quantize": args.quantize}
+            loaded = load(args.model, name, options=options, revision=args.revision, **place)
         image = read_image(loaded, args.image)
         for _ in range(2 if number == 0 else 1):
             clock = StageClock()

@@ -12,20 +12,11 @@ and when. --out writes it to a file too.
 import argparse
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-# Ends every process that is started here: its `result`, and its peak resident memory in its own view.
-_REPORT = "import json, resource; print(json.dumps([result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
+from .peak_memory import Noise, facts, measured
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,16 +36,16 @@ def main(args: argparse.Namespace) -> None:
         source, out = Path(folder) / "source", Path(folder) / "out"
         arguments = (str(source), args.blocks, args.max_shard_size)
         code = f"from {__package__}.convert_memory import write_synthetic\nresult = write_synthetic"
-        sizes, _ = _run(code + repr(arguments))
+        sizes, _ = measured(code + repr(arguments))
         started = time.monotonic()
         command = ["convert", str(source), str(out), "--dtype", args.dtype, "--max_shard_size", args.max_shard_size]
-        status, peak = _run(f"from {__package__}.cli import main\nresult = main({command!r})")
+        status, peak = measured(f"from {__package__}.cli import main\nresult = main({command!r})")
         if status:
             raise RuntimeError(f"shirg {' '.join(command)} ended with {status}.")
         seconds = time.monotonic() - started
         written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    _, baseline = _run("import modeling_shirg.conversion\nresult = None")
-    measured = {
+    _, baseline = measured("import modeling_shirg.conversion\nresult = None")
+    figures = {
         "blocks": args.blocks,
         **sizes,
         "dtype": args.dtype,
@@ -63,14 +54,11 @@ def main(args: argparse.Namespace) -> None:
         "baseline_bytes": baseline,
         "above_baseline_bytes": peak - baseline,
         "seconds": round(seconds, 1),
-        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("shirg-lavida", "torch", "transformers", "safetensors")},
-        "date": datetime.now(UTC).date().isoformat(),
+        **facts(),
     }
     if args.out is not None:
-        args.out.write_text(json.dumps(measured, indent=2) + "\n")
-    print(json.dumps(measured))
+        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures))
 
 
 def write_synthetic(path: str, blocks: int, max_shard_size: str) -> dict[str, int]:
@@ -84,7 +72,7 @@ def write_synthetic(path: str, blocks: int, max_shard_size: str) -> dict[str, in
     folder.mkdir()
     config = _original_config(folder, blocks)
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = {original_name(name): _Noise(shape) for name, shape in _shapes(blocks).items()}
+    tensors = {original_name(name): Noise(shape) for name, shape in _shapes(blocks).items()}
     shards = write_shards(folder, tensors, dict.fromkeys(tensors, torch.bfloat16), max_shard_size)
     return {
         "checkpoint_bytes": sum(shards.values()),
@@ -92,22 +80,6 @@ def write_synthetic(path: str, blocks: int, max_shard_size: str) -> dict[str, in
         "largest_tensor_bytes": max(math.prod(noise.shape) * torch.bfloat16.itemsize for noise in tensors.values()),
         "largest_shard_bytes": max(shards.values()),
     }
-
-
-@dataclass(frozen=True)
-class _Noise:
-    """A tensor whose values are made while it is written; real pages on disk, not a sparse file."""
-
-    shape: tuple[int, ...]
-
-    def pieces(self) -> Iterator:
-        import torch
-
-        left = math.prod(self.shape)
-        noise = torch.randn(min(left, 1 << 24)).to(torch.bfloat16)
-        while left:
-            yield noise[:left]
-            left -= min(left, len(noise))
 
 
 def _shapes(blocks: int) -> dict[str, tuple[int, ...]]:
@@ -155,16 +127,6 @@ def _original_config(folder: Path, blocks: int) -> dict:
         "image_aspect_ratio": "anyres",
         "image_grid_pinpoints": [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]],
     }
-
-
-def _run(code: str) -> tuple:
-    """What a new process leaves in `result`, and its peak resident memory in bytes.
-
-    This process stays small: Linux counts the parent's memory at the start as the child's.
-    """
-    run = subprocess.run([sys.executable, "-c", f"{code}\n{_REPORT}"], stdout=subprocess.PIPE, text=True, check=True)
-    result, peak = json.loads(run.stdout.splitlines()[-1])
-    return result, peak * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

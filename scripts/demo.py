@@ -26,12 +26,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from configuration_shirg.presets_shirg import PRESETS
 
-    from .arguments import add_model_arguments, preset_name
+    from .arguments import add_model_arguments, add_quantize_argument, preset_name
 
     parser = argparse.ArgumentParser(
         prog="shirg demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
+    add_quantize_argument(parser)
     parser.add_argument(
         "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
     )
@@ -65,7 +66,7 @@ def build_page(args: argparse.Namespace) -> Any:
 
     def load_system(name: str) -> Loaded:
         with errors_alone():
-            return load(args.model, name, args.device, args.dtype, revision=args.revision)
+            return load(args.model, name, args.device, args.dtype, revision=args.revision, quantize=args.quantize)
 
     disable_progress_bar()
     asker = Asker(load_system, answer_question)

@@ -25,17 +25,18 @@ from typing import Any
 _SYSTEMS = ["lavida-980", "shirg"]
 _TASKS = ["chart", "document", "entity_grid", "guard"]
 # What an answer depends on; --systems, --tasks and --control have files of their own.
-_SETTINGS = ("revision", "dtype", "split", "limit", "batch_size")
+_SETTINGS = ("revision", "dtype", "quantize", "split", "limit", "batch_size")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .arguments import add_answer_arguments, add_model_arguments
+    from .arguments import add_answer_arguments, add_model_arguments, add_quantize_argument
 
     parser = argparse.ArgumentParser(
         prog="shirg evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
+    add_quantize_argument(parser)
     parser.add_argument("--systems", nargs="+", default=_SYSTEMS, metavar="NAME[:FIELD=VALUE,...]")
     parser.add_argument("--baseline", metavar="NAME", help="system that differences are to; by default the first")
     parser.add_argument("--tasks", nargs="+", default=_TASKS, metavar="TASK", help=f"by default {' '.join(_TASKS)}")
@@ -148,7 +149,14 @@ def _ask(args: argparse.Namespace, rows: list, opened: dict[str, Any]) -> tuple[
             raise ValueError(f"{row.label}: all systems have the same batch; say --batch_size {row.batch}.")
         with errors_alone():
             loaded = load(
-                args.model, row.preset, _device(args.device, share), args.dtype, None, row.options, args.revision
+                args.model,
+                row.preset,
+                _device(args.device, share),
+                args.dtype,
+                None,
+                row.options,
+                args.revision,
+                quantize=args.quantize,
             )
         check_settings(args.out / WEIGHTS_FILE, {"weights": fingerprint(loaded.model)})
         tasks = tasks or _open_tasks(args, loaded.model.config, opened)

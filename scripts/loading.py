@@ -1,6 +1,7 @@
 """Loading a checkpoint or an adapter for a command: the bundled one by default, any folder or Hub id, any preset."""
 
 import json
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
+from transformers import BitsAndBytesConfig
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
@@ -24,7 +26,11 @@ from modeling_shirg.conversion.source import open_source, weight_map
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.unconverted import UnconvertedLavidaConfig
 
+from .extras import need
+
 BUNDLED = "shirg-lavida-tiny"
+# What `quantize` may be, as bitsandbytes calls it.
+QUANTIZATIONS = {"int8": {"load_in_8bit": True}, "int4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
 
 
 @dataclass
@@ -45,20 +51,25 @@ def load(
     options: dict[str, Any] | None = None,
     revision: str | None = None,
     model_class: type[ShirgLavidaForConditionalGeneration] = ShirgLavidaForConditionalGeneration,
+    quantize: str | None = None,
 ) -> Loaded:
     """Load `model` under preset `prune_method`.
 
     `model` is the folder or the Hub id of a checkpoint, or of an adapter, which brings its base and the system that it
     was trained for; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None` keep its own.
     `options` are other fields of the config, such as an ablation's. `revision` is a branch, tag or commit of `model`
-    on the Hub. `model_class` is a subclass with the same weights.
+    on the Hub. `model_class` is a subclass with the same weights. `quantize` is the type of the language model's
+    matrices, one of `QUANTIZATIONS`; all other weights have `dtype`.
 
     Raises:
-        ValueError: the checkpoint is not a SHIRG-LaViDa one, the adapter does not fit, the device or dtype is unknown,
-            or the text relevance needs a tower that the checkpoint lacks or scores under a preset that has none.
+        ValueError: the checkpoint is not a SHIRG-LaViDa one, the adapter does not fit, the device or a type is
+            unknown, bitsandbytes is not installed, or the text relevance needs a tower that the checkpoint lacks or
+            scores under a preset that has none.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(DTYPES)}.")
+    place = resolve_device(device)
+    weights = {"dtype": dtype} if quantize is None else {"dtype": dtype, **_quantized(quantize, place)}
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
         fields = {"prune_method": prune_method, "text_relevance": text_relevance}
@@ -75,10 +86,10 @@ def load(
             config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
         )
         try:
-            network = model_class.from_pretrained(source, dtype=dtype, revision=revision, **fields)
+            network = model_class.from_pretrained(source, revision=revision, **weights, **fields)
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
-    return Loaded(network.to(resolve_device(device)).eval(), processor, model or f"{BUNDLED} (bundled)")
+    return Loaded(network.to(place).eval(), processor, model or f"{BUNDLED} (bundled)")
 
 
 def checkpoint_folder(model: str | None, revision: str | None = None) -> Path:
@@ -130,6 +141,16 @@ def resolve_device(device: str) -> torch.device:
             f"Device {device!r} is not available here; this machine has: cpu {accelerator or ''}".rstrip()
         )
     return chosen
+
+
+def _quantized(quantize: str, place: torch.device) -> dict[str, Any]:
+    """The arguments of `from_pretrained` for `quantize`; weights are quantized where they will be."""
+    if quantize not in QUANTIZATIONS:
+        raise ValueError(f"Unknown quantize {quantize!r}. Known: {', '.join(QUANTIZATIONS)}.")
+    need("quant", "bitsandbytes")
+    # It says the type in which it computes at every product.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[quantize]), "device_map": place}
 
 
 def _check_files(folder: Path) -> None:

@@ -82,6 +82,17 @@ def speed_table(checkout: Path) -> str:
     return "\n".join([heading, "|---|---:|---:|---:|---:|", *rows])
 
 
+def answer_memory_sentence(checkout: Path) -> str:
+    """What loading and answering takes, by `python -m shirg_scripts.answer_memory`."""
+    found = json.loads(_read(checkout, "docs/answer_memory.json"))
+    weights, peak = (f"{found[name] / 1e9:.2f} GB" for name in ("weight_bytes", "peak_bytes"))
+    return (
+        f"Loading {weights} of {found['dtype']} weights ({found['model']}) and answering a question on "
+        f"{found['device']} peaked at {peak}, {found['ratio']:.2f}x of them "
+        "([docs/answer_memory.json](docs/answer_memory.json), `python -m shirg_scripts.answer_memory`)."
+    )
+
+
 def _read(checkout: Path, name: str) -> str:
     return (checkout / name).read_text()
 
@@ -91,6 +102,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "exactness": exactness_sentence,
     "memory": memory_sentence,
     "speed": speed_table,
+    "answer_memory": answer_memory_sentence,
 }
 
 

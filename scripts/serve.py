@@ -26,12 +26,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from modeling_shirg.serving import Limits
 
-    from .arguments import add_model_arguments, add_system_arguments
+    from .arguments import add_model_arguments, add_quantize_argument, add_system_arguments
 
     parser = argparse.ArgumentParser(
         prog="shirg serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
+    add_quantize_argument(parser)
     add_system_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
@@ -68,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
         args.text_relevance,
         revision=args.revision,
         model_class=ServedLavida,
+        quantize=args.quantize,
     )
     local = args.host in LOOPBACK
     name = BUNDLED if args.model is None else Path(args.model).name if Path(args.model).is_dir() else args.model

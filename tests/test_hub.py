@@ -32,6 +32,7 @@ CODE_FILES = {
     "prefix_cache_shirg.py",
     "presets_shirg.py",
     "processing_shirg_lavida.py",
+    "quantization_shirg.py",
     "selection_shirg.py",
     "vision_shirg.py",
 }

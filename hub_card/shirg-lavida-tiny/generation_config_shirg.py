@@ -26,6 +26,7 @@ GENERATION_DEFAULTS: dict[str, Any] = {
     "use_cache": True,
     "prefix_kv": None,
     "prefix_dtype": None,
+    "prefix_offload": False,
     "dual_cache": False,
     "compile_config": None,
     "suppress_tokens": None,
@@ -38,6 +39,7 @@ GENERATION_DEFAULTS: dict[str, Any] = {
     "mask_token_id": None,
 }
 _OUTPUT_FLAGS = ("output_history", "output_selection")
+_SWITCHES = ("do_sample", "use_cache", "return_dict_in_generate", "stop_at_eos", "dual_cache", "prefix_offload")
 # What transformers itself writes into or hands to a generation config.
 _METADATA = ("_commit_hash", "_from_model_config", "_original_object_hash", "transformers_version")
 
@@ -75,6 +77,9 @@ class ShirgGenerationConfig(GenerationConfig):
             (0, 1], over all layers together (PrefixKV, arXiv:2412.03409). `None` and 1.0 keep all.
         prefix_dtype (`"bfloat16"`, `"float16"` or `"int8"`, *optional*): the type in which they are stored; they are
             used in the model's own. `None` is the model's.
+        prefix_offload (`bool`, defaults to `False`): hold them in host memory, but for those of the layer at work and
+            of the next one: for long prompts on an accelerator, where each step then waits for copies. Tokens are the
+            same. With `prefix_kv` or `prefix_dtype` all are on the accelerator until the prompt is read.
         dual_cache (`bool`, defaults to `False`): within a block, compute only the block's tokens after its first step,
             on the keys and values that the rest of the response had then (Fast-dLLM's DualCache): an approximation,
             for long answers in blocks.
@@ -152,7 +157,7 @@ class ShirgGenerationConfig(GenerationConfig):
             raise ValueError(f"shift={self.shift!r} must be a number > 0.")
         if not _is_one_of(self.remasking, CONFIDENCES):
             raise ValueError(f"remasking={self.remasking!r} must be one of {', '.join(map(repr, CONFIDENCES))}.")
-        for name in ("do_sample", "use_cache", "return_dict_in_generate", "stop_at_eos", "dual_cache", *_OUTPUT_FLAGS):
+        for name in (*_SWITCHES, *_OUTPUT_FLAGS):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
         for name in _OUTPUT_FLAGS:
@@ -183,7 +188,7 @@ class ShirgGenerationConfig(GenerationConfig):
             raise ValueError(
                 f"prefix_dtype={self.prefix_dtype!r} must be None or one of {', '.join(map(repr, PREFIX_DTYPES))}."
             )
-        for name in ("prefix_kv", "prefix_dtype", "dual_cache", "compile_config"):
+        for name in ("prefix_kv", "prefix_dtype", "prefix_offload", "dual_cache", "compile_config"):
             if getattr(self, name) not in (None, False) and not self.use_cache:
                 raise ValueError(f"{name}={getattr(self, name)!r} needs use_cache=True, got False: there is no cache.")
         if self.dual_cache and self.block_length is None:
@@ -194,6 +199,16 @@ class ShirgGenerationConfig(GenerationConfig):
             raise ValueError(
                 f"dual_cache=True keeps the response in the cache, which prefix_dtype={self.prefix_dtype!r} cannot: "
                 "give one of them."
+            )
+        if self.prefix_offload and self.dual_cache:
+            raise ValueError(
+                "dual_cache=True keeps the response in the cache, which prefix_offload=True drops after each layer: "
+                "give one of them."
+            )
+        if self.prefix_offload and self.compile_config is not None:
+            raise ValueError(
+                f"prefix_offload=True moves layers while a step runs, which compile_config={self.compile_config!r} "
+                "cannot compile: give one of them."
             )
         if self.compile_config is not None and not isinstance(self.compile_config, CompileConfig):
             raise ValueError(

@@ -34,6 +34,7 @@ from .denoising_shirg import (
 from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig
 from .prefix_cache_shirg import (
     PREFIX_DTYPES,
+    OffloadedPrefixCache,
     PrefixCache,
     compiled_layers,
     encode_compressed,
@@ -47,6 +48,8 @@ logger = logging.get_logger(__name__)
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
 # An argument of `generate` replaces the stored value of its counterpart, which would contradict it.
 _COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
+# Devices whose memory is the host's.
+_HOST_DEVICES = ("cpu", "mps")
 # A product with the vocabulary of more than `_FEW_ROWS` rows is done with `_PRODUCT_ROWS` at least.
 _PRODUCT_ROWS, _FEW_ROWS = 16, 3
 # Arguments of `forward` that would contradict the loop.
@@ -145,7 +148,7 @@ class ShirgLavidaGenerationMixin:
 
         0. Prepare: the configuration, the prompt's embeddings and positions, the response (masks, or the draft).
         1. Encode the prompt alone into the prefix cache; no logits are computed for it. Evict and store it as
-           `prefix_kv` and `prefix_dtype` say.
+           `prefix_kv`, `prefix_dtype` and `prefix_offload` say.
         2. For each block, from left to right, until its steps are spent or nothing in it is masked:
             a. Run the response on the prefix (or, without the cache, prompt and response together; or, with
                `dual_cache` after a block's first step, the block alone) and compute logits for the block's masked
@@ -270,9 +273,16 @@ class ShirgLavidaGenerationMixin:
                 "mask_token_id."
             )
         config = ShirgGenerationConfig(**fields)
-        size = self.model.get_input_embeddings().weight.shape[0]
+        table_VD = self.model.get_input_embeddings().weight
+        size = table_VD.shape[0]
         if config.mask_token_id >= size:
             raise ValueError(f"mask_token_id={config.mask_token_id} must be one of the model's {size} ids.")
+        if config.prefix_offload and table_VD.device.type in _HOST_DEVICES:
+            raise ValueError(
+                "prefix_offload=True moves the prompt's keys and values from an accelerator to host memory, but the "
+                f"model is on {table_VD.device.type!r}, where they are there already. Leave it out, or load the model "
+                "on an accelerator."
+            )
         if config.suppress_tokens is None:
             config.suppress_tokens = self._default_suppress_tokens(config.mask_token_id)
         if len(set(config.suppress_tokens)) >= size:
@@ -359,11 +369,12 @@ class ShirgLavidaGenerationMixin:
         """The prompt's keys and values, whole or smaller, and what goes with them."""
         language_model = self.model.language_model
         given = (language_model, prompt.embeds_BPD, prompt.mask_BP, prompt.positions_BP, config.max_new_tokens)
+        kind = OffloadedPrefixCache if config.prefix_offload else PrefixCache
         if config.evicted_ratio is None and config.prefix_dtype is None:
-            cache, lengths_LB = encode_whole(*given)
+            cache, lengths_LB = encode_whole(*given, kind)
         else:
             dtype = None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype]
-            cache, lengths_LB = encode_compressed(*given, config.evicted_ratio, dtype)
+            cache, lengths_LB = encode_compressed(*given, config.evicted_ratio, dtype, kind)
         response_like_BRD = prompt.embeds_BPD[:, :1].expand(-1, config.max_new_tokens, -1)
         masks = cache.attention_masks(language_model, response_like_BRD)
         rotary = language_model.rotary_emb(response_like_BRD, position_ids=prompt.response_positions_BR)

@@ -9,16 +9,22 @@ attention is spread out keeps more than one that looks at a few positions. Survi
 of different lengths need no re-indexing. Every row of a batch is decided alone, as if there were no other; a layer
 holds as many keys as its longest row and masks the rest.
 
+They can also stay in host memory: a step then copies each layer's to the accelerator while the layer before is at
+work. It only reads them, so nothing is copied back.
+
 transformers' `StaticCache` (5.23) shows a layer's whole buffer to the prompt too, which would need a mask, and its
 `QuantizedCache` cannot hold a prefix that is read at every step: its quanto backend has 2 and 4 bits only, hqq takes 8
 but needs CUDA, and all backends, fp8 included, mix the response into what they store and cannot `crop` it out again.
+`Cache(offloading=True)` copies every layer back to the host at each step.
 
 Shape suffixes: B batch, L layers, P prompt length, K keys that a layer holds, R response length, N tokens of a pass,
 H query heads, G key heads, C queries of a chunk, E head width, D hidden size.
 """
 
+import functools
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -48,10 +54,15 @@ class PrefixLayer(CacheLayerMixin):
     """
 
     is_compileable = True
+    # The tensors that hold the prompt.
+    _parts: tuple[str, ...] = ("keys", "values")
 
     def __init__(self, room: int):
         super().__init__()
         self.room, self.prompt_length = room, 0
+        # The prompt in host memory, once it was offloaded, and whether it is on the layer's device too.
+        self.in_host: dict[str, torch.Tensor] = {}
+        self.on_device = True
         # Where in the response the tokens of the next `update` begin.
         self.start = 0
 
@@ -77,6 +88,21 @@ class PrefixLayer(CacheLayerMixin):
         """What is held of the prompt: keys, values and, where they are stored in int8, their scales."""
         return self.keys[:, :, : self.prompt_length], self.values[:, :, : self.prompt_length]
 
+    def offload(self) -> None:
+        """Hold the prompt in host memory alone. It is copied there once, and that copy never changes."""
+        if not self.in_host:
+            parts = {name: getattr(self, name) for name in self._parts}
+            self.in_host = {name: _in_host(part) for name, part in parts.items() if part is not None}
+        for name, part in self.in_host.items():
+            setattr(self, name, part)
+        self.on_device = False
+
+    def prefetch(self) -> None:
+        """Begin to copy an offloaded prompt to the layer's device."""
+        for name, part in self.in_host.items():
+            setattr(self, name, part.to(self.device, non_blocking=True, copy=True))
+        self.on_device = True
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that response tokens see, from the first on."""
         return self.prompt_length + self.room, 0
@@ -97,6 +123,8 @@ class NarrowPrefixLayer(PrefixLayer):
     int8 has a float32 scale per channel for keys and per position for values (as KIVI, arXiv:2402.02750), symmetric:
     the error is at most half a scale, 1/254 of the largest value that shares it.
     """
+
+    _parts = ("keys", "values", "key_scales", "value_scales")
 
     def __init__(self, room: int, stored: torch.dtype):
         super().__init__(room)
@@ -146,17 +174,16 @@ class PrefixCache(Cache):
 
         `dtype` is the type to store; `None` leaves it.
         """
-        layers, masks_BK = [], []
-        for layer, kept_BP in zip(cache.layers, kept_LBP, strict=True):
+        layers = [PrefixLayer(room) if dtype is None else NarrowPrefixLayer(room, dtype) for _ in cache.layers]
+        survivors = cls(layers, [])
+        for number, (layer, kept_BP) in enumerate(zip(cache.layers, kept_LBP, strict=True)):
             index_BK, mask_BK = _survivors(kept_BP.to(layer.keys.device))
             index_B1K1 = index_BK[:, None, :, None]
-            layers.append(PrefixLayer(room) if dtype is None else NarrowPrefixLayer(room, dtype))
-            layers[-1].update(
-                *(torch.take_along_dim(states, index_B1K1, dim=2) for states in (layer.keys, layer.values))
-            )
-            masks_BK.append(mask_BK)
+            states = (torch.take_along_dim(each, index_B1K1, dim=2) for each in (layer.keys, layer.values))
+            survivors.update(*states, number)
+            survivors.masks_BK.append(mask_BK)
             layer.reset()
-        return cls(layers, masks_BK)
+        return survivors
 
     def attention_masks(self, language_model: nn.Module, embeds_BND: torch.Tensor) -> list[torch.Tensor | None]:
         """Each layer's mask, as its attention takes it, for response tokens that see the prompt and the response."""
@@ -177,16 +204,45 @@ class PrefixCache(Cache):
         return [sum(part.nbytes for part in layer.prompt()) for layer in self.layers]
 
 
+class OffloadedPrefixCache(PrefixCache):
+    """A prompt's keys and values in host memory, but for those of the layer at work and of the next one.
+
+    On CUDA a stream of its own copies the next layer's while this one computes; other accelerators copy in between.
+    What a step writes is dropped after its layer.
+    """
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the layer's `update`, on its device."""
+        layer = self.layers[layer_idx]
+        if layer.is_initialized:
+            self._start(layer)
+            if layer.device.type == "cuda":
+                torch.cuda.current_stream(layer.device).wait_stream(_copy_stream(layer.device))
+            self._start(self.layers[(layer_idx + 1) % len(self.layers)])
+        states = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer.offload()
+        return states
+
+    def _start(self, layer: PrefixLayer) -> None:
+        """Begin the copy of a layer that is not on its device."""
+        if not layer.on_device:
+            with _beside(layer.device):
+                layer.prefetch()
+
+
 def encode_whole(
     language_model: nn.Module,
     embeds_BPD: torch.Tensor,
     mask_BP: torch.Tensor | None,
     position_ids_BP: torch.LongTensor,
     room: int,
+    kind: type[PrefixCache] = PrefixCache,
 ) -> tuple[PrefixCache, torch.LongTensor]:
     """The prompt's cache as it is, and the number of positions that each row keeps, all but padding, int64 (L, B)."""
     num_layers = len(language_model.layers)
-    cache = PrefixCache([PrefixLayer(room) for _ in range(num_layers)], [mask_BP] * num_layers)
+    cache = kind([PrefixLayer(room) for _ in range(num_layers)], [mask_BP] * num_layers)
     _read_prompt(language_model, embeds_BPD, mask_BP, position_ids_BP, cache)
     return cache, _real(embeds_BPD, mask_BP).sum(-1).repeat(num_layers, 1)
 
@@ -199,9 +255,10 @@ def encode_compressed(
     room: int,
     ratio: float | None,
     dtype: torch.dtype | None,
+    kind: type[PrefixCache] = PrefixCache,
 ) -> tuple[PrefixCache, torch.LongTensor]:
     """The prompt's cache, evicted to `ratio` (`None`: nothing is) and stored as `dtype`, and the number of positions
-    that each row keeps, int64 (L, B). Padding is never kept.
+    that each row keeps, int64 (L, B). Padding is never kept. All of it is on the device until the pass has ended.
 
     Raises:
         ValueError: the ratio is too small for a prompt of this length.
@@ -221,7 +278,7 @@ def encode_compressed(
     kept_LBP = real_BP.repeat(num_layers, 1, 1)
     for row, scores_LP in enumerate(zip(*scores_L, strict=True)):
         kept_LBP[:, row, real_BP[row]] = kept_positions(torch.stack(scores_LP), ratio)
-    return PrefixCache.survivors(cache, kept_LBP, room, dtype), kept_LBP.sum(-1)
+    return kind.survivors(cache, kept_LBP, room, dtype), kept_LBP.sum(-1)
 
 
 def _read_prompt(
@@ -425,6 +482,27 @@ def _with_room(states_BGPE: torch.Tensor, room: int) -> torch.Tensor:
     return buffer
 
 
+def _beside(device: torch.device) -> AbstractContextManager:
+    """On CUDA, where copies run beside what the device computes. They wait for all that it was given so far, which may
+    still read the memory that they get."""
+    if device.type != "cuda":
+        return nullcontext()
+    stream = _copy_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The same one for every answer: memory stays with the stream that it was first given to."""
+    return torch.cuda.Stream(device)
+
+
+def _in_host(part: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory; page-locked beside an accelerator, so that a copy back needs nobody to wait for it."""
+    return torch.empty_like(part, device="cpu", pin_memory=part.device.type != "cpu").copy_(part)
+
+
 def _store(states: torch.Tensor, dtype: torch.dtype, dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What is stored, and the scales of int8, which are shared along `dim`."""
     if dtype.is_floating_point:
@@ -444,4 +522,12 @@ def _restore(stored: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dty
     return stored.to(dtype) if scales is None else (stored * scales).to(dtype)
 
 
-__all__ = ["PREFIX_DTYPES", "PrefixCache", "compiled_layers", "encode_compressed", "encode_whole", "run_layers"]
+__all__ = [
+    "PREFIX_DTYPES",
+    "OffloadedPrefixCache",
+    "PrefixCache",
+    "compiled_layers",
+    "encode_compressed",
+    "encode_whole",
+    "run_layers",
+]

@@ -49,6 +49,7 @@ CASES = [
     _bad((*_ASK, "--model", "bare"), "no checkpoint at 'bare': give a folder", _text),
     _bad((*_ASK, "--device", "abacus"), "Unknown device 'abacus'"),
     _bad((*_ASK, "--dtype", "int4"), "invalid choice: 'int4'"),
+    _bad((*_ASK, "--quantize", "int2"), "invalid choice: 'int2'"),
     _bad((*_ASK, "--text_relevance", "siglip"), "no relevance_text_config|needs SigLIP's text tower"),
     _bad((*_ASK, "--prune_method", "lavida", "--text_relevance", "lm"), "prune_method='lavida' scores none"),
     _bad((*_ASK, "--max_new_tokens", "0"), "max_new_tokens=0 must be an int > 0"),

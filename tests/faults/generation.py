@@ -62,6 +62,8 @@ ARGUMENTS = [
     ],
     _bad("prefix_kv=0.5 needs use_cache=True, got False", prefix_kv=0.5, use_cache=False),
     *[_bad("prefix_dtype=.* must be None or one of 'bfloat16'", prefix_dtype=value) for value in ("int4", 8, [])],
+    *[_bad(f"prefix_offload={value!r} must be True or False", prefix_offload=value) for value in (None, "cpu", 1)],
+    _bad("prefix_offload=True moves .* the model is on 'cpu'", prefix_offload=True),
     *[_bad("suppress_tokens=.* must be a list of token ids", suppress_tokens=value) for value in (3, ["a"], [-1])],
     _bad("suppress_tokens holds id 1000000, the model has 272 logits", suppress_tokens=[10**6]),
     _bad("suppress_tokens names all 272 ids: nothing could be generated", suppress_tokens=list(range(272))),
