@@ -1,4 +1,4 @@
-"""What every test starts from: no network, an empty Hugging Face home of the session's own, and two threads."""
+"""What every test starts from: no network, an empty Hugging Face home of the session's own, and one thread."""
 
 import atexit
 import os
@@ -20,7 +20,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 if "HF_ENDPOINT" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 # A slow moment of a shared machine is not a failure.
 settings.register_profile("shirg", deadline=None)
