@@ -40,10 +40,10 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="shirg-audit-") as folder:
             report = audit(Path(folder), pins)
+        status, lines = verdict(report, pins)
     except NotRun as reason:
         print(f"dependency audit: NOT RUN: {reason}")
         return 0
-    status, lines = verdict(report, pins)
     print("\n".join(lines))
     return status
 
@@ -78,9 +78,10 @@ def audit(folder: Path, pins: dict[str, str]) -> dict:
 
 
 def verdict(report: dict, pins: dict[str, str]) -> tuple[int, list[str]]:
-    """Exit status and lines for pip-audit's report.
+    """Exit status and lines for pip-audit's report; it passes if all were looked up and no advisory names one.
 
     Raises:
+        NotRun: nothing was looked up, as where a mirror of the index knows no advisories.
         RuntimeError: it says nothing of a pinned package.
     """
     looked_up = {re.sub(r"[-_.]+", "-", entry["name"]).lower(): entry for entry in report["dependencies"]}
@@ -88,6 +89,8 @@ def verdict(report: dict, pins: dict[str, str]) -> tuple[int, list[str]]:
     if absent or not pins:
         raise RuntimeError(f"the audit says nothing of {', '.join(absent) or 'any package'}: it is none.")
     skipped = {name: entry["skip_reason"] for name, entry in looked_up.items() if "skip_reason" in entry}
+    if len(skipped) == len(pins):
+        raise NotRun(f"the database knows none of {len(pins)} packages (such as {next(iter(skipped.items()))})")
     lines = [f"{name}: not looked up ({reason})" for name, reason in skipped.items()]
     advisories = 0
     for name, entry in looked_up.items():
@@ -98,7 +101,7 @@ def verdict(report: dict, pins: dict[str, str]) -> tuple[int, list[str]]:
     lines.append(
         f"dependency audit: AUDITED {len(pins) - len(skipped)} of {len(pins)} packages, {advisories} advisories"
     )
-    return int(advisories > 0 or len(skipped) == len(pins)), lines
+    return int(advisories > 0 or len(skipped) > 0), lines
 
 
 def _run(words: list) -> subprocess.CompletedProcess:

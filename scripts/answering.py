@@ -15,6 +15,9 @@ from modeling_shirg.generation_shirg_lavida import visible_attention
 
 from .loading import Loaded
 
+# What pictures of the command line are written as.
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
+
 
 @dataclass
 class Answer:
@@ -136,7 +139,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def check_writable(path: Path, flag: str) -> None:
     """Raises a `ValueError` unless a picture can be written to `path`; to be called before any work."""
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{flag} {path}: write it to a picture file such as {path.stem or 'kept'}.png.")
+    if path.suffix.lower() not in _PICTURES:
+        raise ValueError(f"{flag} {path}: write it to a picture file, one of {', '.join(_PICTURES)}.")
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise ValueError(f"{flag} {path}: no file can be written there; is {path.resolve().parent} a folder?")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 AUDIT = Path(__file__).parents[1] / ".ci" / "audit.py"
+PINNED = (AUDIT.parents[1] / "constraints.txt").read_text()
 PINS = {"pillow": "12.0.0", "typing-extensions": "4.15.0"}
 
 
@@ -28,9 +29,8 @@ def report(*vulns: dict) -> dict:
 
 
 def test_every_pin_of_the_constraints_is_read(audit):
-    text = (AUDIT.parents[1] / "constraints.txt").read_text()
-    lines = [line for line in text.splitlines() if "==" in line and not line.lstrip().startswith("#")]
-    assert len(audit["pinned"](text)) == len(lines) > 20
+    lines = [line for line in PINNED.splitlines() if "==" in line and not line.lstrip().startswith("#")]
+    assert len(audit["pinned"](PINNED)) == len(lines) > 20
     assert audit["pinned"]("torch==2.13.0+cpu\nA_b.c==1 ; x\n# d==2\n") == {"torch": "2.13.0", "a-b-c": "1"}
 
 
@@ -47,9 +47,16 @@ def test_an_audit_of_less_than_all_is_no_pass(audit):
         audit["verdict"]({"dependencies": report()["dependencies"][:1]}, PINS)
     with pytest.raises(RuntimeError, match="any package"):
         audit["verdict"]({"dependencies": []}, {})
-    skipped = {"dependencies": [{"name": name, "skip_reason": "unknown"} for name in PINS]}
-    status, lines = audit["verdict"](skipped, PINS)
-    assert status == 1 and lines[-1].startswith("dependency audit: AUDITED 0 of 2")
+    part = {"dependencies": [report()["dependencies"][0], {"name": "typing-extensions", "skip_reason": "unknown"}]}
+    status, lines = audit["verdict"](part, PINS)
+    assert status == 1 and lines[-1].startswith("dependency audit: AUDITED 1 of 2")
+
+
+def test_a_mirror_without_advisories_is_no_audit(audit, monkeypatch, capsys):
+    skipped = {"dependencies": [{"name": name, "skip_reason": "not on PyPI"} for name in audit["pinned"](PINNED)]}
+    monkeypatch.setitem(audit, "audit", lambda folder, pins: skipped)
+    assert audit["main"]() == 0
+    assert "NOT RUN: the database knows none of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

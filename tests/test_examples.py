@@ -57,6 +57,10 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     out.write_text(begun + others[0][:20])
     _run("ask_folder.py", str(folder), str(out), QUESTION, "--batch_size", "2")
     assert out.read_text().startswith(begun) and sorted(_records(out)) == sorted(records)
+    _run("ask_folder.py", str(folder), str(out), "Another one?")
+    assert len(out.read_text().splitlines()) == 2 * len(records), "another question is asked of all images"
+    with pytest.raises(SystemExit, match="holds no image"):
+        _run("ask_folder.py", str(tmp_path / "none"), str(out), QUESTION)
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
     python scripts/examples/ask_folder.py hub_card/examples answers.jsonl "What color is the shape?"
     python scripts/examples/ask_folder.py photos answers.jsonl "What is written here?" --model me/my-lavida
 
-A line is {"image": "a.png", "answer": "red"}, or {"image": "b.png", "error": "why it could not be read"}. Each batch
-is on the disk before the next one starts. In a padded batch every image gets the answer that it gets alone.
+A line is {"image": "a.png", "question": ..., "answer": "red"}, or {..., "error": "why it could not be read"}. Each
+batch is on the disk before the next one starts; another question to the same file adds its own lines. In a padded
+batch every image gets the answer that it gets alone.
 """
 
 import argparse
@@ -42,7 +43,9 @@ def main(args: argparse.Namespace) -> None:
     names = sorted(
         str(path.relative_to(args.folder)) for path in args.folder.rglob("*") if path.suffix.lower() in SUFFIXES
     )
-    done = finished(args.out)
+    if not names:
+        raise SystemExit(f"{args.folder} holds no image: none of its files ends in {', '.join(sorted(SUFFIXES))}.")
+    done = finished(args.out, args.question)
     left = [name for name in names if name not in done]
     model = ShirgLavidaForConditionalGeneration.from_pretrained(args.model).to(args.device).eval()
     processor = ShirgLavidaProcessor.from_pretrained(args.model)
@@ -50,20 +53,21 @@ def main(args: argparse.Namespace) -> None:
         for start in range(0, len(left), args.batch_size):
             batch = left[start : start + args.batch_size]
             for record in answer(model, processor, args.folder, batch, args.question):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"question": args.question, **record}, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(batch))
 
 
-def finished(out: Path) -> set[str]:
-    """The images that the file has a line for; the unfinished line of a killed run is cut off."""
+def finished(out: Path, question: str) -> set[str]:
+    """The images that the file has a line for with this question; a killed run's unfinished line is cut off."""
     if not out.exists():
         return set()
     content = out.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     os.truncate(out, len(whole))
-    return {json.loads(line)["image"] for line in whole.splitlines()}
+    records = [json.loads(line) for line in whole.splitlines()]
+    return {record["image"] for record in records if record["question"] == question}
 
 
 @torch.no_grad()

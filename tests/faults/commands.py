@@ -68,7 +68,10 @@ CASES = [
     _bad((*_ASK, "--option", "selection_budget=0"), "selection_budget=0 must be between 1"),
     _bad((*_ASK, "--option", "vision_config=3"), "vision_config"),
     _bad((*_ASK, "--option", "calibration=3"), "calibration"),
-    _bad((*_ASK, "--overlay", "kept"), "write it to a picture file such as kept.png"),
+    *[
+        _bad((*_ASK, "--overlay", name), "write it to a picture file, one of .png")
+        for name in ("kept", "k.psd", "k.mpg")
+    ],
     _bad((*_ASK, "--overlay", "no/kept.png"), "--overlay no/kept.png: no file can be written there"),
     _bad((*_ASK, "--jsn"), "unrecognized arguments: --jsn"),
     _bad(("compare", GRID), "required"),
