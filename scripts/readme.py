@@ -93,6 +93,35 @@ def answer_memory_sentence(checkout: Path) -> str:
     )
 
 
+def soak_sentence(checkout: Path) -> str:
+    """What an hour of requests did, by `python -m shirg_scripts.soak`."""
+    page = _read(checkout, "docs/soak.md")
+    counts = re.search(r"answered ([\d,]+) requests \(([\d,]+) answers\) in ([\d.]+)", page)
+    requests, answers, minutes = counts.groups()
+    wrong, slope, interval = (
+        re.search(rf"^\| {name} \| (.+) \|$", page, re.MULTILINE).group(1)
+        for name in (
+            "wrong answers, and bad requests that are answered",
+            "slope after the warm-up",
+            "its 95% interval",
+        )
+    )
+    return (
+        f"One process answered {requests} mixed requests ({answers} answers) in {minutes} minutes: {wrong} wrong, its "
+        f"memory changed by {slope} ({interval}) ([docs/soak.md](docs/soak.md), `python -m shirg_scripts.soak`)."
+    )
+
+
+def faults_sentence(checkout: Path) -> str:
+    """How bad and odd inputs end, by `python -m shirg_scripts.faults`."""
+    page = _read(checkout, "docs/faults.md")
+    inputs, passed = re.search(r"^(\d+) inputs, .*?: (\d+) gave", page, re.MULTILINE).groups()
+    return (
+        f"Of {inputs} bad and odd inputs, {passed} gave the error or the answer that they declare "
+        "([docs/faults.md](docs/faults.md), `python -m shirg_scripts.faults`)."
+    )
+
+
 def _read(checkout: Path, name: str) -> str:
     return (checkout / name).read_text()
 
@@ -102,6 +131,8 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "exactness": exactness_sentence,
     "memory": memory_sentence,
     "speed": speed_table,
+    "soak": soak_sentence,
+    "faults": faults_sentence,
     "answer_memory": answer_memory_sentence,
 }
 
