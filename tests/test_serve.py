@@ -394,14 +394,17 @@ def test_a_client_that_goes_away_ends_the_generation(loaded):
     [
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
         "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "2002:7f00:1::",
-        "64:ff9b::7f00:1",
+        "64:ff9b::7f00:1", "::ffff:8.8.8.8", "192.0.0.192", "192.0.0.8", "192.0.0.9", "192.88.99.1", "168.63.129.16",
+        "198.18.0.1", "203.0.113.1", "240.0.0.1", "64:ff9b::808:808", "64:ff9b:1::a9fe:a9fe", "::127.0.0.1",
+        "::8.8.8.8", "::ffff:0:8.8.8.8", "fec0::1", "100::1", "2001:db8::1", "2001::1", "2001:20::1", "2002:808:808::",
+        "3fff::1", "5f00::1", "4000::1", "fe80::1%eth0",
     ],
 )  # fmt: skip
 def test_addresses_of_this_machine_and_its_networks_are_not_public(address):
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "2a00:1450::1"])
 def test_addresses_of_the_internet_are_public(address):
     assert is_public(address)
 
@@ -469,6 +472,9 @@ def test_an_image_comes_from_a_public_address_also_behind_a_redirect(elsewhere):
         ("http://a.example/to/file:///etc/passwd", "must be http"),
         ("http://rebound.example/to/http://rebound.example:81/image", "rebound.example is not a public address"),
         ("http://user:word@a.example/image", "without a user name"),
+        ("http://ü.invalid/", "'http://ü.invalid/' must be ASCII"),
+        ("http://a.example/ü", "must be ASCII"),
+        ("http://a.example/to/http://ü.invalid/", "must be ASCII"),
         ("http://a.example/large", "larger than 100000 bytes"),
         ("http://a.example/missing", "status 404"),
         ("http://a.example/to//to//to//to//to//image", "redirects"),
@@ -484,6 +490,22 @@ def test_a_url_is_refused(elsewhere, url, reason):
     }
     with pytest.raises(ValueError, match=re.escape(reason)):
         fetch(url, 100_000, 5, _backend(elsewhere, names))
+
+
+def test_a_name_too_long_to_look_up_has_no_address():
+    with pytest.raises(ValueError, match="has no address"):
+        fetch(f"http://{'a' * 64}.invalid/", 1000, 5)
+
+
+def test_what_python_calls_global_is_not_believed(monkeypatch):
+    monkeypatch.setattr("ipaddress.IPv4Address.is_global", True)
+    monkeypatch.setattr("ipaddress.IPv6Address.is_global", True)
+    for address in ("192.0.0.192", "169.254.169.254", "64:ff9b:1::a9fe:a9fe", "::127.0.0.1", "fec0::1", "::1"):
+        assert not is_public(address)
+    backend = _backend(0, {"a.example": [["192.0.0.192"]]})
+    with pytest.raises(ValueError, match="not a public address"):
+        fetch("http://a.example/", 1000, 5, backend)
+    assert backend._network.connected == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0", "2130706433"])
