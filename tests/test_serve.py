@@ -269,7 +269,41 @@ def test_a_field_that_cannot_be_honoured_is_an_error_that_says_so(address, field
 
 def test_too_many_images_are_refused():
     with pytest.raises(ValueError, match="may hold 2 images, got 3"):
-        checked_messages({"messages": _messages(*[_data_url(SMALL)] * 3)}, max_images=2)
+        checked_messages({"messages": _messages(*[_data_url(SMALL)] * 3)}, Limits(max_images=2))
+
+
+def _parts(*texts: str) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "user", "content": "a"}] * 5, "4 messages or parts of messages, got 5"),
+        (_parts(*"abcde"), "4 messages or parts of messages, got 5"),
+        (_parts("a", "b", "c") + _parts("d", "e"), "4 messages or parts of messages, got 5"),
+        ([{"role": "user", "content": "a" * 11}], "10 characters of text, got 11"),
+        ([{"role": "user", "content": "a" * 5}, *_parts("b" * 4, "cc")], "10 characters of text, got 11"),
+    ],
+    ids=("messages", "parts", "parts of several messages", "one text", "texts together"),
+)
+def test_messages_and_characters_are_counted(messages, reason):
+    limits = Limits(max_messages=4, max_text_characters=10)
+    with pytest.raises(ValueError, match=reason):
+        checked_messages({"messages": messages}, limits)
+    assert checked_messages({"messages": _parts("a" * 4, "b" * 4, "cc")}, limits)
+
+
+def test_a_text_that_is_too_long_is_never_tokenized(loaded, monkeypatch):
+    monkeypatch.setattr(loaded.processor, "apply_chat_template", lambda *args, **kwargs: pytest.fail("tokenized"))
+    app = build_app(loaded.model, loaded.processor, BUNDLED)
+    with running(app) as address:
+        for messages, reason in (
+            ([{"role": "user", "content": "a" * 100_001}], "100000 characters of text, got 100001"),
+            ([{"role": "user", "content": ""}] * 1001, "1000 messages or parts of messages, got 1001"),
+        ):
+            answer = httpx.post(f"{address}/v1/chat/completions", json={"model": BUNDLED, "messages": messages})
+            assert answer.status_code == 400 and reason in answer.json()["error"]["message"]
 
 
 def test_bodies_are_refused_by_size_type_and_form(address):

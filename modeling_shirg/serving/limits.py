@@ -16,6 +16,8 @@ class Limits:
         max_image_bytes: of one image file.
         max_image_pixels: width x height of one image, read from its header.
         max_images: in one request.
+        max_messages: in one request; each part of a message that has several counts as one.
+        max_text_characters: of all texts of one request together, counted before they are tokenized.
         max_new_tokens: length of an answer that a request may ask for.
         body_seconds: until the whole body has come.
         fetch_seconds: until an image has come from its URL.
@@ -26,6 +28,8 @@ class Limits:
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 50_000_000
     max_images: int = 8
+    max_messages: int = 1_000
+    max_text_characters: int = 100_000
     max_new_tokens: int = 256
     body_seconds: float = 30.0
     fetch_seconds: float = 20.0
