@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import importlib
 import json
 import os
 import re
@@ -557,6 +558,23 @@ def test_a_fetched_page_is_no_image(elsewhere, monkeypatch):
 
 
 # The command
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+@pytest.mark.parametrize("port", ["99999", "65536", "-1", "http", "1.5", "²"])
+def test_a_port_that_is_none_is_an_error_before_anything_is_loaded(command, port, capsys, monkeypatch):
+    from shirg_scripts.cli import main
+
+    monkeypatch.setattr("shirg_scripts.loading.load", lambda *args, **kwargs: pytest.fail("loaded"))
+    with pytest.raises(SystemExit) as exit:
+        main([command, f"--port={port}"])
+    assert exit.value.code == 2 and f"{port!r} must be an integer from 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+@pytest.mark.parametrize("port", [0, 65535])
+def test_the_first_and_the_last_port_are_taken(command, port):
+    assert importlib.import_module(f"shirg_scripts.{command}").parse_args(["--port", str(port)]).port == port
 
 
 def test_the_command_serves_on_loopback_and_stops_when_told(tmp_path):
