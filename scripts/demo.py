@@ -43,8 +43,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Serve the page until interrupted."""
-    build_page(args).launch(server_name=args.host, server_port=args.port, show_error=True)
+    """Serve the page until interrupted or terminated; what was uploaded goes with it."""
+    import os
+    import signal
+    from tempfile import TemporaryDirectory
+
+    # Gradio closes the page and returns at an interrupt, so that what comes after it is done at either.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with TemporaryDirectory(prefix="shirg-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        build_page(args).launch(server_name=args.host, server_port=args.port, show_error=True)
 
 
 def build_page(args: argparse.Namespace) -> Any:

@@ -41,6 +41,36 @@ class Limits:
                 raise ValueError(f"{field.name}={value!r} must be a number > 0.")
 
 
+class TooLarge(Exception):
+    """A body has more bytes than allowed."""
+
+
+async def read_body(receive: Any, max_bytes: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        TooLarge: as soon as it is.
+    """
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise TooLarge(f"The request is larger than {max_bytes} bytes.")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def replayed(body: bytes, receive: Any) -> Any:
+    """A `receive` that gives the body that was read, then what comes after it: that the client has gone."""
+    pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> dict:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
 class LimitedRequests:
     """ASGI middleware: refuses bodies that are no JSON, too large or too slow, and requests beyond `max_requests`.
 
@@ -79,38 +109,17 @@ class LimitedRequests:
             return
         try:
             async with asyncio.timeout(self.limits.body_seconds):
-                body = await self._read(receive)
+                body = await read_body(receive, self.limits.max_request_bytes)
         except TimeoutError:
             await _refuse(send, 408, f"The request was not complete after {self.limits.body_seconds} s.")
             return
-        if body is None:
+        except TooLarge:
             await _refuse(send, 413, self._too_large())
             return
-        await self.app(scope, _replayed(body, receive), send)
-
-    async def _read(self, receive: Any) -> bytes | None:
-        """The body; `None` as soon as it is too large."""
-        body = bytearray()
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self.limits.max_request_bytes:
-                return None
-            if not message.get("more_body", False):
-                return bytes(body)
+        await self.app(scope, replayed(body, receive), send)
 
     def _too_large(self) -> str:
         return f"The request is larger than {self.limits.max_request_bytes} bytes: send fewer or smaller images."
-
-
-def _replayed(body: bytes, receive: Any) -> Any:
-    """A `receive` that gives the body that was read, then what comes after it: that the client has gone."""
-    pending = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> dict:
-        return pending.pop() if pending else await receive()
-
-    return replay
 
 
 def error_body(message: str, status: int) -> dict:
