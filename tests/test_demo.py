@@ -133,7 +133,7 @@ def downloads(monkeypatch) -> list[str]:
 
     async def download(url: str, cache_dir: str) -> str:
         found.append(url)
-        return str(EXAMPLES / "grid.png")
+        raise ConnectionError(url)
 
     monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", download)
     monkeypatch.setattr("gradio.processing_utils.save_url_to_cache", lambda url, *args, **kwargs: found.append(url))
