@@ -15,6 +15,13 @@ def preset_name(name: str) -> str:
     return name
 
 
+def port_number(written: str) -> int:
+    """A `type` for arguments that name a port."""
+    if not written.isascii() or not written.isdigit() or int(written) > 65535:
+        raise argparse.ArgumentTypeError(f"{written!r} must be an integer from 0 to 65535")
+    return int(written)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --revision, --device and --dtype, the arguments of `loading.load`."""
     parser.add_argument(

@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from configuration_shirg.presets_shirg import PRESETS
 
-    from .arguments import add_model_arguments, add_quantize_argument, preset_name
+    from .arguments import add_model_arguments, add_quantize_argument, port_number, preset_name
 
     parser = argparse.ArgumentParser(
         prog="shirg demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,13 +38,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--step_seconds", type=float, default=0.25, help="how long each step stays on the screen")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=port_number, default=7860)
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Serve the page until interrupted."""
-    build_page(args).launch(server_name=args.host, server_port=args.port, show_error=True)
+    """Serve the page until interrupted or terminated; what was uploaded goes with it."""
+    import os
+    import signal
+    from tempfile import TemporaryDirectory
+
+    # Gradio closes the page and returns at an interrupt, so that what comes after it is done at either.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with TemporaryDirectory(prefix="shirg-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        build_page(args).launch(server_name=args.host, server_port=args.port, show_error=True)
 
 
 def build_page(args: argparse.Namespace) -> Any:

@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from modeling_shirg.serving import Limits
 
-    from .arguments import add_model_arguments, add_quantize_argument, add_system_arguments
+    from .arguments import add_model_arguments, add_quantize_argument, add_system_arguments, port_number
 
     parser = argparse.ArgumentParser(
         prog="shirg serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_quantize_argument(parser)
     add_system_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--port", type=port_number, default=8000, help="0 takes a free one")
     parser.add_argument("--allow_urls", action="store_true", help="fetch http(s) images from public addresses")
     for field in fields(Limits):
         parser.add_argument(

@@ -1,14 +1,19 @@
 """`shirg demo` in a real browser: load, ask, watch, see; a wrong file; a phone; and the ready Space."""
 
+import json
 import os
 import runpy
 import shutil
+import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from huggingface_hub import RepoCard
@@ -113,6 +118,113 @@ def test_a_box_is_drawn_where_it_is_on_a_small_image_too():
     assert np.allclose(
         [columns.min(), rows.min(), columns.max(), rows.max()], np.array([10, 20, 90, 80]) * scale, atol=8
     )
+
+
+# What is uploaded
+
+
+UPLOADED = {"meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture
+def downloads(monkeypatch) -> list[str]:
+    """The URLs that gradio went to fetch."""
+    found = []
+
+    async def download(url: str, cache_dir: str) -> str:
+        found.append(url)
+        raise ConnectionError(url)
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", download)
+    monkeypatch.setattr("gradio.processing_utils.save_url_to_cache", lambda url, *args, **kwargs: found.append(url))
+    return found
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"path": "http://example.com/cat.png"},
+        {"path": "https://example.com/cat.png", "url": None},
+        {"url": "http://example.com/cat.png"},
+        {"path": "/etc/passwd"},
+        {"path": "UPLOAD/../../../etc/passwd"},
+        {"path": "UPLOAD", "url": "http://example.com/cat.png"},
+        {"path": "a\0b"},
+        {"path": 3},
+    ],
+    ids=repr,
+)
+def test_only_an_uploaded_file_is_read_and_no_url_is_fetched(address, downloads, file):
+    path = _upload(address)
+    file = {name: value.replace("UPLOAD", path) if isinstance(value, str) else value for name, value in file.items()}
+    file |= UPLOADED
+    questions = {
+        "call/_opened": {"data": [file]},
+        "call//_opened": {"data": [file]},
+        "call/v2/_opened": {"path": file},
+        "run/_opened": {"data": [file]},
+        "queue/join": {"data": [file], "fn_index": 0, "session_hash": "a"},
+        "call/_ask": {"data": [None, None, [{"deep": file}], "shirg", "(none)", 100, 0]},
+    }
+    for route, body in questions.items():
+        for kind in ("application/json", "text/plain", "application/x+json"):
+            answer = httpx.post(
+                f"{address}/gradio_api/{route}", content=json.dumps(body), headers={"content-type": kind}
+            )
+            assert answer.status_code == 400 and "no URL, is read" in answer.json()["detail"], route
+    assert downloads == []
+
+
+def test_a_second_content_type_hides_nothing(address, downloads):
+    kinds = [("content-type", "application/json"), ("content-type", "multipart/form-data")]
+    body = json.dumps({"data": [{"path": "http://example.com/cat.png"} | UPLOADED]})
+    assert httpx.post(f"{address}/gradio_api/call/_opened", content=body, headers=kinds).status_code == 400
+    assert downloads == []
+
+
+def test_what_is_no_json_or_too_large_is_refused(address):
+    kind = {"content-type": "application/json"}
+    for body, status in ((b"[" * 100_000, 400), (b"\xff", 400), (b" " * (32 * 2**20 + 1), 413)):
+        assert httpx.post(f"{address}/gradio_api/call/_opened", content=body, headers=kind).status_code == status
+
+
+def _upload(address: str) -> str:
+    name = EXAMPLES / "grid.png"
+    return httpx.post(f"{address}/gradio_api/upload", files={"files": ("grid.png", name.read_bytes())}).json()[0]
+
+
+def test_an_uploaded_file_is_read_with_the_address_that_the_page_gives_it(address):
+    path = _upload(address)
+    file = {"path": path, "url": f"{address}/gradio_api/file={path}"} | UPLOADED
+    event = httpx.post(f"{address}/gradio_api/call/_opened", json={"data": [file]}).json()["event_id"]
+    events = httpx.get(f"{address}/gradio_api/call/_opened/{event}", timeout=60).text
+    assert "event: complete" in events and "event: error" not in events
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_uploads_are_gone_when_the_command_has_ended(tmp_path, stop):
+    pytest.importorskip("gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "shirg_scripts.cli", "demo", "--port", str(port), "--systems", "shirg"]
+    variables = {name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"}
+    process = subprocess.Popen(command, env=variables | {"TMPDIR": str(tmp_path)})
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                path = Path(_upload(f"http://127.0.0.1:{port}"))
+                break
+            except httpx.TransportError:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+        assert path.is_file() and path.is_relative_to(tmp_path)
+        process.send_signal(stop)
+        process.wait(30)
+    finally:
+        process.kill()
+    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.glob("shirg-demo-*"))
 
 
 # In a browser

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import importlib
 import json
 import os
 import re
@@ -269,7 +270,41 @@ def test_a_field_that_cannot_be_honoured_is_an_error_that_says_so(address, field
 
 def test_too_many_images_are_refused():
     with pytest.raises(ValueError, match="may hold 2 images, got 3"):
-        checked_messages({"messages": _messages(*[_data_url(SMALL)] * 3)}, max_images=2)
+        checked_messages({"messages": _messages(*[_data_url(SMALL)] * 3)}, Limits(max_images=2))
+
+
+def _parts(*texts: str) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "user", "content": "a"}] * 5, "4 messages or parts of messages, got 5"),
+        (_parts(*"abcde"), "4 messages or parts of messages, got 5"),
+        (_parts("a", "b", "c") + _parts("d", "e"), "4 messages or parts of messages, got 5"),
+        ([{"role": "user", "content": "a" * 11}], "10 characters of text, got 11"),
+        ([{"role": "user", "content": "a" * 5}, *_parts("b" * 4, "cc")], "10 characters of text, got 11"),
+    ],
+    ids=("messages", "parts", "parts of several messages", "one text", "texts together"),
+)
+def test_messages_and_characters_are_counted(messages, reason):
+    limits = Limits(max_messages=4, max_text_characters=10)
+    with pytest.raises(ValueError, match=reason):
+        checked_messages({"messages": messages}, limits)
+    assert checked_messages({"messages": _parts("a" * 4, "b" * 4, "cc")}, limits)
+
+
+def test_a_text_that_is_too_long_is_never_tokenized(loaded, monkeypatch):
+    monkeypatch.setattr(loaded.processor, "apply_chat_template", lambda *args, **kwargs: pytest.fail("tokenized"))
+    app = build_app(loaded.model, loaded.processor, BUNDLED)
+    with running(app) as address:
+        for messages, reason in (
+            ([{"role": "user", "content": "a" * 100_001}], "100000 characters of text, got 100001"),
+            ([{"role": "user", "content": ""}] * 1001, "1000 messages or parts of messages, got 1001"),
+        ):
+            answer = httpx.post(f"{address}/v1/chat/completions", json={"model": BUNDLED, "messages": messages})
+            assert answer.status_code == 400 and reason in answer.json()["error"]["message"]
 
 
 def test_bodies_are_refused_by_size_type_and_form(address):
@@ -394,14 +429,17 @@ def test_a_client_that_goes_away_ends_the_generation(loaded):
     [
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
         "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "2002:7f00:1::",
-        "64:ff9b::7f00:1",
+        "64:ff9b::7f00:1", "::ffff:8.8.8.8", "192.0.0.192", "192.0.0.8", "192.0.0.9", "192.88.99.1", "168.63.129.16",
+        "198.18.0.1", "203.0.113.1", "240.0.0.1", "64:ff9b::808:808", "64:ff9b:1::a9fe:a9fe", "::127.0.0.1",
+        "::8.8.8.8", "::ffff:0:8.8.8.8", "fec0::1", "100::1", "2001:db8::1", "2001::1", "2001:20::1", "2002:808:808::",
+        "3fff::1", "5f00::1", "4000::1", "fe80::1%eth0",
     ],
 )  # fmt: skip
 def test_addresses_of_this_machine_and_its_networks_are_not_public(address):
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "2a00:1450::1"])
 def test_addresses_of_the_internet_are_public(address):
     assert is_public(address)
 
@@ -469,6 +507,9 @@ def test_an_image_comes_from_a_public_address_also_behind_a_redirect(elsewhere):
         ("http://a.example/to/file:///etc/passwd", "must be http"),
         ("http://rebound.example/to/http://rebound.example:81/image", "rebound.example is not a public address"),
         ("http://user:word@a.example/image", "without a user name"),
+        ("http://ü.invalid/", "'http://ü.invalid/' must be ASCII"),
+        ("http://a.example/ü", "must be ASCII"),
+        ("http://a.example/to/http://ü.invalid/", "must be ASCII"),
         ("http://a.example/large", "larger than 100000 bytes"),
         ("http://a.example/missing", "status 404"),
         ("http://a.example/to//to//to//to//to//image", "redirects"),
@@ -486,6 +527,22 @@ def test_a_url_is_refused(elsewhere, url, reason):
         fetch(url, 100_000, 5, _backend(elsewhere, names))
 
 
+def test_a_name_too_long_to_look_up_has_no_address():
+    with pytest.raises(ValueError, match="has no address"):
+        fetch(f"http://{'a' * 64}.invalid/", 1000, 5)
+
+
+def test_what_python_calls_global_is_not_believed(monkeypatch):
+    monkeypatch.setattr("ipaddress.IPv4Address.is_global", True)
+    monkeypatch.setattr("ipaddress.IPv6Address.is_global", True)
+    for address in ("192.0.0.192", "169.254.169.254", "64:ff9b:1::a9fe:a9fe", "::127.0.0.1", "fec0::1", "::1"):
+        assert not is_public(address)
+    backend = _backend(0, {"a.example": [["192.0.0.192"]]})
+    with pytest.raises(ValueError, match="not a public address"):
+        fetch("http://a.example/", 1000, 5, backend)
+    assert backend._network.connected == []
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0", "2130706433"])
 def test_this_machine_is_not_fetched_from(elsewhere, host):
     with pytest.raises(ValueError, match="not a public address|has no address"):
@@ -501,6 +558,23 @@ def test_a_fetched_page_is_no_image(elsewhere, monkeypatch):
 
 
 # The command
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+@pytest.mark.parametrize("port", ["99999", "65536", "-1", "http", "1.5", "²"])
+def test_a_port_that_is_none_is_an_error_before_anything_is_loaded(command, port, capsys, monkeypatch):
+    from shirg_scripts.cli import main
+
+    monkeypatch.setattr("shirg_scripts.loading.load", lambda *args, **kwargs: pytest.fail("loaded"))
+    with pytest.raises(SystemExit) as exit:
+        main([command, f"--port={port}"])
+    assert exit.value.code == 2 and f"{port!r} must be an integer from 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+@pytest.mark.parametrize("port", [0, 65535])
+def test_the_first_and_the_last_port_are_taken(command, port):
+    assert importlib.import_module(f"shirg_scripts.{command}").parse_args(["--port", str(port)]).port == port
 
 
 def test_the_command_serves_on_loopback_and_stops_when_told(tmp_path):

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from PIL import Image
+from starlette.middleware import Middleware
 
 from configuration_shirg.image_reading_shirg import upright_rgb
 from modeling_shirg.evaluation.overlay import enlargement
@@ -16,6 +18,7 @@ from modeling_shirg.serving.images import open_checked
 
 from .asking import Asker, Draft, Question
 from .pictures import Box, answer_html, box_of, draft_html, facts, pictures, with_box
+from .uploads import UploadedFilesOnly
 
 TITLE = "SHIRG: a diffusion model that looks where it matters"
 HINT = "Tap two opposite corners on the picture to say where the fovea looks."
@@ -89,11 +92,16 @@ class Page:
 
     def launch(self, **arguments: Any) -> Any:
         """Start serving; arguments are gradio's."""
+        uploads = Middleware(
+            UploadedFilesOnly, folder=Path(get_upload_folder()), max_bytes=self.limits.max_request_bytes
+        )
         return self.blocks.launch(
             theme=gr.themes.Default(**THEME_FONTS),
             css=CSS,
             max_file_size=self.limits.max_image_bytes,
             footer_links=[],
+            run_history=False,
+            app_kwargs={"middleware": [uploads]},
             **arguments,
         )
 

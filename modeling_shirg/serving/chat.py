@@ -46,9 +46,7 @@ class ChatHandler(ChatCompletionHandler):
         return response if body.get("stream") else await response
 
     def _inputs(self, body: dict, processor: Any) -> Any:
-        messages = self.get_processor_inputs_from_messages(
-            checked_messages(body, self.limits.max_images), Modality.VLM
-        )
+        messages = self.get_processor_inputs_from_messages(checked_messages(body, self.limits), Modality.VLM)
         for message in messages:
             for part in message["content"]:
                 if part["type"] == "image":

@@ -1,10 +1,13 @@
 """The body of a chat request: what it may say, checked field by field, and what that means to `generate`."""
 
 import json
-import math
+import reprlib
+import sys
 from typing import Any
 
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
+
+from .limits import Limits
 
 _ROLES = ("system", "user", "assistant")
 _FIELDS = (
@@ -49,17 +52,21 @@ def check_fields(body: dict[str, Any]) -> None:
     """Raises a `ValueError` for a field that this server cannot honour."""
     for name, value in body.items():
         if name not in _FIELDS and value is not None and (name not in _NEUTRAL or value != _NEUTRAL[name]):
-            raise ValueError(f"This server has no use for {name!r}: leave it out. It takes {', '.join(_FIELDS)}.")
+            raise ValueError(
+                f"This server has no use for {reprlib.repr(name)}: leave it out. It takes {', '.join(_FIELDS)}."
+            )
     if not isinstance(body.get("stream"), (bool, type(None))):
-        raise ValueError(f"stream={body['stream']!r} must be true or false.")
+        raise ValueError(f"stream={reprlib.repr(body['stream'])} must be true or false.")
     seed = body.get("seed")
     if seed is not None and (not _is_number(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed={seed!r} must be an integer from 0 to 2**63 - 1.")
+        raise ValueError(f"seed={reprlib.repr(seed)} must be an integer from 0 to 2**63 - 1.")
     if body.get("temperature") is not None and not _is_number(body["temperature"], (int, float)):
-        raise ValueError(f"temperature={body['temperature']!r} must be a number.")
+        raise ValueError(f"temperature={reprlib.repr(body['temperature'])} must be a number.")
     boxes = body.get("fovea_boxes")
     if boxes is not None and not (isinstance(boxes, list) and all(map(_is_box, boxes))):
-        raise ValueError(f"fovea_boxes={boxes!r} must be one [left, top, right, bottom] or null per image.")
+        raise ValueError(
+            f"fovea_boxes={reprlib.repr(boxes)} must be one [left, top, right, bottom] or null per image."
+        )
 
 
 def _is_box(box: Any) -> bool:
@@ -69,29 +76,42 @@ def _is_box(box: Any) -> bool:
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    # An integer of JSON may be too large for a float; NaN is not smaller than anything.
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def checked_messages(body: dict[str, Any], max_images: int) -> list[dict[str, Any]]:
+def checked_messages(body: dict[str, Any], limits: Limits) -> list[dict[str, Any]]:
     """The messages of a request, every one a known role with text and `image_url` parts.
 
     Raises:
-        ValueError: something else is among them, or too many images; the message says where.
+        ValueError: something else is among them, too many images, messages or characters; the message says where.
     """
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list with at least one message.")
+    _check_count(len(messages), limits)
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             raise ValueError(f"messages[{index}] must have a role, one of {', '.join(_ROLES)}.")
         extra = sorted(set(message) - {"role", "content", "name"})
         if extra:
-            raise ValueError(f"messages[{index}] may have a role and content, got {', '.join(extra)}.")
+            raise ValueError(f"messages[{index}] may have a role and content, got {reprlib.repr(extra)}.")
         _check_content(message.get("content"), f"messages[{index}].content")
-    count = sum(part["type"] == "image_url" for message in messages for part in _parts(message))
-    if count > max_images:
-        raise ValueError(f"A request may hold {max_images} images, got {count}.")
+    parts = [part for message in messages for part in _parts(message)]
+    _check_count(sum(max(1, len(_parts(message))) for message in messages), limits)
+    images = sum(part["type"] == "image_url" for part in parts)
+    if images > limits.max_images:
+        raise ValueError(f"A request may hold {limits.max_images} images, got {images}.")
+    texts = [message["content"] for message in messages if isinstance(message["content"], str)]
+    characters = sum(map(len, texts)) + sum(len(part["text"]) for part in parts if part["type"] == "text")
+    if characters > limits.max_text_characters:
+        raise ValueError(f"A request may hold {limits.max_text_characters} characters of text, got {characters}.")
     return messages
+
+
+def _check_count(count: int, limits: Limits) -> None:
+    if count > limits.max_messages:
+        raise ValueError(f"A request may hold {limits.max_messages} messages or parts of messages, got {count}.")
 
 
 def _check_content(content: Any, where: str) -> None:
@@ -148,10 +168,15 @@ def _asked(written: Any) -> dict[str, Any]:
         return {}
     try:
         asked = json.loads(written)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         asked = None
-    if not isinstance(asked, dict) or not set(asked) <= set(_GENERATION):
+    if not isinstance(asked, dict) or not set(asked) <= set(_GENERATION) or not all(map(_is_plain, asked.values())):
         raise ValueError(
-            f"generation_config must be a string of JSON with fields among {', '.join(_GENERATION)}, got {written!r}."
+            f"generation_config must be a string of JSON with numbers, strings or null for {', '.join(_GENERATION)}, "
+            f"got {reprlib.repr(written)}."
         )
     return asked
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, bool)) or _is_number(value, (int, float))

@@ -10,20 +10,30 @@ import httpcore
 
 _MAX_REDIRECTS = 4
 _REDIRECTS = (301, 302, 303, 307, 308)
-# IPv6 forms that carry an IPv4 address, which is the one that is reached.
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Never fetched from, whatever `is_global` says, which changes with the version of Python: IANA's special-purpose
+# registries of IPv4 and IPv6, every IPv6 form that carries an IPv4 address, and Azure's metadata service.
+_DENIED = tuple(
+    map(
+        ipaddress.ip_network,
+        """
+        0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
+        192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 198.18.0.0/15
+        198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
+        ::/96 ::ffff:0:0/96 ::ffff:0:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23
+        2001:db8::/32 2002::/16 2620:4f:8000::/48 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+        """.split(),
+    )
+)
+# All that is assigned to hosts of the internet so far.
+_GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 
 
 def is_public(address: str) -> bool:
     """Whether an address is of the open internet: not loopback, private, link-local, multicast or reserved."""
     ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+    if any(ip in network for network in _DENIED):
+        return False
+    return ip.is_global and (ip.version == 4 or ip in _GLOBAL_IPV6)
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -62,7 +72,7 @@ class PublicBackend(httpcore.NetworkBackend):
         """
         try:
             addresses = self._resolver(host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise ValueError(f"{host} has no address ({error}).") from None
         if not addresses or not all(map(is_public, addresses)):
             raise ValueError(f"{host} is not a public address: send the image itself, as a data: URL.")
@@ -97,6 +107,8 @@ def fetch(
 
 
 def _check_url(url: str) -> None:
+    if not url.isascii():
+        raise ValueError(f"{url!r} must be ASCII: write the host as xn--... and the path percent-encoded.")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
         raise ValueError(f"{url!r} must be http://HOST/... or https://HOST/..., without a user name.")

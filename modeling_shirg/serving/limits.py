@@ -16,6 +16,8 @@ class Limits:
         max_image_bytes: of one image file.
         max_image_pixels: width x height of one image, read from its header.
         max_images: in one request.
+        max_messages: in one request; each part of a message that has several counts as one.
+        max_text_characters: of all texts of one request together, counted before they are tokenized.
         max_new_tokens: length of an answer that a request may ask for.
         body_seconds: until the whole body has come.
         fetch_seconds: until an image has come from its URL.
@@ -26,6 +28,8 @@ class Limits:
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 50_000_000
     max_images: int = 8
+    max_messages: int = 1_000
+    max_text_characters: int = 100_000
     max_new_tokens: int = 256
     body_seconds: float = 30.0
     fetch_seconds: float = 20.0
@@ -35,6 +39,36 @@ class Limits:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 raise ValueError(f"{field.name}={value!r} must be a number > 0.")
+
+
+class TooLarge(Exception):
+    """A body has more bytes than allowed."""
+
+
+async def read_body(receive: Any, max_bytes: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        TooLarge: as soon as it is.
+    """
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise TooLarge(f"The request is larger than {max_bytes} bytes.")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def replayed(body: bytes, receive: Any) -> Any:
+    """A `receive` that gives the body that was read, then what comes after it: that the client has gone."""
+    pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> dict:
+        return pending.pop() if pending else await receive()
+
+    return replay
 
 
 class LimitedRequests:
@@ -75,38 +109,17 @@ class LimitedRequests:
             return
         try:
             async with asyncio.timeout(self.limits.body_seconds):
-                body = await self._read(receive)
+                body = await read_body(receive, self.limits.max_request_bytes)
         except TimeoutError:
             await _refuse(send, 408, f"The request was not complete after {self.limits.body_seconds} s.")
             return
-        if body is None:
+        except TooLarge:
             await _refuse(send, 413, self._too_large())
             return
-        await self.app(scope, _replayed(body, receive), send)
-
-    async def _read(self, receive: Any) -> bytes | None:
-        """The body; `None` as soon as it is too large."""
-        body = bytearray()
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self.limits.max_request_bytes:
-                return None
-            if not message.get("more_body", False):
-                return bytes(body)
+        await self.app(scope, replayed(body, receive), send)
 
     def _too_large(self) -> str:
         return f"The request is larger than {self.limits.max_request_bytes} bytes: send fewer or smaller images."
-
-
-def _replayed(body: bytes, receive: Any) -> Any:
-    """A `receive` that gives the body that was read, then what comes after it: that the client has gone."""
-    pending = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> dict:
-        return pending.pop() if pending else await receive()
-
-    return replay
 
 
 def error_body(message: str, status: int) -> dict:

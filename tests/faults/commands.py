@@ -111,7 +111,9 @@ CASES = [
     _bad(("push", "missing", "me/it"), "missing"),
     _bad(("push", "bare", "me/it"), "bare", _text),
     _bad(("push", "bare", "me/it", "--merge", "--position_embeddings"), "not allowed with argument"),
-    _bad(("serve", "--port", "none"), "invalid int value: 'none'"),
+    _bad(("serve", "--port", "none"), "'none' must be an integer from 0 to 65535"),
+    _bad(("serve", "--port", "99999"), "'99999' must be an integer from 0 to 65535"),
+    _bad(("demo", "--port", "99999"), "'99999' must be an integer from 0 to 65535"),
     _bad(("serve", "--max_requests", "0"), "max_requests=0 must be a number > 0"),
     Case(
         KIND,

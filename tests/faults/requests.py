@@ -124,6 +124,16 @@ BODIES = [
     ),
     _bad("a lone surrogate", "4(00|22): ", lambda: body(messages=[{"role": "user", "content": "a\ud800"}])),
     _bad("too many images", "400: A request may hold 2 images, got 3", lambda: body(messages=body()["messages"] * 3)),
+    _bad(
+        "a text that is too long",
+        "400: A request may hold 100000 characters of text, got 300000",
+        lambda: body(messages=[{"role": "user", "content": "a " * 150_000}]),
+    ),
+    _bad(
+        "too many messages",
+        "400: A request may hold 1000 messages or parts of messages, got 2000",
+        lambda: body(messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 1000),
+    ),
     _bad("tools", "400: This server has no use for 'tools'", lambda: body(tools=[{"type": "function"}])),
     _bad("an unknown field", "400: This server has no use for 'temprature'", lambda: body(temprature=1)),
     *[
@@ -149,12 +159,31 @@ BODIES = [
     ],
     _bad("stream=3", "400: stream=3 must be true or false", lambda: body(stream=3)),
     _bad("a box of three", "400: fovea_boxes=", lambda: body(fovea_boxes=[[1, 2, 3]])),
+    *[
+        _bad(f"a box edge with {name}", "400: fovea_boxes=", lambda v=value: body(fovea_boxes=[[0, 0, v, 5]]))
+        for name, value in (("400 digits", 10**400), ("NaN", float("nan")), ("infinity", float("inf")))
+    ],
+    _bad("a temperature of 400 digits", "400: temperature=", lambda: body(temperature=10**400)),
+    _bad("a seed of 400 digits", "400: seed=.* must be an integer", lambda: body(seed=10**400)),
     _bad("a box upside down", r"400: fovea_boxes\[0\]", lambda: body(fovea_boxes=[[9, 9, 1, 1]])),
     _bad(
         "a generation config that is no JSON",
         "400: generation_config must be a string of JSON",
         lambda: body(generation_config="{"),
     ),
+    *[
+        _bad(
+            f"a generation config of {name}",
+            "^400: generation_config must be a string of JSON.{1,400}$",
+            lambda v=value: body(generation_config=v),
+        )
+        for name, value in (
+            ("open brackets", "[" * 100_000),
+            ("objects in objects", '{"steps":' * 900 + "1" + "}" * 900),
+            ("a number of 400 digits", f'{{"shift": 1{"0" * 400}}}'),
+            ("infinity", '{"steps": 1e999}'),
+        )
+    ],
     _bad(
         "a generation argument that is not allowed",
         "400: generation_config must be",
