@@ -76,6 +76,22 @@ _MODEL_TYPES = {
     "relevance_text_config": "siglip_text_model",
 }
 
+# Of all sub-configs: what is no size below 1.
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "projection_size",
+)
+
 # The fields of `lavida_views`, facts of a checkpoint that preset `lavida` takes from it.
 _LAVIDA_VIEWS = ("view_policy", "image_grid_pinpoints", "pooled_grid_size")
 
@@ -238,6 +254,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
         }
         self.vision_config = _with_defaults(self.vision_config, _VISION_DEFAULTS)
         self.text_config = _with_defaults(self.text_config, _TEXT_DEFAULTS)
+        for name in _MODEL_TYPES:
+            _check_sizes(name, getattr(self, name))
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -565,6 +583,15 @@ def _with_defaults(config: dict | PreTrainedConfig | None, defaults: dict) -> di
     given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     merged = {**defaults, **given}
     return {**merged, "is_causal": False} if "is_causal" in defaults else merged
+
+
+def _check_sizes(name: str, config: dict | PreTrainedConfig | None) -> None:
+    """Raises a `ValueError` that names a size below 1, which transformers divides by as it builds the config."""
+    fields = config.to_dict() if isinstance(config, PreTrainedConfig) else config
+    for field in _SIZES:
+        value = fields.get(field) if isinstance(fields, dict) else None
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}.{field}={value} must be at least 1.")
 
 
 def _system_fields(name: str, geometry: str, lavida_views: dict | None) -> dict:

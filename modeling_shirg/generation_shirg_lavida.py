@@ -190,6 +190,7 @@ class ShirgLavidaGenerationMixin:
         vision_kwargs = self._vision_kwargs({k: v for k, v in kwargs.items() if k not in GENERATION_DEFAULTS})
         overrides = {k: v for k, v in kwargs.items() if k in GENERATION_DEFAULTS}
         config = self._resolve_generation_config(generation_config, draft_ids, overrides)
+        self._check_length(config.max_new_tokens)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, vision_kwargs)
         attention_mask = visible_attention(attention_mask, image_outputs)
         prompt = _prepare_prompt(embeds_BPD, attention_mask, position_ids, config.max_new_tokens)
@@ -294,8 +295,20 @@ class ShirgLavidaGenerationMixin:
             )
         return config
 
+    def _known_positions(self) -> int | None:
+        return getattr(self.model.language_model.config, "max_position_embeddings", None)
+
+    def _check_length(self, length: int) -> None:
+        """Raises a `ValueError` for a response that is longer than everything the language model was trained on."""
+        trained = self._known_positions()
+        if trained is not None and length > trained:
+            raise ValueError(
+                f"max_new_tokens={length} is more than the {trained} positions that the language model knows "
+                "(text_config.max_position_embeddings): ask for fewer."
+            )
+
     def _warn_of_length(self, length: int) -> None:
-        trained = getattr(self.model.language_model.config, "max_position_embeddings", None)
+        trained = self._known_positions()
         if trained is not None and length > trained:
             logger.warning_once(
                 f"Prompt and response are {length} tokens long; the language model knows {trained} positions, so the "

@@ -78,7 +78,7 @@ def main(args: argparse.Namespace, opened: dict[str, Any] | None = None) -> None
     _check(args)
     rows = [parse_row(text) for text in dict.fromkeys(args.systems)]
     settings = _settings(args)
-    check_settings(args.out / SETTINGS_FILE, settings)
+    check_settings(args.out / SETTINGS_FILE, settings, args.out / "answers")
     plan, machine = _ask(args, rows, {} if opened is None else opened)
     left = missing(args.out, plan)
     if left:
@@ -158,7 +158,7 @@ def _ask(args: argparse.Namespace, rows: list, opened: dict[str, Any]) -> tuple[
                 args.revision,
                 quantize=args.quantize,
             )
-        check_settings(args.out / WEIGHTS_FILE, {"weights": fingerprint(loaded.model)})
+        check_settings(args.out / WEIGHTS_FILE, {"weights": fingerprint(loaded.model)}, args.out / "answers")
         tasks = tasks or _open_tasks(args, loaded.model.config, opened)
         for task in tasks:
             generation = _generation(TASKS[task].length, {**given, **row.generation})
@@ -188,7 +188,8 @@ def _open_tasks(args: argparse.Namespace, config: Any, opened: dict[str, Any]) -
         if task not in opened:
             opened[task] = TaskRows(task, places.get(task), args.split, args.limit, scale)
         asked = {"data": places.get(task), "rows": len(opened[task])}
-        check_settings(args.out / "answers" / task / ROWS_FILE, asked)
+        folder = args.out / "answers" / task
+        check_settings(folder / ROWS_FILE, asked, folder)
     return {task: opened[task] for task in dict.fromkeys(args.tasks)}
 
 

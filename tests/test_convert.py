@@ -599,6 +599,15 @@ def test_no_row_for_the_image_token(source, tmp_path):
         convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("{}", "holds no tokenizer"), ("[]", "holds a list"), ("", "does not parse")]
+)
+def test_a_tokenizer_file_without_a_tokenizer(source, tmp_path, text, message):
+    (source / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=f"tokenizer.json {message}"):
+        convert_checkpoint(source, tmp_path / "out", vision_base=BASE)
+
+
 def test_ids_of_another_tokenizer(source, tmp_path):
     edit_config(source, mask_token_id=126336)
     with pytest.raises(ValueError, match="mask_token_id is 126336 in config.json, but 500 in its tokenizer"):
@@ -611,12 +620,32 @@ def test_no_source(tmp_path, name):
         convert_checkpoint(name, tmp_path / "out")
 
 
+def test_a_source_without_a_name(tmp_path):
+    with pytest.raises(ValueError, match="'' is no folder and no Hub id"):
+        convert_checkpoint("", tmp_path / "out")
+
+
 def test_a_converted_source(converted, tmp_path):
     with pytest.raises(ValueError, match="It is converted already"):
         convert_checkpoint(converted, tmp_path / "out")
 
 
 # ---------------------------------------------------------------- where it goes
+
+
+def test_nothing_is_written_into_a_source(source, tmp_path):
+    base = shutil.copytree(BASE, tmp_path / "base")
+    before = sorted(tmp_path.rglob("*"))
+    for out in (source / "sub", source / "deep" / "sub", base / "sub"):
+        with pytest.raises(ValueError, match=f"sub lies inside {out.parents[out.parent.name == 'deep']}"):
+            convert_checkpoint(source, out, vision_base=base)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("size", ["lots", "0GB", "5", "nanGB", "-1GB", ""])
+def test_a_shard_size_that_is_none_says_what_is_one(tmp_path, size):
+    with pytest.raises(ValueError, match=f"max_shard_size='{size}' must be a number above 0 with KB, MB, GB or TB"):
+        convert_checkpoint(ORIGINAL, tmp_path / "out", max_shard_size=size)
 
 
 def test_nothing_is_replaced(tmp_path):

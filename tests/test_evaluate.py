@@ -172,19 +172,19 @@ def test_rows_without_enough_golds_are_bad(tmp_path):
 def test_half_a_line_is_dropped_and_a_second_writer_refused(tmp_path):
     place = Place("chart", "shirg:steps=2", "none")
     with AnswerLog(tmp_path, place, 0) as log:
-        log.append([{"row": 0, "text": "Ä\n"}, {"row": 2}])
+        log.append([{"row": 0, "text": "Ä\n", "scores": {}}, {"row": 2, "scores": {}}])
         with pytest.raises(ValueError, match="Another run is writing"), AnswerLog(tmp_path, place, 0):
             pass
     with log.file.open("ab") as opened:
         opened.write(b'{"row": 4, "te')
     assert [record["row"] for record in read_answers(tmp_path, place)] == [0, 2]
     with AnswerLog(tmp_path, place, 0) as log, AnswerLog(tmp_path, place, 1) as other:
-        log.append([{"row": 4}])
-        other.append([{"row": 1}])
+        log.append([{"row": 4, "scores": {}}])
+        other.append([{"row": 1, "scores": {}}])
     assert [record["row"] for record in read_answers(tmp_path, place)] == [0, 1, 2, 4]
     assert read_answers(tmp_path, place)[0]["text"] == "Ä\n"
     with AnswerLog(tmp_path, place, 1) as other:
-        other.append([{"row": 4}])
+        other.append([{"row": 4, "scores": {}}])
     with pytest.raises(ValueError, match="row 4 was answered before"):
         read_answers(tmp_path, place)
 
@@ -194,6 +194,35 @@ def test_other_settings_are_an_error_that_names_the_difference(tmp_path):
     check_settings(tmp_path / "settings.json", {"limit": 4, "model": "a"})
     with pytest.raises(ValueError, match="limit was 4, now 5. Ask as before"):
         check_settings(tmp_path / "settings.json", {"limit": 5, "model": "a"})
+
+
+def test_settings_bind_from_the_first_answer_on(tmp_path):
+    file, answers = tmp_path / "settings.json", tmp_path / "answers"
+    place = Place("chart", "shirg", "none")
+    for split in ("nope", "test"):
+        check_settings(file, {"split": split}, answers)
+        assert json.loads(file.read_text()) == {"split": split}
+        with AnswerLog(tmp_path, place, 0):
+            pass  # asked for, and not answered
+    with AnswerLog(tmp_path, place, 0) as log:
+        log.append([{"row": 0, "bad": "no image"}])
+    with pytest.raises(ValueError, match="split was 'test', now 'nope'"):
+        check_settings(file, {"split": "nope"}, answers)
+    for text, message in (("", "settings.json cannot be read"), ("[]", "settings.json holds a list, no settings")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            check_settings(file, {"split": "test"}, answers)
+
+
+@pytest.mark.parametrize("line", ["{}", "5", "[]", '{"row": "0"}', '{"row": 0}', "\udc80"])
+def test_a_line_that_is_no_answer_is_named(tmp_path, line):
+    place = Place("chart", "shirg", "none")
+    with AnswerLog(tmp_path, place, 0) as log:
+        log.append([{"row": 1, "scores": {}}])
+    with log.file.open("ab") as opened:
+        opened.write(line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(ValueError, match=r"none.0.jsonl, line 2 is no answer .* delete that line"):
+        read_answers(tmp_path, place)
 
 
 # The tables
@@ -495,6 +524,8 @@ def test_other_settings_or_other_weights_in_one_folder_are_errors(base, whole, t
     assert main([*words, "--limit", "9", "--prefix_kv", "0.5"]) == 2
     assert "limit was 10, now 9; prefix_kv was None, now 0.5" in capsys.readouterr().err
     (tmp_path / "weights.json").write_text('{"weights": "of another model"}')
+    with AnswerLog(tmp_path, Place("guard", "lavida-980", "none"), 0) as log:
+        log.append([{"row": 0, "bad": "no image"}])
     assert main([*words, "--out", str(tmp_path)]) == 2
     assert "weights was 'of another model'" in capsys.readouterr().err
 

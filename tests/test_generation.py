@@ -796,6 +796,8 @@ def test_more_positions_than_the_model_knows_are_a_warning(model, prompts, caplo
     with caplog.at_level("WARNING"):
         short.generate(input_ids=prompts[0], max_new_tokens=4)
     assert "15 tokens long; the language model knows 12 positions" in caplog.text
+    with pytest.raises(ValueError, match="max_new_tokens=13 is more than the 12 positions"):
+        short.generate(input_ids=prompts[0], max_new_tokens=13)
 
 
 # ---------------------------------------------------------------- fewer forwards

@@ -493,6 +493,16 @@ def test_broken_runs_are_refused(untouched, run, capsys, tmp_path):
         kept = {name: value for name, value in tensors.items() if POSITIONS not in name}
         save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
+    def lost(folder):
+        tensors = load_file(folder / "adapter_model.safetensors")
+        tensors[max(tensors)][0] = float("nan")
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    last = max(load_file(run.folder / "adapter_model.safetensors"))
+    assert f"{last} holds values that are not finite" in broken("lost", lost)
+    folder = str(tmp_path / "lost")
+    assert "not finite" in refused(capsys, folder, "tester/charts", "--base", "tester/base")
+    assert "not finite" in refused(capsys, folder, "tester/charts", "--position_embeddings")
     assert f"lacks its {POSITIONS}" in broken("positions", without_positions)
     assert "no run.json" in broken("report", lambda folder: (folder / "run.json").unlink())
     assert "lacks footprint, trainable" in broken(

@@ -76,6 +76,12 @@ def test_arguments_come_from_a_file_and_flags_win(tmp_path, name):
         (["--token_dropout", "1"], "token_dropout is a share"),
         (["--group_learning_rates", "head=1"], "'head=1' is not GROUP=RATE with one of projector, vision"),
         (["--learning_rate", "0"], "Learning rates must be above 0"),
+        (["--learning_rate", "inf"], "Learning rates must be above 0 and finite, got .*inf"),
+        (["--learning_rate", "nan"], "Learning rates must be above 0 and finite, got .*nan"),
+        (["--group_learning_rates", "projector=nan"], "Learning rates must be above 0 and finite, got .*nan"),
+        (["--weight_decay", "inf"], "weight_decay must be 0 or more and finite, got inf"),
+        (["--max_grad_norm", "nan"], "max_grad_norm must be 0 or more and finite, got nan"),
+        (["--adam_epsilon", "-1"], "adam_epsilon must be 0 or more and finite, got -1.0"),
         (["--align_temperature", "0"], "align_temperature must be above 0"),
         (["--report_to", "swanlab"], "report_to='swanlab' is not installed: pip install swanlab"),
         (["--ddp_backend", "gloo"], "ddp_backend='gloo' joins several processes, and this one was started alone"),
@@ -419,6 +425,22 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_stays
     assert "the weights of step 2** (`checkpoint-2`) **of a run that" in (tmp_path / "out" / "README.md").read_text()
     run(model=base, output_dir=folder, max_steps=4)
     assert losses(folder) == losses(whole) and losses(folder, "eval_loss") == losses(whole, "eval_loss")
+
+
+def test_weights_that_are_not_finite_are_not_saved(base, tmp_path, monkeypatch):
+    good = ShirgTrainer._save_checkpoint
+
+    def lost(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            next(each for each in self.model.parameters() if each.requires_grad).data.fill_(float("nan"))
+        good(self, *args, **kwargs)
+
+    monkeypatch.setattr(ShirgTrainer, "_save_checkpoint", lost)
+    folder = tmp_path / "run"
+    status, said = output_of(model=base, output_dir=folder, max_steps=2, save_steps=1, eval_steps=1)
+    assert status == 2 and "Traceback" not in said
+    assert "holds values that are not finite, so these weights are not saved" in said and "Step 2: " in said
+    assert [each.name for each in folder.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 def test_a_run_is_not_continued_with_other_settings(base, tmp_path):

@@ -5,6 +5,7 @@ from file to file a few megabytes at a time, so memory does not grow with the ch
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -108,13 +109,17 @@ def convert_checkpoint(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
+    _check_shard_size(max_shard_size)
     out = Path(out).resolve()
     check_free(out)
     source = open_source(source, revision)
+    _check_outside(out, source)
     original = source.read_json("config.json")
     check_original(original)
     tokenizer = _tokenizer(source, original)
     base = None if vision_base is None else open_source(vision_base, vision_base_revision)
+    if base is not None:
+        _check_outside(out, base)
     _check_preset(prune_method, base)
     relevance, relevance_tokenizer = None, None
     if text_tower:
@@ -171,6 +176,19 @@ def convert_checkpoint(
         write_card(folder, facts, config)
         write_record(folder, asdict(facts))
     return facts
+
+
+def _check_shard_size(size: str) -> None:
+    """Raises a `ValueError` unless it is a number above 0 with a unit."""
+    found = re.fullmatch(r"(\d+\.?\d*) ?[KMGT]B", size, re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"max_shard_size={size!r} must be a number above 0 with KB, MB, GB or TB, such as 5GB.")
+
+
+def _check_outside(out: Path, source: Source) -> None:
+    """Raises a `ValueError` where the conversion would be written into what it is made from."""
+    if out.is_relative_to(source.folder.resolve()):
+        raise ValueError(f"{out} lies inside {source.name}, which is only read: name an OUT elsewhere.")
 
 
 def _tokenizer(source: Source, original: dict) -> PreTrainedTokenizerBase:

@@ -80,6 +80,8 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     Raises:
         ValueError: there is no such folder, and no such repository that can be reached.
     """
+    if not str(name):
+        raise ValueError("'' is no folder and no Hub id: name the checkpoint.")
     folder = Path(name)
     if folder.is_dir():
         if revision is not None:
@@ -97,7 +99,15 @@ def with_weights(source: Source) -> Source:
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of its tokenizer.json, without a chat template and without traces of the folder."""
+    """The tokenizer of its tokenizer.json, without a chat template and without traces of the folder.
+
+    Raises:
+        ValueError: the file holds no tokenizer.
+    """
+    if not isinstance(source.read_json("tokenizer.json").get("model"), dict):
+        raise ValueError(
+            f"{source.folder / 'tokenizer.json'} holds no tokenizer (it has no model): bring the whole file."
+        )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
     for trace in _TRACES:
         tokenizer.init_kwargs.pop(trace, None)

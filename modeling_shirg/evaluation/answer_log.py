@@ -83,10 +83,7 @@ def read_answers(root: Path, place: Place) -> list[dict]:
     records: dict[int, dict] = {}
     for file in sorted(place.folder(root).glob(f"{place.control}.*.jsonl")):
         for number, line in enumerate(_whole_lines(file).splitlines(), start=1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number} is no answer ({error}): delete that line.") from None
+            record = _record(line, f"{file}, line {number}")
             if record["row"] in records:
                 raise ValueError(
                     f"{file}, line {number}: row {record['row']} was answered before. Delete one of them."
@@ -95,23 +92,55 @@ def read_answers(root: Path, place: Place) -> list[dict]:
     return [records[row] for row in sorted(records)]
 
 
-def check_settings(file: Path, settings: dict[str, Any]) -> None:
+def _record(line: bytes, where: str) -> dict:
+    """The record in a line; a `ValueError` if there is none."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is no answer ({error}): delete that line.") from None
+    whole = isinstance(record, dict) and type(record.get("row")) is int
+    if not whole or not ("bad" in record or isinstance(record.get("scores"), dict)):
+        raise ValueError(f"{where} is no answer (it has no row with scores, got {line[:80]!r}): delete that line.")
+    return record
+
+
+def check_settings(file: Path, settings: dict[str, Any], answers: Path | None = None) -> None:
     """Keep `settings` in the file, or compare them with those in it, that the answers beside it were given under.
 
+    Args:
+        file: of the settings.
+        settings: this run's.
+        answers: folder of the answers. As long as there is none in it, what the file holds binds nobody and is
+            replaced. By default it binds from the start.
+
     Raises:
-        ValueError: they differ, naming how.
+        ValueError: they differ, naming how, or the file holds none.
     """
     settings = json.loads(json.dumps(settings))
-    if not file.exists():
+    if not file.exists() or (answers is not None and not _any_answer(answers)):
         write_json(file, settings)
         return
-    before = json.loads(file.read_text())
+    before = _settings_in(file)
     names = [name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name)]
     if names:
         changes = "; ".join(f"{name} was {before.get(name)!r}, now {settings.get(name)!r}" for name in sorted(names))
         raise ValueError(
             f"{file.parent} holds answers under other settings: {changes}. Ask as before, or take another --out."
         )
+
+
+def _any_answer(folder: Path) -> bool:
+    return any(_whole_lines(file) for file in folder.rglob("*.jsonl"))
+
+
+def _settings_in(file: Path) -> dict[str, Any]:
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read ({error}): bring it back, or take another --out.") from None
+    if not isinstance(before, dict):
+        raise ValueError(f"{file} holds a {type(before).__name__}, no settings: bring it back, or take another --out.")
+    return before
 
 
 def write_json(file: Path, content: Any) -> None:

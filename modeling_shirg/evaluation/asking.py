@@ -37,10 +37,11 @@ def ask_rows(root: Path, place: Place, system: System, rows: TaskRows, share: Sh
         for start in range(0, len(mine), system.batch):
             batch = [row for row in mine[start : start + system.batch] if row not in done]
             samples, bad = _read(rows, batch, place.control)
+            answers = [*bad, *_answered(place, system, rows, samples)]
             memory = place.folder(root) / MEMORY_FILE
             if samples and share.rank == 0 and not memory.exists():
                 write_json(memory, _memory(system, samples))
-            log.append([*bad, *_answered(place, system, rows, samples)])
+            log.append(answers)
             bar.update(len(batch))
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers.utils import logging
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, Adapter, geometry_facts
+from modeling_shirg.training.finite import first_not_finite
 from modeling_shirg.training.footprints import without_known_warnings
 
 from .base_model import BaseModel
@@ -88,6 +90,7 @@ def merged_publication(
     adapter.check(model)
     with without_known_warnings():
         merged = PeftModel.from_pretrained(model, adapter.name).merge_and_unload()
+    _refuse_lost(f"{adapter.name} merged into {adapter.base_name}", first_not_finite(merged.named_parameters()))
     merged.save_pretrained(workshop)
     ShirgLavidaProcessor.from_pretrained(folder).save_pretrained(workshop)
     card = run_card(
@@ -143,6 +146,20 @@ def checkpoint_publication(folder: Path, repo_id: str, licence: str | None) -> P
         question="Describe the image in detail.",
     )
     return Publication(card, files)
+
+
+def check_finite(adapter: Adapter) -> None:
+    """Raises a `ValueError` that names the first tensor of the adapter with a NaN or an infinity."""
+    weights = load_file(Path(adapter.name) / ADAPTER_WEIGHTS)
+    _refuse_lost(adapter.name, first_not_finite(sorted(weights.items())))
+
+
+def _refuse_lost(name: str, tensor: str | None) -> None:
+    if tensor is not None:
+        raise ValueError(
+            f"{name}: {tensor} holds values that are not finite, so the model is lost and is not published. Take an "
+            "earlier checkpoint (--checkpoint NAME), or train again with a lower learning rate."
+        )
 
 
 def kind_of(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .base_model import BaseModel, local_base, pinned_base
-from .contents import adapter_publication, checkpoint_publication, kind_of, merged_publication
+from .contents import adapter_publication, check_finite, checkpoint_publication, kind_of, merged_publication
 from .positions import positions_publication, trained_positions_publication
 from .publication import Publication
 from .run_folder import open_run
@@ -34,7 +34,8 @@ def prepare(
         checkpoint: name of one of a run's checkpoints, to publish that one.
 
     Raises:
-        ValueError: the source is not what is asked of it, or an argument has no meaning for it.
+        ValueError: the source is not what is asked of it, an argument has no meaning for it, or a run's weight is not
+            finite.
     """
     folder = Path(source)
     on_hub = position_embeddings and not folder.is_dir()
@@ -44,6 +45,7 @@ def prepare(
             return positions_publication(source, repo_id, licence, token, workshop)
         return checkpoint_publication(folder, repo_id, licence)
     run = open_run(folder, checkpoint)
+    check_finite(run)
     reported = run.run["base_model"]
     if (merge or position_embeddings) and base is None and local_base(reported):
         named = BaseModel(Path(reported["name_or_path"]).resolve().name, None)

@@ -4,6 +4,7 @@ They come as flags, or as one YAML or JSON file with flags behind it that win.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -196,12 +197,15 @@ class ShirgTrainingArguments(TrainingArguments):
                 f"--nproc_per_node {self.n_gpu} -m shirg_scripts.cli train ...`, or show it one "
                 "device (CUDA_VISIBLE_DEVICES=0)."
             )
-        if self.align_temperature <= 0:
-            raise ValueError(f"align_temperature must be above 0, got {self.align_temperature}.")
+        if not 0 < self.align_temperature < math.inf:
+            raise ValueError(f"align_temperature must be above 0 and finite, got {self.align_temperature}.")
         if self.early_stopping_patience < 0:
             raise ValueError(f"early_stopping_patience must be 0 or more, got {self.early_stopping_patience}.")
-        if any(rate <= 0 for rate in self.learning_rates.values()):
-            raise ValueError(f"Learning rates must be above 0, got {self.learning_rates}.")
+        if not all(0 < rate < math.inf for rate in self.learning_rates.values()):
+            raise ValueError(f"Learning rates must be above 0 and finite, got {self.learning_rates}.")
+        for name in ("weight_decay", "max_grad_norm", "adam_epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}.")
         if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.logging_steps:
             raise ValueError(
                 f"save_steps={self.save_steps} must be a multiple of logging_steps={self.logging_steps}: otherwise a "

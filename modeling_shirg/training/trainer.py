@@ -6,7 +6,8 @@
   accumulated batches.
 - The validation loss is the mean over all answer tokens.
 - Module groups have learning rates of their own.
-- A gradient that is not finite ends the training before it reaches a weight.
+- A gradient that is not finite ends the training before it reaches a weight; weights that are not finite end it before
+  they are saved.
 """
 
 import math
@@ -24,6 +25,7 @@ from transformers.utils import logging
 from modeling_shirg.objective_shirg import IGNORED, token_losses
 from modeling_shirg.training.arguments import ShirgTrainingArguments
 from modeling_shirg.training.data.rows import EndlessStream
+from modeling_shirg.training.finite import first_not_finite
 from modeling_shirg.training.footprints import GROUPS, check_trainable, group_of
 
 logger = logging.get_logger(__name__)
@@ -158,11 +160,27 @@ class ShirgTrainer(Trainer):
         if self.accelerator.scaler is None and not math.isfinite(norm):
             raise ValueError(
                 f"Step {self.state.global_step + 1}: the gradient is {float(norm)}, so training stops before it "
-                f"reaches a weight. Checkpoints in {self.args.output_dir} are from before; `shirg push "
-                f"{self.args.output_dir} REPO_ID --checkpoint NAME` publishes one. Lower the learning rate, or look "
-                "for bad values in the data."
+                f"reaches a weight. Checkpoints in {self.args.output_dir}, if there are any, are from before; `shirg "
+                f"push {self.args.output_dir} REPO_ID --checkpoint NAME` publishes one. Lower the learning rate, or "
+                "look for bad values in the data."
             )
         return norm
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's, of a checkpoint and at the end, after checking the trained weights.
+
+        Raises:
+            ValueError: one of them is not finite; nothing is written.
+        """
+        trained = ((name, each) for name, each in self.model.named_parameters() if each.requires_grad)
+        lost = first_not_finite(trained)
+        if lost is not None:
+            raise ValueError(
+                f"Step {self.state.global_step}: {lost} holds values that are not finite, so these weights are not "
+                f"saved. Checkpoints in {self.args.output_dir}, if there are any, are from before. Lower the learning "
+                "rate."
+            )
+        super().save_model(output_dir, _internal_call)
 
 
 def check_rows(rows: Dataset, args: ShirgTrainingArguments) -> None:

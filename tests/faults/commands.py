@@ -54,6 +54,8 @@ CASES = [
     _bad((*_ASK, "--prune_method", "lavida", "--text_relevance", "lm"), "prune_method='lavida' scores none"),
     _bad((*_ASK, "--max_new_tokens", "0"), "max_new_tokens=0 must be an int > 0"),
     _bad((*_ASK, "--max_new_tokens", "many"), "invalid int value: 'many'"),
+    _bad((*_ASK, "--max_new_tokens", "100000000"), "max_new_tokens=100000000 is more than the 2048 positions"),
+    _bad((*_ASK, "--option", 'vision_config={"hidden_size":0}'), "vision_config.hidden_size=0 must be at least 1"),
     _bad((*_ASK, "--steps", "-1"), "steps=-1 must be an int > 0"),
     _bad((*_ASK, "--prefix_kv", "2"), r"prefix_kv=2.0 must be a number in \(0, 1\]"),
     _bad((*_ASK, "--prefix_kv", "nan"), "prefix_kv=nan must be a number"),
@@ -88,6 +90,10 @@ CASES = [
     _bad(("calibrate", "--out", "out"), "out is not an empty folder, and nothing is replaced", _text),
     _bad(("train", "--output_dir", "run", "--footprint", "everything", "--data", "synthetic:guard"), "everything"),
     _bad(("train", "--output_dir", "run", "--data", "synthetic:guard", "--learning_rate", "fast"), "fast"),
+    _bad(
+        ("train", "--output_dir", "run", "--data", "synthetic:guard", "--learning_rate", "inf"),
+        "Learning rates must be above 0 and finite",
+    ),
     _bad(("train", "--output_dir", "run", "--data", "nothing:x"), "There is no source 'nothing'"),
     _bad(
         ("train", "--output_dir", "out", "--data", "synthetic:guard"),

@@ -129,6 +129,15 @@ VALUES = [
         "No preset geometry has a base view of 100 pixels|has a base view of 192 pixels",
         vision_config={"image_size": 100},
     ),
+    *[
+        _bad(f"vision_config.{name}={value} must be at least 1", vision_config={"image_size": 192, name: value})
+        for name, value in (("hidden_size", 0), ("num_attention_heads", 0), ("patch_size", 0), ("num_channels", -1))
+    ],
+    *[
+        _bad(f"text_config.{name}=0 must be at least 1", text_config={name: 0})
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "num_hidden_layers")
+    ],
+    _bad("relevance_text_config.num_attention_heads=0 must", relevance_text_config={"num_attention_heads": 0}),
     _bad("patch_size", vision_config={"patch_size": 999, "hidden_size": 32}),
     _bad(
         "vision_config must be of model_type 'siglip_vision_model', got 'clip_vision_model'",
