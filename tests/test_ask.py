@@ -219,7 +219,11 @@ def test_hyphens_become_underscores_in_flag_names_only():
 
 def test_where_no_picture_can_be_written_nothing_is_computed(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("shirg_scripts.loading.load", lambda *args: pytest.fail("the model was loaded"))
-    for path, reason in ((tmp_path / "none" / "o.png", "none"), (tmp_path, "picture file"), ("o.xyz", "o.png")):
+    for path, reason in (
+        (tmp_path / "none" / "o.png", "none"),
+        (tmp_path, "picture file"),
+        ("o.xyz", "one of .png, .jpg"),
+    ):
         status, _, err = _ask(capsys, GRID, QUESTION, "--overlay", str(path))
         assert status == 2 and reason in err
 

@@ -1,5 +1,6 @@
 """`shirg demo` in a real browser: load, ask, watch, see; a wrong file; a phone; and the ready Space."""
 
+import functools
 import json
 import os
 import runpy
@@ -209,7 +210,9 @@ def test_uploads_are_gone_when_the_command_has_ended(tmp_path, stop):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "shirg_scripts.cli", "demo", "--port", str(port), "--systems", "shirg"]
     variables = {name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"}
-    process = subprocess.Popen(command, env=variables | {"TMPDIR": str(tmp_path)})
+    # A shell that started the tests in the background has them, and what they start, ignore SIGINT.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, env=variables | {"TMPDIR": str(tmp_path)}, preexec_fn=heard)
     try:
         deadline = time.monotonic() + 120
         while True:

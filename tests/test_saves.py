@@ -113,15 +113,19 @@ def test_a_calibration_in_place_keeps_the_config(tmp_path):
     assert contents(tmp_path) == before
 
 
+def _answer(row: int) -> dict:
+    return {"row": row, "scores": {}, "answer": "a" * 500}
+
+
 def test_answers_go_on_after_the_last_whole_line(tmp_path):
     with AnswerLog(tmp_path, PLACE, 0) as log:
-        log.append([{"row": 0, "answer": "a" * 500}])
+        log.append([_answer(0)])
     with full_beyond(1200), pytest.raises(OSError, match="too large"):
         with AnswerLog(tmp_path, PLACE, 0) as log:
-            log.append([{"row": 1, "answer": "b" * 500}, {"row": 2, "answer": "c" * 500}])
+            log.append([_answer(1), _answer(2)])
     assert [record["row"] for record in read_answers(tmp_path, PLACE)] == [0, 1]
     with AnswerLog(tmp_path, PLACE, 0) as log:
-        log.append([{"row": 2, "answer": "again"}])
+        log.append([_answer(2)])
     assert [record["row"] for record in read_answers(tmp_path, PLACE)] == [0, 1, 2]
 
 

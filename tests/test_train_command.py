@@ -1,5 +1,6 @@
 """`shirg train`: one run from its first step to its report, killed and resumed, on one process and on two."""
 
+import json
 import re
 import subprocess
 import sys
@@ -142,6 +143,20 @@ def test_a_stream_is_resumed_exactly_in_any_epoch_and_is_the_same_on_two_process
     assert losses(killed) == losses(alone) and len(set(losses(alone).values())) == 6
     two = run(2, output_dir=tmp_path / "two", **{**stream, "per_device_train_batch_size": 1})
     assert losses(two) == pytest.approx(losses(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rows", [{"max_steps": 5}, {"streaming": True, "eval_strategy": "no"}], ids=["table", "stream"]
+)
+def test_a_run_killed_after_its_last_step_was_saved_takes_no_other(base, tmp_path, rows):
+    arguments = {"model": base, "output_dir": tmp_path / "run", "save_steps": 1, "eval_steps": 1, **rows}
+    folder = run(**arguments)
+    weights, logged = _adapter(folder), losses(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "run.json").write_text(json.dumps(facts(folder) | {"status": "running"}))
+    run(**arguments)
+    assert losses(folder) == logged and facts(folder)["steps"] == len(logged) == rows.get("max_steps", 6)
+    assert all(torch.equal(weight, weights[name]) for name, weight in _adapter(folder).items())
 
 
 @pytest.mark.slow

@@ -104,6 +104,13 @@ class ShirgTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
+    def _run_epoch(self, **epoch: Any) -> None:
+        """The Trainer's, but a run that was killed after its last step was saved does not take another (5.23 does)."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**epoch)
+        else:
+            self.control.should_training_stop = True
+
     def compute_loss(
         self,
         model: nn.Module,
