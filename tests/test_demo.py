@@ -285,6 +285,13 @@ def _answer(page, number: int = 0) -> str:
     return page.locator(f"#answer-{number} .answer").inner_text()
 
 
+def _captions(page, count: int) -> list[str]:
+    """What stands below the first system's pictures, once there are so many."""
+    labels = page.locator("#gallery-0 .caption-label")
+    labels.nth(count - 1).wait_for()
+    return labels.all_inner_texts()
+
+
 def test_ask_watch_and_see(browser, address, loaded):
     page = _open(browser, address, DESK)
     outside, errors = [], []
@@ -302,7 +309,7 @@ def test_ask_watch_and_see(browser, address, loaded):
     assert len(seen) >= 4 and set(seen) <= {f"{step},{8 - step}" for step in range(1, 9)}
     assert _answer(page) == answer_question(loaded, _example(loaded), QUESTION, StageClock()).text
     assert "245 image tokens · 181 of 256 patches kept · 8 steps" in page.locator("#facts-0").inner_text()
-    captions = page.locator("#gallery-0 .caption-label").all_inner_texts()
+    captions = _captions(page, 4)
     assert captions == ["kept", "scores", "view: 192 px", "fovea: 224 px"]
     page.wait_for_function("[...document.querySelectorAll('#gallery-0 img')].every(each => each.naturalWidth > 0)")
     assert not errors
