@@ -101,6 +101,10 @@ def command(args: argparse.Namespace) -> str:
 
 
 def _check(args: argparse.Namespace) -> None:
+    rows = {name: getattr(args, name) for name in ("prefix_kv", "prefix_dtype", "no_prefix_cache")}
+    smaller = [name for name, value in rows.items() if value is not None and value is not False]
+    if smaller and (args.stage or args.curve):
+        raise ValueError(f"--{smaller[0]} adds rows of answers, which --stage and --curve do not time: leave one out.")
     for name, least in (("repeats", 1), ("warmup", 0), ("batch", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} {getattr(args, name)}: it must be {least} or more.")
