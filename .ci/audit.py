@@ -18,15 +18,18 @@ from pathlib import Path
 
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 SECONDS = 180
-# What pip-audit's errors say where the machine has no way to the database.
+# What pip's and pip-audit's errors say where the machine has no way out; any other failure is an error.
 _UNREACHABLE = (
-    "ConnectionError",
-    "Connection",
-    "Max retries",
-    "Name or service",
-    "ServiceError",
-    "timed out",
-    "Proxy",
+    "Max retries exceeded",
+    "Failed to establish a new connection",
+    "Name or service not known",
+    "Temporary failure in name resolution",
+    "Network is unreachable",
+    "Connection refused",
+    "Connection reset by peer",
+    "Read timed out",
+    "Cannot connect to proxy",
+    "No matching distribution found for pip-audit",
 )
 
 
@@ -65,15 +68,15 @@ def audit(folder: Path, pins: dict[str, str]) -> dict:
     venv.create(folder / "venv", with_pip=True)
     installed = _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "pip-audit"])
     if installed.returncode:
-        raise NotRun(f"pip-audit cannot be installed ({_last_line(installed.stderr)})")
+        _raise_unreachable("pip-audit cannot be installed", installed.stderr)
+        raise RuntimeError(f"pip-audit could not be installed: {installed.stderr}")
     requirements, out = folder / "requirements.txt", folder / "report.json"
     requirements.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
     words = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "--format", "json", "--output", out]
     audited = _run([python, "-m", "pip_audit", "--requirement", requirements, *words])
     if out.is_file() and out.stat().st_size:
         return json.loads(out.read_text())
-    if any(word in audited.stderr for word in _UNREACHABLE):
-        raise NotRun(f"the advisory database cannot be reached ({_last_line(audited.stderr)})")
+    _raise_unreachable("the advisory database cannot be reached", audited.stderr)
     raise RuntimeError(f"pip-audit ended with {audited.returncode} and no report: {audited.stderr}")
 
 
@@ -109,6 +112,11 @@ def _run(words: list) -> subprocess.CompletedProcess:
         return subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         raise NotRun(f"{' '.join(map(str, words[1:4]))} was not done after {SECONDS} s (timed out)") from None
+
+
+def _raise_unreachable(what: str, errors: str) -> None:
+    if any(words in errors for words in _UNREACHABLE):
+        raise NotRun(f"{what} ({_last_line(errors)})")
 
 
 def _last_line(text: str) -> str:

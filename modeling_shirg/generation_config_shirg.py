@@ -38,10 +38,23 @@ GENERATION_DEFAULTS: dict[str, Any] = {
     "pad_token_id": None,
     "mask_token_id": None,
 }
+# An argument replaces the stored value of its counterpart, which would contradict it.
+_COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
 _OUTPUT_FLAGS = ("output_history", "output_selection")
 _SWITCHES = ("do_sample", "use_cache", "return_dict_in_generate", "stop_at_eos", "dual_cache", "prefix_offload")
 # What transformers itself writes into or hands to a generation config.
 _METADATA = ("_commit_hash", "_from_model_config", "_original_object_hash", "transformers_version")
+
+
+def overridden_fields(stored: GenerationConfig, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `stored` under the arguments of one call, which replace those that they contradict too."""
+    fields = stored.to_diff_dict()
+    for name, counterpart in _COUNTERPARTS.items():
+        if overrides.get(name) is not None:
+            fields.pop(counterpart, None)
+    if overrides.get("do_sample") is False:
+        fields.pop("temperature", None)
+    return fields | overrides
 
 
 class ShirgGenerationConfig(GenerationConfig):

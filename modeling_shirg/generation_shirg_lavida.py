@@ -31,7 +31,7 @@ from .denoising_shirg import (
     select_positions,
     transfer_table,
 )
-from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig
+from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig, overridden_fields
 from .prefix_cache_shirg import (
     PREFIX_DTYPES,
     OffloadedPrefixCache,
@@ -46,8 +46,6 @@ logger = logging.get_logger(__name__)
 
 # Token ids that come from the model when the call does not give them.
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
-# An argument of `generate` replaces the stored value of its counterpart, which would contradict it.
-_COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
 # Devices whose memory is the host's.
 _HOST_DEVICES = ("cpu", "mps")
 # A product with the vocabulary of more than `_FEW_ROWS` rows is done with `_PRODUCT_ROWS` at least.
@@ -61,6 +59,8 @@ _FORWARD_ONLY = {
     "dropped_tokens",
     "logits_to_keep",
     "past_key_values",
+    "output_attentions",
+    "output_hidden_states",
 }
 
 
@@ -256,13 +256,8 @@ class ShirgLavidaGenerationMixin:
                 f"generation_config must be a ShirgGenerationConfig, got {generation_config!r:.100}: give its fields "
                 "by their names instead, such as generate(..., steps=4)."
             )
-        fields = (self.generation_config if generation_config is None else generation_config).to_diff_dict()
-        for name, counterpart in _COUNTERPARTS.items():
-            if overrides.get(name) is not None:
-                fields.pop(counterpart, None)
-        if overrides.get("do_sample") is False:
-            fields.pop("temperature", None)
-        fields.update(overrides)
+        stored = self.generation_config if generation_config is None else generation_config
+        fields = overridden_fields(stored, overrides)
         if draft_ids is not None:
             fields["max_new_tokens"] = _draft_length(draft_ids, overrides.get("max_new_tokens"))
         for name in _SPECIAL_TOKENS:

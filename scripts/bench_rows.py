@@ -1,6 +1,8 @@
 """The rows of a comparison: `NAME:FIELD=VALUE,...` on a command line becomes a system that can be timed."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -17,6 +19,8 @@ from modeling_shirg.generation_config_shirg import GENERATION_DEFAULTS
 
 from .loading import Loaded, load, parse_options, resolve_device
 
+# A comma before the next FIELD=; other commas belong to a value, which may be JSON.
+_SEPARATOR = re.compile(r",(?=\s*[A-Za-z_][\w-]*=)")
 _CACHE_FIELDS = ("prefix_kv", "prefix_dtype")
 _WIDTHS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -51,7 +55,10 @@ def parse_row(text: str) -> Row:
     if preset not in PRESETS:
         nearest = "".join(f" Did you mean {match!r}?" for match in get_close_matches(preset, PRESETS, n=1))
         raise ValueError(f"Unknown system {preset!r}.{nearest} Known: {', '.join(PRESETS)}.")
-    values = dict(_entry(text, each) for each in filter(None, rest.split(",")))
+    entries = [_entry(text, each) for each in filter(None, _SEPARATOR.split(rest))]
+    values = dict(entries)
+    if len(values) < len(entries):
+        raise ValueError(f"{text}: a field is given twice, in {', '.join(name for name, _ in entries)}.")
     batch = values.pop("batch", None)
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise ValueError(f"{text}: batch={batch} must be a whole number of pictures, 1 or more.")
@@ -71,10 +78,18 @@ def _entry(text: str, entry: str) -> tuple[str, Any]:
 
 
 def with_variants(rows: list[Row], variants: Iterable[str]) -> list[Row]:
-    """Every row, followed by itself with each of `variants`, entries such as `prefix_kv=0.6`."""
+    """Every row, followed by itself with each of `variants`, entries such as `prefix_kv=0.6`.
+
+    Raises:
+        ValueError: two rows have one label.
+    """
     variants = list(variants)
     joined = [f"{row.label}{',' if ':' in row.label else ':'}{entry}" for row in rows for entry in variants]
-    return [*rows, *(parse_row(label) for label in joined)]
+    every = [*rows, *(parse_row(label) for label in joined)]
+    twice = [label for label, count in Counter(row.label for row in every).items() if count > 1]
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: given more than once; a table has one row of each.")
+    return every
 
 
 def smaller_caches(rows: list[Row]) -> dict[str, str]:

@@ -125,8 +125,7 @@ def page(results: dict[str, dict[str, Any] | None], notes: str = "") -> str:
         if result:
             parts += [f"## {name}", f"`{result['settings']['command']}`", render({**result, "limits": None})]
         else:
-            reason = ": no accelerator was at hand" if _needs_gpu(name) else ""
-            parts += [f"## {name}", f"`shirg bench {MEASUREMENTS[name]}`", f"Not run{reason}."]
+            parts += [f"## {name}", f"`shirg bench {MEASUREMENTS[name]}`", "Not run."]
     parts.append(LIMITS)
     for name, result in results.items():
         if result and result.get("limits"):
@@ -210,7 +209,8 @@ def aims_table(results: dict[str, dict[str, Any] | None]) -> str:
     for name, aims in AIMS.items():
         for aim in aims:
             value = aim.value(results[name]) if results.get(name) else None
-            told = "not run" if value is None else f"{value:.{aim.digits}f}"
+            missing = "not measured" if results.get(name) else "not run"
+            told = missing if value is None else f"{value:.{aim.digits}f}"
             verdict = "" if value is None else "met" if round(value, aim.digits) <= aim.most else "**missed**"
             rows.append([aim.text, name, f"{aim.most:.{aim.digits}f}", told, verdict])
     return table(["aim", "measured by", "at most", "measured", ""], rows)

@@ -149,7 +149,6 @@ def downloads(monkeypatch) -> list[str]:
         {"url": "http://example.com/cat.png"},
         {"path": "/etc/passwd"},
         {"path": "UPLOAD/../../../etc/passwd"},
-        {"path": "UPLOAD", "url": "http://example.com/cat.png"},
         {"path": "a\0b"},
         {"path": 3},
     ],
@@ -194,12 +193,15 @@ def _upload(address: str) -> str:
     return httpx.post(f"{address}/gradio_api/upload", files={"files": ("grid.png", name.read_bytes())}).json()[0]
 
 
-def test_an_uploaded_file_is_read_with_the_address_that_the_page_gives_it(address):
+@pytest.mark.parametrize("url", ["ADDRESS/gradio_api/file=UPLOAD", "http://example.com/gradio_api/file=UPLOAD", None])
+def test_an_uploaded_file_is_read_whatever_address_comes_with_it(address, downloads, url):
     path = _upload(address)
-    file = {"path": path, "url": f"{address}/gradio_api/file={path}"} | UPLOADED
+    url = url and url.replace("ADDRESS", address).replace("UPLOAD", path)
+    file = {"path": path, "url": url} | UPLOADED
     event = httpx.post(f"{address}/gradio_api/call/_opened", json={"data": [file]}).json()["event_id"]
     events = httpx.get(f"{address}/gradio_api/call/_opened/{event}", timeout=60).text
     assert "event: complete" in events and "event: error" not in events
+    assert downloads == []
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

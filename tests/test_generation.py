@@ -596,6 +596,8 @@ def test_an_argument_replaces_its_stored_counterpart(model, prompts):
     [
         ({"num_beams": 2}, "'num_beams'.*max_new_tokens.*pixel_values"),
         ({"labels": torch.ones(1, 11)}, "unknown argument 'labels'"),
+        ({"output_hidden_states": True}, "unknown argument 'output_hidden_states'"),
+        ({"output_attentions": True}, "unknown argument 'output_attentions'"),
         ({"steps": 4, "step_ratio": 0.5}, "steps=4 and step_ratio=0.5"),
         ({"input_ids": None}, "input_ids or inputs_embeds"),
         (

@@ -31,10 +31,11 @@ from PIL import Image, ImageFile
 
 from modeling_shirg.evaluation.synthetic import scene
 from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.serving import Limits
-from modeling_shirg.serving.chat_request import checked_messages
+from modeling_shirg.serving.chat_request import checked_messages, generation_config
 from modeling_shirg.serving.fetching import PublicBackend, fetch, is_public
-from modeling_shirg.serving.images import read_image
+from modeling_shirg.serving.images import read_images
 from modeling_shirg.serving.limits import LimitedRequests
 from modeling_shirg.serving.served_model import FinalTokens, ServedLavida
 from modeling_shirg.serving.server import build_app
@@ -43,7 +44,13 @@ from shirg_scripts.loading import BUNDLED, Loaded, load
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
 QUESTION = "What is in cell 5?"
-LIMITS = Limits(max_requests=16, max_request_bytes=400_000, max_image_bytes=200_000, max_image_pixels=10**6)
+LIMITS = Limits(
+    max_requests=16,
+    max_request_bytes=400_000,
+    max_image_bytes=200_000,
+    max_image_pixels=10**6,
+    max_request_pixels=1_600_000,
+)
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +222,50 @@ def test_nothing_is_decoded_before_it_is_checked(monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     for name in ("of too many pixels", "of another type than it says", "of too many bytes"):
         with pytest.raises(ValueError):
-            read_image(BAD_IMAGES[name][0], LIMITS)
-    assert read_image(_data_url(SMALL), LIMITS).size == (8, 8)
+            read_images([BAD_IMAGES[name][0]], LIMITS)
+    assert read_images([_data_url(SMALL)], LIMITS)[0].size == (8, 8)
+
+
+def test_the_pixels_of_a_request_are_counted_together(monkeypatch, client):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    half = _data_url(_png_header(1000, 800))
+    assert len(read_images([half, half], LIMITS)) == 2
+    reason = "may have 1600000 pixels together, got 2400000 (1000x800, 1000x800, 1000x800)"
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        read_images([half] * 3, LIMITS)
+    with pytest.raises(openai.BadRequestError, match=re.escape(reason)):
+        _ask(client, _messages(half, half, half))
+
+
+def test_one_request_is_decoded_at_a_time(client, monkeypatch):
+    at_work, most = 0, 0
+    load = ImageFile.ImageFile.load
+
+    def slow(self):
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        time.sleep(0.2)
+        at_work -= 1
+        return load(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(lambda _: _ask(client, _messages(_data_url(SMALL))), range(4)))) == 4
+    assert most == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("127.0.0.1:8000", 200), ("localhost", 200), ("[::1]:8000", 200), ("evil.example", 400)]
+)
+def test_only_names_of_this_machine_are_answered(address, host, status):
+    assert httpx.get(f"{address}/health", headers={"host": host}).status_code == status
+
+
+def test_steps_of_a_request_replace_the_step_ratio_of_the_checkpoint():
+    stored = ShirgGenerationConfig(max_new_tokens=8, step_ratio=0.5, do_sample=True, temperature=0.7)
+    config = generation_config({"generation_config": '{"steps": 4}', "temperature": 0}, stored, 32)
+    assert (config.steps, config.step_ratio, config.do_sample, config.temperature) == (4, None, False, None)
 
 
 BAD_FIELDS = [
@@ -527,6 +576,31 @@ def test_a_url_is_refused(elsewhere, url, reason):
         fetch(url, 100_000, 5, _backend(elsewhere, names))
 
 
+@pytest.mark.parametrize("drip", [b"a", b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n"], ids=["headers", "body"])
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(drip):
+    stop = threading.Event()
+
+    def trickle(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(drip)
+            while not stop.wait(0.1):
+                try:
+                    connection.sendall(b"a")
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=trickle, args=(listening,), daemon=True)
+        thread.start()
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=r"did not come within 1 s"):
+            fetch("http://a.example/", 10_000, 1, _backend(listening.getsockname()[1], {"a.example": [[PUBLIC]]}))
+        assert time.monotonic() - start < 5
+        stop.set()
+        thread.join(10)
+
+
 def test_a_name_too_long_to_look_up_has_no_address():
     with pytest.raises(ValueError, match="has no address"):
         fetch(f"http://{'a' * 64}.invalid/", 1000, 5)
@@ -546,15 +620,15 @@ def test_what_python_calls_global_is_not_believed(monkeypatch):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0", "2130706433"])
 def test_this_machine_is_not_fetched_from(elsewhere, host):
     with pytest.raises(ValueError, match="not a public address|has no address"):
-        read_image(f"http://{host}:{elsewhere}/image", LIMITS, allow_urls=True)
+        read_images([f"http://{host}:{elsewhere}/image"], LIMITS, allow_urls=True)
 
 
 def test_a_fetched_page_is_no_image(elsewhere, monkeypatch):
     backend = _backend(elsewhere, {"a.example": [[PUBLIC]]})
     monkeypatch.setattr("modeling_shirg.serving.images.fetch", lambda *args: fetch(*args, backend))
-    assert read_image("http://a.example/image", LIMITS, allow_urls=True).size == (8, 8)
+    assert read_images(["http://a.example/image"], LIMITS, allow_urls=True)[0].size == (8, 8)
     with pytest.raises(ValueError, match="got 'text/html'"):
-        read_image("http://a.example/text", LIMITS, allow_urls=True)
+        read_images(["http://a.example/text"], LIMITS, allow_urls=True)
 
 
 # The command

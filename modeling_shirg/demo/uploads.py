@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -12,11 +11,11 @@ from modeling_shirg.serving.limits import TooLarge, read_body, replayed
 
 
 class UploadedFilesOnly:
-    """ASGI middleware: refuses JSON in which a `path` or `url` is not that of an uploaded file.
+    """ASGI middleware: refuses JSON that names a file which was not uploaded, and takes URLs out of the rest.
 
     Gradio takes `{"path": "http://..."}` for any input of any endpoint, and fetches it. Uploads themselves are
-    multipart forms, which name nothing. The folder of an upload has the hash of its content as name, so that who has
-    not the file cannot name it.
+    multipart forms, which name nothing. The page sends the address of an upload along, which nothing here needs. The
+    folder of an upload has the hash of its content as name, so that who has not the file cannot name it.
 
     Args:
         app: gradio's.
@@ -35,18 +34,22 @@ class UploadedFilesOnly:
             return
         try:
             body = await read_body(receive, self.max_bytes)
-            self._check(body)
+            body = self._checked(body)
         except (TooLarge, ValueError) as error:
             status = 413 if isinstance(error, TooLarge) else 400
             await JSONResponse({"detail": str(error)}, status)(scope, receive, send)
             return
         await self.app(scope, replayed(body, receive), send)
 
-    def _check(self, body: bytes) -> None:
+    def _checked(self, body: bytes) -> bytes:
+        """The same body without the URLs of its files."""
+        if not body:
+            return body
         try:
-            pending = [json.loads(body)] if body else []
+            content = json.loads(body)
         except (ValueError, RecursionError):
             raise ValueError("The body of a request is JSON.") from None
+        pending = [content]
         while pending:
             value = pending.pop()
             if isinstance(value, dict):
@@ -54,12 +57,13 @@ class UploadedFilesOnly:
                 pending += value.values()
             elif isinstance(value, list):
                 pending += value
+        return json.dumps(content).encode()
 
     def _check_file(self, value: dict[str, Any]) -> None:
-        path, url = value.get("path"), value.get("url")
+        path, url = value.get("path"), value.pop("url", None)
         if path is None and url is None:
             return
-        if not self._is_upload(path) or not (url is None or _is_address_of(url, path)):
+        if not self._is_upload(path):
             raise ValueError("A file is one that was uploaded to this page: no other path, and no URL, is read.")
 
     def _is_upload(self, path: Any) -> bool:
@@ -67,11 +71,6 @@ class UploadedFilesOnly:
         if not isinstance(path, str) or "\0" in path or "://" in path:
             return False
         return Path(path).resolve().is_relative_to(self.folder)
-
-
-def _is_address_of(url: Any, path: str) -> bool:
-    """Whether a URL is the one that gradio's page gives an upload, which it sends along."""
-    return isinstance(url, str) and unquote(url).endswith(f"/file={path}")
 
 
 def _is_form(scope: dict) -> bool:

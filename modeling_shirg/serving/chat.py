@@ -1,6 +1,7 @@
 """The chat endpoint: transformers' handler, with our checks before and our generation arguments."""
 
 import asyncio
+import threading
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import GenerationState, Modality
 
 from .chat_request import check_fields, checked_messages, generation_config
-from .images import read_image
+from .images import read_images
 from .limits import Limits
 from .served_model import OneModel
 
@@ -18,14 +19,16 @@ from .served_model import OneModel
 class ChatHandler(ChatCompletionHandler):
     """Answers `/v1/chat/completions`.
 
-    Images are read and prompts made in threads of their own; answers are generated one after the other on one thread,
-    as transformers' server does. Nothing of a request is kept on the model, the processor or this handler.
+    Images are read in threads of their own and decoded one request at a time, which bounds their memory; answers are
+    generated one after the other on one thread, as transformers' server does. Nothing of a request is kept on the
+    model, the processor or this handler.
     """
 
     def __init__(self, manager: OneModel, limits: Limits, allow_urls: bool):
         super().__init__(manager, GenerationState(continuous_batching=False))
         self.limits = limits
         self.allow_urls = allow_urls
+        self._decoding = threading.Lock()
 
     async def handle_request(self, body: dict, request_id: str) -> Any:
         """The answer, whole or streamed; an error of the request has status 400 and says what to change."""
@@ -47,19 +50,20 @@ class ChatHandler(ChatCompletionHandler):
 
     def _inputs(self, body: dict, processor: Any) -> Any:
         messages = self.get_processor_inputs_from_messages(checked_messages(body, self.limits), Modality.VLM)
-        for message in messages:
-            for part in message["content"]:
-                if part["type"] == "image":
-                    part["image"] = read_image(part.pop("url"), self.limits, self.allow_urls)
+        parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
+        images = read_images([part.pop("url") for part in parts], self.limits, self.allow_urls)
+        for part, image in zip(parts, images, strict=True):
+            part["image"] = image
         boxes = body.get("fovea_boxes")
-        return processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={} if boxes is None else {"fovea_boxes": boxes},
-        )
+        with self._decoding:
+            return processor.apply_chat_template(
+                messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={} if boxes is None else {"fovea_boxes": boxes},
+            )
 
 
 def _check_length(model: Any, length: int) -> None:

@@ -5,7 +5,7 @@ import reprlib
 import sys
 from typing import Any
 
-from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
+from modeling_shirg.generation_config_shirg import ShirgGenerationConfig, overridden_fields
 
 from .limits import Limits
 
@@ -149,14 +149,14 @@ def generation_config(
     Raises:
         ValueError: a value that does not fit, named.
     """
-    fields = defaults.to_diff_dict() | _asked(body.get("generation_config"))
+    overrides = _asked(body.get("generation_config"))
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name) is not None:
-            fields["max_new_tokens"] = body[name]
+            overrides["max_new_tokens"] = body[name]
     if body.get("temperature") is not None:
-        fields["do_sample"] = body["temperature"] != 0
-        fields["temperature"] = body["temperature"] or None
-    config = ShirgGenerationConfig(**fields)
+        overrides["do_sample"] = body["temperature"] != 0
+        overrides["temperature"] = body["temperature"] or None
+    config = ShirgGenerationConfig(**overridden_fields(defaults, overrides))
     if config.max_new_tokens > max_new_tokens:
         raise ValueError(f"max_tokens={config.max_new_tokens}: this server's answers have at most {max_new_tokens}.")
     return config

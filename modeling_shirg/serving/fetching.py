@@ -2,8 +2,10 @@
 
 import ipaddress
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
@@ -83,6 +85,60 @@ class PublicBackend(httpcore.NetworkBackend):
         raise ValueError("Images are not fetched from sockets of this machine.")
 
 
+class _TimedStream(httpcore.NetworkStream):
+    """A connection whose every operation gets the time that is left until a deadline.
+
+    httpcore's own timeouts are per operation: a server that sends a byte now and then would never run into them.
+    """
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float):
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """As the connection's; `httpcore.ReadTimeout` once the deadline has passed."""
+        return self._stream.read(max_bytes, _left(self._deadline, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """As the connection's; `httpcore.WriteTimeout` once the deadline has passed."""
+        self._stream.write(buffer, _left(self._deadline, httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        """As the connection's."""
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        """As the connection's; `httpcore.ConnectTimeout` once the deadline has passed."""
+        left = _left(self._deadline, httpcore.ConnectTimeout)
+        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        """As the connection's."""
+        return self._stream.get_extra_info(info)
+
+
+class _TimedBackend(httpcore.NetworkBackend):
+    """Opens the connections of another backend, all with one deadline."""
+
+    def __init__(self, backend: httpcore.NetworkBackend, deadline: float):
+        self._backend = backend
+        self._deadline = deadline
+
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *args, **kwargs) -> _TimedStream:
+        """As the backend's; `httpcore.ConnectTimeout` once the deadline has passed."""
+        left = _left(self._deadline, httpcore.ConnectTimeout)
+        return _TimedStream(self._backend.connect_tcp(host, port, left, *args, **kwargs), self._deadline)
+
+
+def _left(deadline: float, error: type[httpcore.TimeoutException]) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise error("It took too long.")
+    return left
+
+
 def fetch(
     url: str, max_bytes: int, seconds: float, backend: httpcore.NetworkBackend | None = None
 ) -> tuple[str, bytes]:
@@ -93,12 +149,15 @@ def fetch(
             which.
     """
     deadline = time.monotonic() + seconds
-    with httpcore.ConnectionPool(network_backend=backend or PublicBackend()) as pool:
+    timed = _TimedBackend(backend or PublicBackend(), deadline)
+    with httpcore.ConnectionPool(network_backend=timed) as pool:
         for _ in range(_MAX_REDIRECTS + 1):
             _check_url(url)
             try:
-                kind, content, target = _get(pool, url, max_bytes, deadline)
-            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+                kind, content, target = _get(pool, url, max_bytes)
+            except httpcore.TimeoutException:
+                raise ValueError(f"The image at {url} did not come within {seconds} s.") from None
+            except (httpcore.NetworkError, httpcore.ProtocolError) as error:
                 raise ValueError(f"{url} could not be fetched: {type(error).__name__} {error}".rstrip()) from None
             if target is None:
                 return kind, content
@@ -114,12 +173,10 @@ def _check_url(url: str) -> None:
         raise ValueError(f"{url!r} must be http://HOST/... or https://HOST/..., without a user name.")
 
 
-def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int, deadline: float) -> tuple[str, bytes, str | None]:
+def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int) -> tuple[str, bytes, str | None]:
     """Content type, bytes and, instead of both, where a redirect points to."""
-    left = max(0.1, deadline - time.monotonic())
-    timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), left)}
     headers = {"accept": "image/*", "accept-encoding": "identity"}
-    with pool.stream("GET", url, headers=headers, extensions=timeouts) as response:
+    with pool.stream("GET", url, headers=headers) as response:
         found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         if response.status in _REDIRECTS and "location" in found:
             return "", b"", found["location"]
@@ -130,6 +187,4 @@ def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int, deadline: floa
             content += chunk
             if len(content) > max_bytes:
                 raise ValueError(f"The image at {url} is larger than {max_bytes} bytes.")
-            if time.monotonic() > deadline:
-                raise ValueError(f"The image at {url} did not come in time.")
     return found.get("content-type", ""), bytes(content), None

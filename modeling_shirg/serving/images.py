@@ -15,13 +15,30 @@ _DATA = "data:"
 _URL_SCHEMES = ("http://", "https://")
 
 
-def read_image(url: str, limits: Limits, allow_urls: bool = False) -> Image.Image:
-    """The image of an `image_url`, opened but not decoded.
+def read_images(urls: list[str], limits: Limits, allow_urls: bool = False) -> list[Image.Image]:
+    """The images of one request's `image_url`s, opened but not decoded.
 
     Args:
-        url: a `data:` URL in base64; with `allow_urls` also an http or https one.
-        limits: how large it may be.
-        allow_urls: fetch it from public addresses.
+        urls: `data:` URLs in base64; with `allow_urls` also http or https ones.
+        limits: how large they may be, each and together.
+        allow_urls: fetch them from public addresses.
+
+    Raises:
+        ValueError: what is given is not that, is of another type than it says, or is too large.
+    """
+    images = [_read_image(url, limits, allow_urls) for url in urls]
+    pixels = sum(image.width * image.height for image in images)
+    if pixels > limits.max_request_pixels:
+        sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
+        raise ValueError(
+            f"The images of a request may have {limits.max_request_pixels} pixels together, got {pixels} ({sizes}): "
+            "send fewer or smaller ones."
+        )
+    return images
+
+
+def _read_image(url: str, limits: Limits, allow_urls: bool) -> Image.Image:
+    """One of them.
 
     Raises:
         ValueError: what is given is not that, is of another type than it says, or is too large.

@@ -15,6 +15,7 @@ class Limits:
         max_request_bytes: of a request's body, base64 images included.
         max_image_bytes: of one image file.
         max_image_pixels: width x height of one image, read from its header.
+        max_request_pixels: of all images of one request; they are decoded one request at a time.
         max_images: in one request.
         max_messages: in one request; each part of a message that has several counts as one.
         max_text_characters: of all texts of one request together, counted before they are tokenized.
@@ -27,6 +28,7 @@ class Limits:
     max_request_bytes: int = 32 * 2**20
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 50_000_000
+    max_request_pixels: int = 100_000_000
     max_images: int = 8
     max_messages: int = 1_000
     max_text_characters: int = 100_000

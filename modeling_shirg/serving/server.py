@@ -46,7 +46,9 @@ def build_app(
     app.add_exception_handler(RequestValidationError, _no_object)
     app.add_middleware(LimitedRequests, limits=limits)
     if hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
+        # A Host header writes an IPv6 address in brackets.
+        written = [f"[{host}]" if ":" in host else host for host in hosts]
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=written)
     return app
 
 
