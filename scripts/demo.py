@@ -8,6 +8,8 @@ pip install 'shirg-lavida[demo]'. hub_card/space/ is the same page as a Space.
 """
 
 import argparse
+import math
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +38,49 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
     )
-    parser.add_argument("--step_seconds", type=float, default=0.25, help="how long each step stays on the screen")
+    parser.add_argument("--step_seconds", type=_seconds, default=0.25, help="how long each step stays on the screen")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port_number, default=7860)
     return parser.parse_args(argv)
+
+
+def _seconds(written: str) -> float:
+    """A `type` for arguments that name a time."""
+    try:
+        seconds = float(written)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{written!r} must be a number of seconds, 0 or more")
+    return seconds
 
 
 def main(args: argparse.Namespace) -> None:
     """Serve the page until interrupted or terminated; what was uploaded goes with it."""
     import os
     import signal
+    import sys
     from tempfile import TemporaryDirectory
 
     # Gradio closes the page and returns at an interrupt, so that what comes after it is done at either.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _check_address(args.host, args.port)
     with TemporaryDirectory(prefix="shirg-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        build_page(args).launch(server_name=args.host, server_port=args.port, show_error=True)
+        page = build_page(args)
+        page.launch(
+            server_name=args.host, server_port=args.port, show_error=True, quiet=True, prevent_thread_lock=True
+        )
+        print(f"Running on {page.blocks.local_url}", file=sys.stderr)
+        page.blocks.block_thread()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises a `ValueError` where nothing can listen; Gradio's own names settings that are not the command's."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ValueError(f"--host {host} --port {port}: {error.strerror}. Choose others.") from None
 
 
 def build_page(args: argparse.Namespace) -> Any:

@@ -121,6 +121,42 @@ def test_a_box_is_drawn_where_it_is_on_a_small_image_too():
     )
 
 
+# The command
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "soon"])
+def test_seconds_are_a_number_of_0_or_more(value, capsys):
+    from shirg_scripts.demo import parse_args
+
+    with pytest.raises(SystemExit):
+        parse_args(["--step_seconds", value])
+    assert f"{value!r} must be a number of seconds" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_and_a_host_that_is_none_are_named(capsys):
+    from shirg_scripts.cli import main
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["demo", "--port", port]) == 2
+        assert f"--host 127.0.0.1 --port {port}: Address already in use" in capsys.readouterr().err
+    assert main(["demo", "--host", "nosuch.invalid"]) == 2
+    assert "--host nosuch.invalid --port 7860" in capsys.readouterr().err
+
+
+# What is asked
+
+
+def test_a_question_that_is_too_long_is_refused_before_the_model_runs(monkeypatch):
+    gr, page_module = pytest.importorskip("gradio"), pytest.importorskip("modeling_shirg.demo.page")
+    asker = Asker(lambda name: load(None, name), lambda *args, **kwargs: pytest.fail("the model was asked"))
+    page = page_module.Page(asker, ["shirg"], [])
+    image = _example(load())
+    for text, said in (("x " * 100_000, "at most 100000 characters, got 200000"), ("x " * 2_000, "positions")):
+        with pytest.raises(gr.Error, match=said):
+            list(page._ask(image, None, text, "shirg", "(none)", 100, 0))
+
+
 # What is uploaded
 
 

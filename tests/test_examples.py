@@ -26,6 +26,11 @@ def _run(name: str, *arguments: str) -> dict:
     return example
 
 
+def _emptied(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def _records(out: Path) -> dict[str, dict]:
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len({line["image"] for line in lines}) == len(lines)
@@ -41,6 +46,50 @@ def folder(tmp_path) -> Path:
     (tmp_path / "images" / "shape.png").rename(tmp_path / "images" / "below" / "shape.png")
     (tmp_path / "images" / "broken.png").write_text("no image")
     return tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": 1}', b'{"a": 1}\n', b"[1]\n", b"\x89PNG\r\n\x1a\n", b'{"image": "a"}\n', b"\xff\n", b"notes"],
+)
+def test_a_file_that_holds_no_answers_is_left_alone(folder, tmp_path, content):
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(content)
+    with pytest.raises(SystemExit, match="no answer"):
+        _run("ask_folder.py", str(folder), str(out), QUESTION)
+    assert out.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "beginning", ["", "{", '{"question": "Wh', '{"question": "What is in', '{"question": "x", "im']
+)
+def test_a_line_that_a_killed_run_began_is_cut_off(tmp_path, beginning):
+    finished = runpy.run_path(str(EXAMPLES / "ask_folder.py"))["finished"]
+    line = '{"question": "What?", "image": "a.png", "answer": "b"}\n'
+    out = tmp_path / "out.jsonl"
+    out.write_text(line + beginning)
+    assert finished(out, "What?") == {"a.png"} and out.read_text() == line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch_size", "0"], "--batch_size 0 must be 1 or more"),
+        (["--batch_size", "-1"], "--batch_size -1 must be 1 or more"),
+    ],
+)
+def test_a_batch_of_none_is_refused(folder, tmp_path, words, said):
+    with pytest.raises(SystemExit, match=said):
+        _run("ask_folder.py", str(folder), str(tmp_path / "out.jsonl"), QUESTION, *words)
+
+
+def test_a_folder_that_is_not_there_is_named(folder, tmp_path):
+    with pytest.raises(SystemExit, match="There is no folder .*nowhere"):
+        _run("ask_folder.py", str(tmp_path / "nowhere"), str(tmp_path / "out.jsonl"), QUESTION)
+    with pytest.raises(SystemExit, match="There is no folder .*nowhere to write out.jsonl in"):
+        _run("ask_folder.py", str(folder), str(tmp_path / "nowhere" / "out.jsonl"), QUESTION)
+    with pytest.raises(SystemExit, match="is no file to write answers to"):
+        _run("ask_folder.py", str(folder), str(folder), QUESTION)
 
 
 def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(folder, tmp_path):
@@ -60,7 +109,7 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     _run("ask_folder.py", str(folder), str(out), "Another one?")
     assert len(out.read_text().splitlines()) == 2 * len(records), "another question is asked of all images"
     with pytest.raises(SystemExit, match="holds no image"):
-        _run("ask_folder.py", str(tmp_path / "none"), str(out), QUESTION)
+        _run("ask_folder.py", str(_emptied(tmp_path / "empty")), str(out), QUESTION)
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ BAD_IMAGES = {
     "without a type": (_data_url(SMALL, ""), "An image is one of"),
     "of too many bytes": (_data_url(b"\0" * 200_001), "larger than 200000 bytes"),
     "of too many pixels": (_data_url(_png_header(1001, 1000)), "1001x1000 pixels"),
-    "a decompression bomb": (_data_url(_png_header(60_000, 60_000)), "is no image/png file"),
+    "a decompression bomb": (_data_url(_png_header(60_000, 60_000)), "far more than the 1000000 pixels"),
     "no base64": ("data:image/png;base64,@@@@", "no base64"),
     "not in base64": ("data:image/png,abc", "A data: URL is"),
     "a file of the server": ("/etc/passwd", "or a URL, got '/etc/passwd'"),
@@ -266,6 +266,17 @@ def test_steps_of_a_request_replace_the_step_ratio_of_the_checkpoint():
     stored = ShirgGenerationConfig(max_new_tokens=8, step_ratio=0.5, do_sample=True, temperature=0.7)
     config = generation_config({"generation_config": '{"steps": 4}', "temperature": 0}, stored, 32)
     assert (config.steps, config.step_ratio, config.do_sample, config.temperature) == (4, None, False, None)
+
+
+def test_what_only_the_prompt_shows_is_an_error_of_the_request(client):
+    with pytest.raises(openai.BadRequestError, match="prefix_kv=0.001 keeps 1 of"):
+        _ask(client, _messages(_data_url(SMALL)), extra_body={"generation_config": '{"prefix_kv": 0.001}'})
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "8", True])
+def test_a_limit_is_a_finite_number_above_0(value):
+    with pytest.raises(ValueError, match=f"body_seconds={value!r} must be"):
+        Limits(body_seconds=value)
 
 
 BAD_FIELDS = [
@@ -539,10 +550,15 @@ def _backend(port: int, names: dict[str, list[list[str]]]) -> PublicBackend:
     )
 
 
+def _soon() -> float:
+    """A deadline that nothing of these tests meets."""
+    return time.monotonic() + 30
+
+
 def test_an_image_comes_from_a_public_address_also_behind_a_redirect(elsewhere):
     backend = _backend(elsewhere, {"a.example": [[PUBLIC]], "b.example": [[OTHER, PUBLIC]]})
-    assert fetch("http://a.example/image", 10_000, 5, backend) == ("image/png", SMALL)
-    assert fetch("http://a.example/to/http://b.example/image", 10_000, 5, backend) == ("image/png", SMALL)
+    assert fetch("http://a.example/image", 10_000, _soon(), backend) == ("image/png", SMALL)
+    assert fetch("http://a.example/to/http://b.example/image", 10_000, _soon(), backend) == ("image/png", SMALL)
     assert backend._network.connected == [PUBLIC, PUBLIC, OTHER]
 
 
@@ -573,7 +589,7 @@ def test_a_url_is_refused(elsewhere, url, reason):
         "rebound.example": [[PUBLIC], ["127.0.0.1"]],
     }
     with pytest.raises(ValueError, match=re.escape(reason)):
-        fetch(url, 100_000, 5, _backend(elsewhere, names))
+        fetch(url, 100_000, _soon(), _backend(elsewhere, names))
 
 
 @pytest.mark.parametrize("drip", [b"a", b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n"], ids=["headers", "body"])
@@ -594,16 +610,44 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(drip):
         thread = threading.Thread(target=trickle, args=(listening,), daemon=True)
         thread.start()
         start = time.monotonic()
-        with pytest.raises(ValueError, match=r"did not come within 1 s"):
-            fetch("http://a.example/", 10_000, 1, _backend(listening.getsockname()[1], {"a.example": [[PUBLIC]]}))
+        with pytest.raises(ValueError, match="did not come in time"):
+            fetch(
+                "http://a.example/", 10_000, start + 1, _backend(listening.getsockname()[1], {"a.example": [[PUBLIC]]})
+            )
         assert time.monotonic() - start < 5
         stop.set()
         thread.join(10)
 
 
+def test_a_name_that_is_not_found_in_time_is_given_up():
+    found = threading.Event()
+    backend = PublicBackend(lambda host, port: found.wait(20) and [PUBLIC])
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="did not come in time"):
+        fetch("http://a.example/", 1000, start + 0.5, backend)
+    assert time.monotonic() - start < 5
+    found.set()
+
+
+def test_all_urls_of_a_request_share_its_seconds(monkeypatch):
+    deadlines = []
+    monkeypatch.setattr(
+        "modeling_shirg.serving.images.fetch",
+        lambda url, size, deadline: deadlines.append(deadline) or ("image/png", SMALL),
+    )
+    read_images(["http://a.example/"] * 3, LIMITS, allow_urls=True)
+    assert len(deadlines) == 3 and len({*deadlines}) == 1
+
+
+@pytest.mark.parametrize("url", ["http://[::1/", "http://a.example:99999/", "http://a.example:b/"])
+def test_a_url_that_is_none_is_named(url):
+    with pytest.raises(ValueError, match=re.escape(url)):
+        read_images([url], LIMITS, allow_urls=True)
+
+
 def test_a_name_too_long_to_look_up_has_no_address():
     with pytest.raises(ValueError, match="has no address"):
-        fetch(f"http://{'a' * 64}.invalid/", 1000, 5)
+        fetch(f"http://{'a' * 64}.invalid/", 1000, _soon())
 
 
 def test_what_python_calls_global_is_not_believed(monkeypatch):
@@ -613,7 +657,7 @@ def test_what_python_calls_global_is_not_believed(monkeypatch):
         assert not is_public(address)
     backend = _backend(0, {"a.example": [["192.0.0.192"]]})
     with pytest.raises(ValueError, match="not a public address"):
-        fetch("http://a.example/", 1000, 5, backend)
+        fetch("http://a.example/", 1000, _soon(), backend)
     assert backend._network.connected == []
 
 

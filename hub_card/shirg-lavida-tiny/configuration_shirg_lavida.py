@@ -92,6 +92,8 @@ _SIZES = (
     "projection_size",
 )
 
+_LARGEST_FOVEA = 16  # sides of a base view; more is a slip of the pen, and would ask for terabytes
+
 # The fields of `lavida_views`, facts of a checkpoint that preset `lavida` takes from it.
 _LAVIDA_VIEWS = ("view_policy", "image_grid_pinpoints", "pooled_grid_size")
 
@@ -482,9 +484,10 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 "view."
             )
         has_fovea = self.view_policy in ("foveal", "whole")
-        if has_fovea and (self.fovea_size is None or self.fovea_size < patch):
+        largest = _LARGEST_FOVEA * self.vision_config.image_size
+        if has_fovea and (self.fovea_size is None or not patch <= self.fovea_size <= largest):
             raise ValueError(
-                f"view_policy={self.view_policy!r} needs fovea_size >= the patch size {patch}, "
+                f"view_policy={self.view_policy!r} needs fovea_size from the patch size {patch} to {largest} pixels, "
                 f"got fovea_size={self.fovea_size}."
             )
         if not has_fovea and self.fovea_size is not None:

@@ -13,6 +13,7 @@ from transformers import TextDiffusionStreamer
 
 from modeling_shirg.evaluation.timing import StageClock
 from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.serving.limits import check_length
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,14 @@ class Asker:
         return self._loaded[name]
 
     def ask(self, name: str, question: Question) -> Iterator[Draft | Result]:
-        """Drafts, then the result. Closing the iterator ends the generation at its next step."""
+        """Drafts, then the result. Closing the iterator ends the generation at its next step.
+
+        Raises:
+            ValueError: something of the question does not fit the system; it may be too long.
+        """
         loaded = self.system(name)
+        tokens = len(loaded.processor.tokenizer(question.text).input_ids) + loaded.model.config.num_image_tokens
+        check_length(loaded.model, tokens + loaded.model.generation_config.max_new_tokens)
         options, notes = image_options(loaded.model.config, question)
         clock, streamer = StageClock(), _Drafts(loaded)
         with ThreadPoolExecutor(1) as pool:

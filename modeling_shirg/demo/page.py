@@ -69,7 +69,7 @@ class Page:
         examples: image files with a question each.
         note: what to know about the model, in Markdown.
         step_seconds: how long each step stays on the screen.
-        limits: how large an uploaded image may be.
+        limits: how large an uploaded image, and how long a question may be.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Page:
             max_file_size=self.limits.max_image_bytes,
             footer_links=[],
             run_history=False,
+            enable_monitoring=False,
             app_kwargs={"middleware": [uploads]},
             **arguments,
         )
@@ -182,7 +183,7 @@ class Page:
         try:
             image = upright_rgb(open_checked(Path(path).read_bytes(), self.limits.max_image_pixels), 0)
         except ValueError as error:
-            raise gr.Error(str(error)) from None
+            raise _refused(str(error)) from None
         return image, *self._cleared(image)
 
     def _example(self, index: int) -> tuple:
@@ -214,9 +215,11 @@ class Page:
         steps: int,
     ) -> Iterator[dict]:
         if image is None:
-            raise gr.Error(EMPTY)
+            raise _refused(EMPTY)
         if not text.strip():
-            raise gr.Error("Type a question.")
+            raise _refused("Type a question.")
+        if len(text) > self.limits.max_text_characters:
+            raise _refused(f"A question has at most {self.limits.max_text_characters} characters, got {len(text)}.")
         question = Question(image, text.strip(), box, budget / 100, {"steps": steps} if steps else {})
         names = [system] if other == "(none)" else [system, other]
         for panel in self.panels:
@@ -225,7 +228,7 @@ class Page:
             try:
                 yield from self._ask_one(name, question, panel)
             except ValueError as error:
-                raise gr.Error(f"{name}: {error}") from None
+                raise _refused(f"{name}: {error}") from None
 
     def _emptied(self, panel: Panel) -> dict:
         return {panel.heading: "", panel.answer: "", panel.facts: "", panel.gallery: gr.Gallery(None, visible=False)}
@@ -247,3 +250,8 @@ class Page:
                     panel.gallery: gr.Gallery(pictures(event, image_processor), visible=True),
                     self.legend: gr.Markdown(visible=True),
                 }
+
+
+def _refused(message: str) -> gr.Error:
+    """What the visitor reads; the terminal gets no traceback of what is no fault of the program."""
+    return gr.Error(message, print_exception=False)

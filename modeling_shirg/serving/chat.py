@@ -12,7 +12,7 @@ from transformers.cli.serving.utils import GenerationState, Modality
 
 from .chat_request import check_fields, checked_messages, generation_config
 from .images import read_images
-from .limits import Limits
+from .limits import Limits, check_length
 from .served_model import OneModel
 
 
@@ -37,7 +37,7 @@ class ChatHandler(ChatCompletionHandler):
             check_fields(body)
             config = generation_config(body, model.generation_config, self.limits.max_new_tokens)
             inputs = await asyncio.to_thread(self._inputs, body, processor)
-            _check_length(model, inputs["input_ids"].shape[1] + config.max_new_tokens)
+            check_length(model, inputs["input_ids"].shape[1] + config.max_new_tokens)
         except (ValueError, TemplateError) as error:
             raise HTTPException(400, str(error)) from None
         inputs = dict(inputs.to(model.device))
@@ -46,7 +46,13 @@ class ChatHandler(ChatCompletionHandler):
         respond = self._streaming if body.get("stream") else self._non_streaming
         manager = self.generation_state.get_manager(name)
         response = respond(request_id, model, processor, name, inputs, config, gen_manager=manager)
-        return response if body.get("stream") else await response
+        if body.get("stream"):
+            return response
+        try:
+            return await response
+        except ValueError as error:
+            # What only this prompt shows, such as a share of it that keeps too few keys.
+            raise HTTPException(400, str(error)) from None
 
     def _inputs(self, body: dict, processor: Any) -> Any:
         messages = self.get_processor_inputs_from_messages(checked_messages(body, self.limits), Modality.VLM)
@@ -64,9 +70,3 @@ class ChatHandler(ChatCompletionHandler):
                 return_tensors="pt",
                 processor_kwargs={} if boxes is None else {"fovea_boxes": boxes},
             )
-
-
-def _check_length(model: Any, length: int) -> None:
-    known = model.config.text_config.max_position_embeddings
-    if length > known:
-        raise ValueError(f"Prompt and answer are {length} tokens long; the model knows {known} positions.")

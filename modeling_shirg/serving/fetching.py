@@ -5,6 +5,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -71,11 +72,18 @@ class PublicBackend(httpcore.NetworkBackend):
 
         Raises:
             ValueError: one of its addresses is not public, or it has none.
+            httpcore.ConnectTimeout: it was not found in `timeout` seconds.
         """
+        # A look-up has no timeout of its own; one that takes too long ends in its thread, for nobody.
+        pool = ThreadPoolExecutor(1)
         try:
-            addresses = self._resolver(host, port)
+            addresses = pool.submit(self._resolver, host, port).result(timeout)
+        except TimeoutError:
+            raise httpcore.ConnectTimeout(f"{host} was not found in time.") from None
         except (OSError, UnicodeError) as error:
             raise ValueError(f"{host} has no address ({error}).") from None
+        finally:
+            pool.shutdown(wait=False)
         if not addresses or not all(map(is_public, addresses)):
             raise ValueError(f"{host} is not a public address: send the image itself, as a data: URL.")
         return self._network.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
@@ -140,15 +148,20 @@ def _left(deadline: float, error: type[httpcore.TimeoutException]) -> float:
 
 
 def fetch(
-    url: str, max_bytes: int, seconds: float, backend: httpcore.NetworkBackend | None = None
+    url: str, max_bytes: int, deadline: float, backend: httpcore.NetworkBackend | None = None
 ) -> tuple[str, bytes]:
     """The content type and the bytes at a URL.
+
+    Args:
+        url: http or https.
+        max_bytes: of what is there.
+        deadline: until when it must have come, by `time.monotonic`.
+        backend: opens the connections; by default to public addresses only.
 
     Raises:
         ValueError: the URL, an address on the way, the answer's status, its size or its slowness; the message says
             which.
     """
-    deadline = time.monotonic() + seconds
     timed = _TimedBackend(backend or PublicBackend(), deadline)
     with httpcore.ConnectionPool(network_backend=timed) as pool:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -156,7 +169,7 @@ def fetch(
             try:
                 kind, content, target = _get(pool, url, max_bytes)
             except httpcore.TimeoutException:
-                raise ValueError(f"The image at {url} did not come within {seconds} s.") from None
+                raise ValueError(f"The image at {url} did not come in time.") from None
             except (httpcore.NetworkError, httpcore.ProtocolError) as error:
                 raise ValueError(f"{url} could not be fetched: {type(error).__name__} {error}".rstrip()) from None
             if target is None:
@@ -168,8 +181,12 @@ def fetch(
 def _check_url(url: str) -> None:
     if not url.isascii():
         raise ValueError(f"{url!r} must be ASCII: write the host as xn--... and the path percent-encoded.")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        usable = False
+    if not usable or parts.username or parts.password:
         raise ValueError(f"{url!r} must be http://HOST/... or https://HOST/..., without a user name.")
 
 

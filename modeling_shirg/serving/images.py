@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import time
 from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
@@ -26,7 +27,8 @@ def read_images(urls: list[str], limits: Limits, allow_urls: bool = False) -> li
     Raises:
         ValueError: what is given is not that, is of another type than it says, or is too large.
     """
-    images = [_read_image(url, limits, allow_urls) for url in urls]
+    deadline = time.monotonic() + limits.fetch_seconds
+    images = [_read_image(url, limits, allow_urls, deadline) for url in urls]
     pixels = sum(image.width * image.height for image in images)
     if pixels > limits.max_request_pixels:
         sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
@@ -37,7 +39,7 @@ def read_images(urls: list[str], limits: Limits, allow_urls: bool = False) -> li
     return images
 
 
-def _read_image(url: str, limits: Limits, allow_urls: bool) -> Image.Image:
+def _read_image(url: str, limits: Limits, allow_urls: bool, deadline: float) -> Image.Image:
     """One of them.
 
     Raises:
@@ -51,7 +53,7 @@ def _read_image(url: str, limits: Limits, allow_urls: bool) -> Image.Image:
                 "This server fetches no URLs (`shirg serve --allow_urls` does): send the image itself, as "
                 "data:image/png;base64,..."
             )
-        kind, content = fetch(url, limits.max_image_bytes, limits.fetch_seconds)
+        kind, content = fetch(url, limits.max_image_bytes, deadline)
     else:
         raise ValueError(f"An image is data:image/png;base64,... or a URL, got {_shown(url)}.")
     return open_checked(content, limits.max_image_pixels, kind)
@@ -91,7 +93,9 @@ def open_checked(content: bytes, max_pixels: int, kind: str | None = None) -> Im
         raise ValueError(f"An image is one of {', '.join(FORMATS)}, got {kind or 'no type'!r}.")
     try:
         image = Image.open(BytesIO(content), formats=list(FORMATS.values()) if kind is None else [FORMATS[kind]])
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise ValueError(f"The image has far more than the {max_pixels} pixels that are allowed.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         taken = ", ".join(FORMATS.values())
         raise ValueError(f"This is no {kind or 'image'} file that can be read; taken are {taken}.") from None
     if image.width * image.height > max_pixels:

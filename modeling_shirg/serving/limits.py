@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,7 +22,7 @@ class Limits:
         max_text_characters: of all texts of one request together, counted before they are tokenized.
         max_new_tokens: length of an answer that a request may ask for.
         body_seconds: until the whole body has come.
-        fetch_seconds: until an image has come from its URL.
+        fetch_seconds: until all images of a request have come from their URLs.
     """
 
     max_requests: int = 8
@@ -39,8 +40,15 @@ class Limits:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                raise ValueError(f"{field.name}={value!r} must be a number > 0.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"{field.name}={value!r} must be a finite number > 0.")
+
+
+def check_length(model: Any, length: int) -> None:
+    """Raises a `ValueError` for a prompt and its answer that are together longer than the model knows positions."""
+    known = model.config.text_config.max_position_embeddings
+    if length > known:
+        raise ValueError(f"Prompt and answer are {length} tokens long; the model knows {known} positions.")
 
 
 class TooLarge(Exception):

@@ -23,6 +23,7 @@ from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 
 BUNDLED = Path(__file__).parents[2] / "hub_card" / "shirg-lavida-tiny"
+BEGINNING = b'{"question": "'  # of every line
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
@@ -40,6 +41,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Answer what is not answered yet."""
+    if args.batch_size < 1:
+        raise SystemExit(f"--batch_size {args.batch_size} must be 1 or more.")
+    if not args.folder.is_dir():
+        raise SystemExit(f"There is no folder {args.folder}.")
     names = sorted(
         str(path.relative_to(args.folder)) for path in args.folder.rglob("*") if path.suffix.lower() in SUFFIXES
     )
@@ -53,21 +58,35 @@ def main(args: argparse.Namespace) -> None:
         for start in range(0, len(left), args.batch_size):
             batch = left[start : start + args.batch_size]
             for record in answer(model, processor, args.folder, batch, args.question):
-                file.write(json.dumps({"question": args.question, **record}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"question": args.question, **record}) + "\n")
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(batch))
 
 
 def finished(out: Path, question: str) -> set[str]:
-    """The images that the file has a line for with this question; a killed run's unfinished line is cut off."""
+    """The images that the file has a line for with this question; a killed run's unfinished line is cut off.
+
+    A file that holds anything else is left as it is, and the program ends.
+    """
+    if not out.parent.is_dir():
+        raise SystemExit(f"There is no folder {out.parent} to write {out.name} in.")
     if not out.exists():
         return set()
+    if not out.is_file():
+        raise SystemExit(f"{out} is no file to write answers to.")
     content = out.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
+    begun = content[len(whole) :]
+    try:
+        records = [json.loads(line) for line in whole.splitlines()]
+        known = {record["image"] for record in records if record["question"] == question}
+    except (ValueError, TypeError, KeyError):
+        raise SystemExit(f"{out} holds lines that are no answers of this program: choose another file.") from None
+    if begun and not BEGINNING.startswith(begun[: len(BEGINNING)]):
+        raise SystemExit(f"{out} ends in what is no answer of this program: choose another file.")
     os.truncate(out, len(whole))
-    records = [json.loads(line) for line in whole.splitlines()]
-    return {record["image"] for record in records if record["question"] == question}
+    return known
 
 
 @torch.no_grad()

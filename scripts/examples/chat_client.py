@@ -11,7 +11,7 @@ import base64
 import mimetypes
 from pathlib import Path
 
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,16 +25,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Print the answer as it comes."""
-    client = OpenAI(base_url=args.server, api_key="none")
     kind = mimetypes.guess_type(args.image)[0]
+    if kind is None or not args.image.is_file():
+        raise SystemExit(f"{args.image} is no file whose name says what image it is, such as photo.png.")
+    client = OpenAI(base_url=args.server, api_key="none")
     url = f"data:{kind};base64,{base64.b64encode(args.image.read_bytes()).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": args.question}]
-    model = next(iter(client.models.list())).id
-    chunks = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": content}], stream=True, temperature=0
-    )
-    for chunk in chunks:
-        print(chunk.choices[0].delta.content or "", end="", flush=True)
+    try:
+        model = next(iter(client.models.list())).id
+        chunks = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": content}], stream=True, temperature=0
+        )
+        for chunk in chunks:
+            print(chunk.choices[0].delta.content or "", end="", flush=True)
+    except OpenAIError as error:
+        raise SystemExit(f"{args.server}: {error}") from None
     print()
 
 
