@@ -120,7 +120,10 @@ CASES = [
     _bad(("serve", "--port", "none"), "'none' must be an integer from 0 to 65535"),
     _bad(("serve", "--port", "99999"), "'99999' must be an integer from 0 to 65535"),
     _bad(("demo", "--port", "99999"), "'99999' must be an integer from 0 to 65535"),
-    _bad(("serve", "--max_requests", "0"), "max_requests=0 must be a number > 0"),
+    _bad(("serve", "--max_requests", "0"), "max_requests=0 must be a finite number > 0"),
+    _bad(("serve", "--body_seconds", "nan"), "body_seconds=nan must be a finite number > 0"),
+    _bad(("demo", "--step_seconds", "nan"), "'nan' must be a number of seconds, 0 or more"),
+    _bad(("demo", "--host", "nosuch.invalid"), "--host nosuch.invalid --port 7860: "),
     Case(
         KIND,
         "hyphens instead of underscores",

@@ -86,9 +86,10 @@ def _calibration(relevance: Any = None, attention: Any = None) -> dict[str, Any]
 VALUES = [
     _bad("Unknown prune_method 'shrig'. Did you mean 'shirg'", prune_method="shrig"),
     _bad("Unknown prune_method ''", prune_method=""),
-    _bad("fovea_size >= the patch size 14, got fovea_size=3", fovea_size=3),
+    _bad("fovea_size from the patch size 14 to 3072 pixels, got fovea_size=3", fovea_size=3),
     _bad("fovea_size=-224", fovea_size=-224),
-    _bad("fovea_size >= the patch size 14, got fovea_size=None", fovea_size=None),
+    _bad("to 3072 pixels, got fovea_size=1000000", fovea_size=1_000_000),
+    _bad("fovea_size from the patch size 14 to 3072 pixels, got fovea_size=None", fovea_size=None),
     _bad("pooled_grid_size=14 must be between 1 and the 13 patches", pooled_grid_size=14),
     _bad("pooled_grid_size=0 must be between 1", pooled_grid_size=0),
     *[

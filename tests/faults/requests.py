@@ -80,7 +80,11 @@ IMAGES = [
     _bad("text as a PNG", "400: This is no image/png file that can be read", lambda: body(_data(b"hello"))),
     _bad("an SVG", "400: An image is one of image/png", lambda: body(_data(b"<svg/>", "image/svg+xml"))),
     _bad("a TIFF that says PNG", "400: This is no image/png file", lambda: body(_data(written("TIFF")[:9000]))),
-    _bad("a PNG of 4 gigapixels", "400: This is no image/png file", lambda: body(_data(png_of_size(65_000, 65_000)))),
+    _bad(
+        "a PNG of 4 gigapixels",
+        "400: The image has far more than the",
+        lambda: body(_data(png_of_size(65_000, 65_000))),
+    ),
     _bad(
         "a PNG over the limit",
         "400: The image has 2000x2000 pixels; 1000000",
@@ -99,6 +103,11 @@ BODIES = [
     ),
     _bad("too many bytes in all", "413: The request is larger than 400000 bytes", b"[" + b" " * 500_000 + b"]"),
     _bad("deeply nested", "4(00|22): ", b"[" * 100_000),
+    _bad(
+        "a cache that keeps nothing",
+        "400: prefix_kv=1e-300 keeps 0 of the",
+        lambda: body(generation_config='{"prefix_kv": 1e-300}'),
+    ),
     _bad("another model", "400|404", lambda: body(model="gpt-4o")),
     _bad("no messages", "400: messages must be a list with at least one", lambda: body(messages=[])),
     _bad("messages that are a string", "400: messages must be a list", lambda: body(messages="Which?")),
