@@ -68,7 +68,7 @@ def audit(folder: Path, pins: dict[str, str]) -> dict:
     venv.create(folder / "venv", with_pip=True)
     installed = _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "pip-audit"])
     if installed.returncode:
-        _raise_unreachable("pip-audit cannot be installed", installed.stderr)
+        _raise_if_unreachable("pip-audit cannot be installed", installed.stderr)
         raise RuntimeError(f"pip-audit could not be installed: {installed.stderr}")
     requirements, out = folder / "requirements.txt", folder / "report.json"
     requirements.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
@@ -76,7 +76,7 @@ def audit(folder: Path, pins: dict[str, str]) -> dict:
     audited = _run([python, "-m", "pip_audit", "--requirement", requirements, *words])
     if out.is_file() and out.stat().st_size:
         return json.loads(out.read_text())
-    _raise_unreachable("the advisory database cannot be reached", audited.stderr)
+    _raise_if_unreachable("the advisory database cannot be reached", audited.stderr)
     raise RuntimeError(f"pip-audit ended with {audited.returncode} and no report: {audited.stderr}")
 
 
@@ -114,7 +114,7 @@ def _run(words: list) -> subprocess.CompletedProcess:
         raise NotRun(f"{' '.join(map(str, words[1:4]))} was not done after {SECONDS} s (timed out)") from None
 
 
-def _raise_unreachable(what: str, errors: str) -> None:
+def _raise_if_unreachable(what: str, errors: str) -> None:
     if any(words in errors for words in _UNREACHABLE):
         raise NotRun(f"{what} ({_last_line(errors)})")
 

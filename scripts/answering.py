@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from modeling_shirg.evaluation.overlay import draw_overlay
 from modeling_shirg.evaluation.timing import StageClock
 from modeling_shirg.generation_shirg_lavida import visible_attention
+from modeling_shirg.serving.limits import check_length
 
 from .loading import Loaded
 
@@ -93,6 +94,9 @@ def answer_question(
         image_options: call-time arguments of the image processor, such as `fovea_boxes` and `selection_budget`.
         streamer: gets the answer while it denoises.
         **generation: arguments of `generate`; `None` leaves the checkpoint's own.
+
+    Raises:
+        ValueError: prompt and answer are longer than the model knows positions, or an argument does not fit.
     """
     model, processor = loaded.model, loaded.processor
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
@@ -106,6 +110,8 @@ def answer_question(
                 return_tensors="pt",
                 processor_kwargs=image_options or {},
             ).to(model.device)
+        asked = generation.get("max_new_tokens") or model.generation_config.max_new_tokens or 0
+        check_length(model, inputs["input_ids"].shape[1], asked)
         embeds, images = model.model.prepare_inputs_embeds(
             inputs["input_ids"],
             inputs["pixel_values"],

@@ -55,7 +55,7 @@ def parse_row(text: str) -> Row:
     if preset not in PRESETS:
         nearest = "".join(f" Did you mean {match!r}?" for match in get_close_matches(preset, PRESETS, n=1))
         raise ValueError(f"Unknown system {preset!r}.{nearest} Known: {', '.join(PRESETS)}.")
-    entries = [_entry(text, each) for each in filter(None, _SEPARATOR.split(rest))]
+    entries = [_entry(text, each) for each in filter(None, _SEPARATOR.split(rest.rstrip(",")))]
     values = dict(entries)
     if len(values) < len(entries):
         raise ValueError(f"{text}: a field is given twice, in {', '.join(name for name, _ in entries)}.")
@@ -74,6 +74,8 @@ def _entry(text: str, entry: str) -> tuple[str, Any]:
     try:
         return name.strip().replace("-", "_"), json.loads(value)
     except json.JSONDecodeError:
+        if "," in value:
+            raise ValueError(f"{text}: {value!r} is no value; write every field as FIELD=VALUE.") from None
         return name.strip().replace("-", "_"), value
 
 

@@ -78,7 +78,10 @@ def main(args: argparse.Namespace) -> None:
 def _check_address(host: str, port: int) -> None:
     """Raises a `ValueError` where nothing can listen; Gradio's own names settings that are not the command's."""
     try:
-        socket.create_server((host, port)).close()
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
     except OSError as error:
         raise ValueError(f"--host {host} --port {port}: {error.strerror}. Choose others.") from None
 

@@ -427,6 +427,7 @@ class TestRows:
             ("shirg:batch=0", "batch=0"),
             ("shirg:selection_budgt=3", "selection_budget"),
             ("shirg:steps=4,steps=8", "given twice"),
+            ("shirg:steps=4,prefix_kv", "'4,prefix_kv' is no value"),
         ],
     )
     def test_what_is_wrong_with_a_row_is_named(self, text, said):

@@ -20,6 +20,7 @@ import pytest
 from huggingface_hub import RepoCard
 from PIL import Image
 
+from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.demo.asking import Asker, Draft, Question, Result, image_options
 from modeling_shirg.demo.pictures import box_of, draft_html, with_box
 from modeling_shirg.evaluation.overlay import draw_scores
@@ -140,6 +141,10 @@ def test_a_port_that_is_taken_and_a_host_that_is_none_are_named(capsys):
         port = str(taken.getsockname()[1])
         assert main(["demo", "--port", port]) == 2
         assert f"--host 127.0.0.1 --port {port}: Address already in use" in capsys.readouterr().err
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["demo", "--host", "[::1]", "--port", port]) == 2
+        assert f"--host [::1] --port {port}: Address already in use" in capsys.readouterr().err
     assert main(["demo", "--host", "nosuch.invalid"]) == 2
     assert "--host nosuch.invalid --port 7860" in capsys.readouterr().err
 
@@ -147,14 +152,18 @@ def test_a_port_that_is_taken_and_a_host_that_is_none_are_named(capsys):
 # What is asked
 
 
-def test_a_question_that_is_too_long_is_refused_before_the_model_runs(monkeypatch):
+@pytest.mark.parametrize("system", ["shirg", "lavida"])
+def test_a_question_that_is_too_long_is_refused_before_the_model_runs(system, monkeypatch):
     gr, page_module = pytest.importorskip("gradio"), pytest.importorskip("modeling_shirg.demo.page")
-    asker = Asker(lambda name: load(None, name), lambda *args, **kwargs: pytest.fail("the model was asked"))
-    page = page_module.Page(asker, ["shirg"], [])
+    asker = Asker(lambda name: load(None, name), answer_question)
+    page = page_module.Page(asker, [system], [])
+    monkeypatch.setattr(
+        ShirgLavidaForConditionalGeneration, "generate", lambda *args, **kwargs: pytest.fail("the model was asked")
+    )
     image = _example(load())
     for text, said in (("x " * 100_000, "at most 100000 characters, got 200000"), ("x " * 2_000, "positions")):
         with pytest.raises(gr.Error, match=said):
-            list(page._ask(image, None, text, "shirg", "(none)", 100, 0))
+            list(page._ask(image, None, text, system, "(none)", 100, 0))
 
 
 # What is uploaded

@@ -26,7 +26,7 @@ def _run(name: str, *arguments: str) -> dict:
     return example
 
 
-def _emptied(folder: Path) -> Path:
+def _new(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
@@ -109,7 +109,7 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     _run("ask_folder.py", str(folder), str(out), "Another one?")
     assert len(out.read_text().splitlines()) == 2 * len(records), "another question is asked of all images"
     with pytest.raises(SystemExit, match="holds no image"):
-        _run("ask_folder.py", str(_emptied(tmp_path / "empty")), str(out), QUESTION)
+        _run("ask_folder.py", str(_new(tmp_path / "empty")), str(out), QUESTION)
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ BAD_IMAGES = {
     "without a type": (_data_url(SMALL, ""), "An image is one of"),
     "of too many bytes": (_data_url(b"\0" * 200_001), "larger than 200000 bytes"),
     "of too many pixels": (_data_url(_png_header(1001, 1000)), "1001x1000 pixels"),
-    "a decompression bomb": (_data_url(_png_header(60_000, 60_000)), "far more than the 1000000 pixels"),
+    "a decompression bomb": (_data_url(_png_header(60_000, 60_000)), "too many pixels; 1000000"),
     "no base64": ("data:image/png;base64,@@@@", "no base64"),
     "not in base64": ("data:image/png,abc", "A data: URL is"),
     "a file of the server": ("/etc/passwd", "or a URL, got '/etc/passwd'"),
@@ -268,9 +268,15 @@ def test_steps_of_a_request_replace_the_step_ratio_of_the_checkpoint():
     assert (config.steps, config.step_ratio, config.do_sample, config.temperature) == (4, None, False, None)
 
 
-def test_what_only_the_prompt_shows_is_an_error_of_the_request(client):
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_only_the_prompt_shows_is_an_error_of_the_request(client, stream):
     with pytest.raises(openai.BadRequestError, match="prefix_kv=0.001 keeps 1 of"):
-        _ask(client, _messages(_data_url(SMALL)), extra_body={"generation_config": '{"prefix_kv": 0.001}'})
+        _ask(
+            client,
+            _messages(_data_url(SMALL)),
+            extra_body={"generation_config": '{"prefix_kv": 0.001}'},
+            stream=stream,
+        )
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "8", True])
@@ -627,6 +633,41 @@ def test_a_name_that_is_not_found_in_time_is_given_up():
         fetch("http://a.example/", 1000, start + 0.5, backend)
     assert time.monotonic() - start < 5
     found.set()
+
+
+def test_a_slow_look_up_leaves_the_connection_less_time():
+    class Remembering(httpcore.NetworkBackend):
+        def connect_tcp(self, host, port, timeout, *args) -> httpcore.NetworkStream:
+            self.timeout = timeout
+            raise httpcore.ConnectTimeout("later")
+
+    network = Remembering()
+    backend = PublicBackend(lambda host, port: time.sleep(0.5) or [PUBLIC], network)
+    with pytest.raises(ValueError, match="did not come in time"):
+        fetch("http://a.example/", 1000, time.monotonic() + 10, backend)
+    assert network.timeout < 9.6
+
+
+def test_what_is_fetched_for_a_request_is_counted_together(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "modeling_shirg.serving.images.fetch", lambda url, size, deadline: sizes.append(size) or ("image/png", SMALL)
+    )
+    limits = Limits(max_request_bytes=2 * len(SMALL) + 5, max_image_bytes=len(SMALL) + 9)
+    read_images(["http://a.example/"] * 3, limits, allow_urls=True)
+    assert sizes == [len(SMALL) + 9, len(SMALL) + 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_image_pixels": 10**9}, "max_image_pixels=1000000000 must be at most"),
+        ({"max_request_pixels": 100}, "max_image_pixels=50000000 of one image must be at most max_request_pixels=100"),
+    ],
+)
+def test_limits_that_cannot_hold_are_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        Limits(**fields)
 
 
 def test_all_urls_of_a_request_share_its_seconds(monkeypatch):

@@ -39,7 +39,12 @@ GENERATION_DEFAULTS: dict[str, Any] = {
     "mask_token_id": None,
 }
 # An argument replaces the stored value of its counterpart, which would contradict it.
-_COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
+_COUNTERPARTS = {
+    "steps": "step_ratio",
+    "step_ratio": "steps",
+    "confidence_threshold": "confidence_factor",
+    "confidence_factor": "confidence_threshold",
+}
 _OUTPUT_FLAGS = ("output_history", "output_selection")
 _SWITCHES = ("do_sample", "use_cache", "return_dict_in_generate", "stop_at_eos", "dual_cache", "prefix_offload")
 # What transformers itself writes into or hands to a generation config.

@@ -13,7 +13,6 @@ from transformers import TextDiffusionStreamer
 
 from modeling_shirg.evaluation.timing import StageClock
 from modeling_shirg.selection_methods_shirg import METHODS
-from modeling_shirg.serving.limits import check_length
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,6 @@ class Asker:
             ValueError: something of the question does not fit the system; it may be too long.
         """
         loaded = self.system(name)
-        tokens = len(loaded.processor.tokenizer(question.text).input_ids) + loaded.model.config.num_image_tokens
-        check_length(loaded.model, tokens + loaded.model.generation_config.max_new_tokens)
         options, notes = image_options(loaded.model.config, question)
         clock, streamer = StageClock(), _Drafts(loaded)
         with ThreadPoolExecutor(1) as pool:

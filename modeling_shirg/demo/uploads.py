@@ -53,13 +53,14 @@ class UploadedFilesOnly:
         while pending:
             value = pending.pop()
             if isinstance(value, dict):
-                self._check_file(value)
+                self._without_url(value)
                 pending += value.values()
             elif isinstance(value, list):
                 pending += value
         return json.dumps(content).encode()
 
-    def _check_file(self, value: dict[str, Any]) -> None:
+    def _without_url(self, value: dict[str, Any]) -> None:
+        """Takes the URL out of a file; a `ValueError` if its path is not that of an upload."""
         path, url = value.get("path"), value.pop("url", None)
         if path is None and url is None:
             return

@@ -10,6 +10,9 @@ from jinja2 import TemplateError
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import GenerationState, Modality
 
+from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
+from modeling_shirg.prefix_cache_shirg import prefix_budget
+
 from .chat_request import check_fields, checked_messages, generation_config
 from .images import read_images
 from .limits import Limits, check_length
@@ -37,7 +40,7 @@ class ChatHandler(ChatCompletionHandler):
             check_fields(body)
             config = generation_config(body, model.generation_config, self.limits.max_new_tokens)
             inputs = await asyncio.to_thread(self._inputs, body, processor)
-            check_length(model, inputs["input_ids"].shape[1] + config.max_new_tokens)
+            _check_prompt(model, config, inputs["input_ids"].shape[1])
         except (ValueError, TemplateError) as error:
             raise HTTPException(400, str(error)) from None
         inputs = dict(inputs.to(model.device))
@@ -46,13 +49,7 @@ class ChatHandler(ChatCompletionHandler):
         respond = self._streaming if body.get("stream") else self._non_streaming
         manager = self.generation_state.get_manager(name)
         response = respond(request_id, model, processor, name, inputs, config, gen_manager=manager)
-        if body.get("stream"):
-            return response
-        try:
-            return await response
-        except ValueError as error:
-            # What only this prompt shows, such as a share of it that keeps too few keys.
-            raise HTTPException(400, str(error)) from None
+        return response if body.get("stream") else await response
 
     def _inputs(self, body: dict, processor: Any) -> Any:
         messages = self.get_processor_inputs_from_messages(checked_messages(body, self.limits), Modality.VLM)
@@ -70,3 +67,10 @@ class ChatHandler(ChatCompletionHandler):
                 return_tensors="pt",
                 processor_kwargs={} if boxes is None else {"fovea_boxes": boxes},
             )
+
+
+def _check_prompt(model: Any, config: ShirgGenerationConfig, length: int) -> None:
+    """Raises a `ValueError` for what `config` cannot do with a prompt of `length` tokens."""
+    check_length(model, length, config.max_new_tokens)
+    if config.prefix_kv is not None:
+        prefix_budget(config.prefix_kv, model.config.text_config.num_hidden_layers, length)

@@ -5,7 +5,8 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -74,19 +75,31 @@ class PublicBackend(httpcore.NetworkBackend):
             ValueError: one of its addresses is not public, or it has none.
             httpcore.ConnectTimeout: it was not found in `timeout` seconds.
         """
-        # A look-up has no timeout of its own; one that takes too long ends in its thread, for nobody.
-        pool = ThreadPoolExecutor(1)
+        start = time.monotonic()
         try:
-            addresses = pool.submit(self._resolver, host, port).result(timeout)
-        except TimeoutError:
-            raise httpcore.ConnectTimeout(f"{host} was not found in time.") from None
+            addresses = self._resolved(host, port, timeout)
         except (OSError, UnicodeError) as error:
             raise ValueError(f"{host} has no address ({error}).") from None
-        finally:
-            pool.shutdown(wait=False)
         if not addresses or not all(map(is_public, addresses)):
             raise ValueError(f"{host} is not a public address: send the image itself, as a data: URL.")
-        return self._network.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        left = None if timeout is None else _left(start + timeout, httpcore.ConnectTimeout)
+        return self._network.connect_tcp(addresses[0], port, left, local_address, socket_options)
+
+    def _resolved(self, host: str, port: int, timeout: float | None) -> list[str]:
+        """What the resolver finds, which has no timeout of its own: one that takes too long ends for nobody."""
+        found: Future[list[str]] = Future()
+
+        def look_up() -> None:
+            try:
+                found.set_result(self._resolver(host, port))
+            except (OSError, UnicodeError) as error:
+                found.set_exception(error)
+
+        Thread(target=look_up, daemon=True).start()
+        wait([found], timeout)
+        if not found.done():
+            raise httpcore.ConnectTimeout(f"{host} was not found in time.")
+        return found.result()
 
     def connect_unix_socket(self, *args, **kwargs) -> httpcore.NetworkStream:
         """Never."""

@@ -28,7 +28,12 @@ def read_images(urls: list[str], limits: Limits, allow_urls: bool = False) -> li
         ValueError: what is given is not that, is of another type than it says, or is too large.
     """
     deadline = time.monotonic() + limits.fetch_seconds
-    images = [_read_image(url, limits, allow_urls, deadline) for url in urls]
+    images, fetched = [], 0
+    for url in urls:
+        most = min(limits.max_image_bytes, limits.max_request_bytes - fetched)
+        image, size = _read_image(url, most, limits, allow_urls, deadline)
+        images.append(image)
+        fetched += size
     pixels = sum(image.width * image.height for image in images)
     if pixels > limits.max_request_pixels:
         sizes = ", ".join(f"{image.width}x{image.height}" for image in images)
@@ -39,24 +44,26 @@ def read_images(urls: list[str], limits: Limits, allow_urls: bool = False) -> li
     return images
 
 
-def _read_image(url: str, limits: Limits, allow_urls: bool, deadline: float) -> Image.Image:
-    """One of them.
+def _read_image(
+    url: str, max_bytes: int, limits: Limits, allow_urls: bool, deadline: float
+) -> tuple[Image.Image, int]:
+    """One of them, and its size in bytes.
 
     Raises:
         ValueError: what is given is not that, is of another type than it says, or is too large.
     """
     if url[: len(_DATA)].lower() == _DATA:
-        kind, content = _decoded(url, limits.max_image_bytes)
+        kind, content = _decoded(url, max_bytes)
     elif url.lower().startswith(_URL_SCHEMES):
         if not allow_urls:
             raise ValueError(
                 "This server fetches no URLs (`shirg serve --allow_urls` does): send the image itself, as "
                 "data:image/png;base64,..."
             )
-        kind, content = fetch(url, limits.max_image_bytes, deadline)
+        kind, content = fetch(url, max_bytes, deadline)
     else:
         raise ValueError(f"An image is data:image/png;base64,... or a URL, got {_shown(url)}.")
-    return open_checked(content, limits.max_image_pixels, kind)
+    return open_checked(content, limits.max_image_pixels, kind), len(content)
 
 
 def _decoded(url: str, max_bytes: int) -> tuple[str, bytes]:
@@ -94,7 +101,7 @@ def open_checked(content: bytes, max_pixels: int, kind: str | None = None) -> Im
     try:
         image = Image.open(BytesIO(content), formats=list(FORMATS.values()) if kind is None else [FORMATS[kind]])
     except Image.DecompressionBombError:
-        raise ValueError(f"The image has far more than the {max_pixels} pixels that are allowed.") from None
+        raise ValueError(f"The image has too many pixels; {max_pixels} in all are allowed.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         taken = ", ".join(FORMATS.values())
         raise ValueError(f"This is no {kind or 'image'} file that can be read; taken are {taken}.") from None

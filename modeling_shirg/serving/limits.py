@@ -6,6 +6,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from PIL import Image
+
+_DECODABLE_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # more is a DecompressionBombError
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -42,13 +46,25 @@ class Limits:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ValueError(f"{field.name}={value!r} must be a finite number > 0.")
+        if self.max_image_pixels > _DECODABLE_PIXELS:
+            raise ValueError(
+                f"max_image_pixels={self.max_image_pixels} must be at most {_DECODABLE_PIXELS}, PIL's own limit."
+            )
+        if self.max_image_pixels > self.max_request_pixels:
+            raise ValueError(
+                f"max_image_pixels={self.max_image_pixels} of one image must be at most "
+                f"max_request_pixels={self.max_request_pixels} of all."
+            )
 
 
-def check_length(model: Any, length: int) -> None:
-    """Raises a `ValueError` for a prompt and its answer that are together longer than the model knows positions."""
+def check_length(model: Any, prompt: int, max_new_tokens: int) -> None:
+    """Raises a `ValueError` for a prompt and an answer that are together longer than the model knows positions."""
     known = model.config.text_config.max_position_embeddings
-    if length > known:
-        raise ValueError(f"Prompt and answer are {length} tokens long; the model knows {known} positions.")
+    if prompt + max_new_tokens > known:
+        raise ValueError(
+            f"A prompt of {prompt} tokens and max_new_tokens={max_new_tokens} are more than the {known} positions "
+            "that the model knows: ask less, or for less."
+        )
 
 
 class TooLarge(Exception):

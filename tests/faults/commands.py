@@ -54,7 +54,7 @@ CASES = [
     _bad((*_ASK, "--prune_method", "lavida", "--text_relevance", "lm"), "prune_method='lavida' scores none"),
     _bad((*_ASK, "--max_new_tokens", "0"), "max_new_tokens=0 must be an int > 0"),
     _bad((*_ASK, "--max_new_tokens", "many"), "invalid int value: 'many'"),
-    _bad((*_ASK, "--max_new_tokens", "100000000"), "max_new_tokens=100000000 is more than the 2048 positions"),
+    _bad((*_ASK, "--max_new_tokens", "100000000"), "max_new_tokens=100000000 are more than the 2048 positions"),
     _bad((*_ASK, "--option", 'vision_config={"hidden_size":0}'), "vision_config.hidden_size=0 must be at least 1"),
     _bad((*_ASK, "--steps", "-1"), "steps=-1 must be an int > 0"),
     _bad((*_ASK, "--prefix_kv", "2"), r"prefix_kv=2.0 must be a number in \(0, 1\]"),
