@@ -1,6 +1,7 @@
 """Arguments that commands share: which checkpoint, under which system, and how it answers."""
 
 import argparse
+import math
 from typing import Any
 
 
@@ -20,6 +21,17 @@ def port_number(written: str) -> int:
     if not written.isascii() or not written.isdigit() or int(written) > 65535:
         raise argparse.ArgumentTypeError(f"{written!r} must be an integer from 0 to 65535")
     return int(written)
+
+
+def number_of_seconds(written: str) -> float:
+    """A `type` for arguments that name a time."""
+    try:
+        seconds = float(written)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{written!r} must be a number of seconds, 0 or more")
+    return seconds
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

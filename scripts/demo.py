@@ -8,7 +8,6 @@ pip install 'shirg-lavida[demo]'. hub_card/space/ is the same page as a Space.
 """
 
 import argparse
-import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from configuration_shirg.presets_shirg import PRESETS
 
-    from .arguments import add_model_arguments, add_quantize_argument, port_number, preset_name
+    from .arguments import add_model_arguments, add_quantize_argument, number_of_seconds, port_number, preset_name
 
     parser = argparse.ArgumentParser(
         prog="shirg demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,21 +37,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
     )
-    parser.add_argument("--step_seconds", type=_seconds, default=0.25, help="how long each step stays on the screen")
+    parser.add_argument("--step_seconds", type=number_of_seconds, default=0.25, help="how long each step stays on the screen")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port_number, default=7860)
     return parser.parse_args(argv)
-
-
-def _seconds(written: str) -> float:
-    """A `type` for arguments that name a time."""
-    try:
-        seconds = float(written)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{written!r} must be a number of seconds, 0 or more")
-    return seconds
 
 
 def main(args: argparse.Namespace) -> None:
