@@ -23,15 +23,15 @@ def port_number(written: str) -> int:
     return int(written)
 
 
-def number_of_seconds(written: str) -> float:
+def seconds(written: str) -> float:
     """A `type` for arguments that name a time."""
     try:
-        seconds = float(written)
+        value = float(written)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < math.inf:
+        value = -1.0
+    if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{written!r} must be a number of seconds, 0 or more")
-    return seconds
+    return value
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

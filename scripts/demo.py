@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from configuration_shirg.presets_shirg import PRESETS
 
-    from .arguments import add_model_arguments, add_quantize_argument, number_of_seconds, port_number, preset_name
+    from .arguments import add_model_arguments, add_quantize_argument, port_number, preset_name, seconds
 
     parser = argparse.ArgumentParser(
         prog="shirg demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
     )
-    parser.add_argument("--step_seconds", type=number_of_seconds, default=0.25, help="how long each step stays on the screen")
+    parser.add_argument("--step_seconds", type=seconds, default=0.25, help="how long each step stays on the screen")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port_number, default=7860)
     return parser.parse_args(argv)
