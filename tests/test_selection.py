@@ -209,6 +209,20 @@ def test_scores_are_float32_under_autocast():
     assert torch.equal(same.scores, plain.scores)
 
 
+@pytest.mark.parametrize("source", ["map", "received", "norm"])
+def test_signals_of_a_float32_tower_are_computed_in_float32_under_autocast(source):
+    """As in mixed-precision training, where activations are bfloat16 and weights are not."""
+    tower = tiny_model(tiny_config(attention_source=source)).model.vision_tower
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        _, plain = tower(pixels, {"attention", "keys"})
+        with torch.autocast("cpu", torch.bfloat16):
+            _, mixed = tower(pixels, {"attention", "keys"})
+    for name, values in plain.items():
+        assert mixed[name].dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(mixed[name].flatten(), values.flatten(), dim=0) > 0.99
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("geometry", ["toy", "full"])
 def test_selection_of_pages_and_flat_images_does_not_depend_on_the_batch(geometry, dtype):

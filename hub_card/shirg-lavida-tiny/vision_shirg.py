@@ -97,7 +97,7 @@ class ShirgVisionTower(nn.Module):
     def mean_keys(self, before_VND: torch.Tensor) -> torch.Tensor:
         """Keys of the last kept layer, given its input, averaged over heads, float32 (V, N, K)."""
         layer = self.vision_model.encoder.layers[self.num_kept_layers - 1]
-        keys_VND = layer.self_attn.k_proj(layer.layer_norm1(before_VND))
+        keys_VND = layer.self_attn.k_proj(layer.layer_norm1(self._as_weights(before_VND)))
         return keys_VND.float().unflatten(-1, (layer.self_attn.num_heads, -1)).mean(-2)
 
     def _embed(self, pixels_V3PP: torch.Tensor, any_grid: bool) -> torch.Tensor:
@@ -163,7 +163,7 @@ class ShirgVisionTower(nn.Module):
                 "The scores read the pooling head's weights, which are offloaded. Give model.vision_tower a device of "
                 "its own in device_map, such as 'cpu', or choose attention_source='received' or 'norm'."
             )
-        hidden_VND = features_VND
+        hidden_VND = self._as_weights(features_VND)
         for layer in self.vision_model.encoder.layers[self.num_kept_layers :]:
             hidden_VND = layer(hidden_VND, None)
         return self.vision_model.post_layernorm(hidden_VND).float()
@@ -174,7 +174,7 @@ class ShirgVisionTower(nn.Module):
         Query rows are taken `chunk` at a time, so the (N, N) map never exists as a whole.
         """
         layer = self.vision_model.encoder.layers[self.num_kept_layers - 1]
-        normed_VND = layer.layer_norm1(before_VND)
+        normed_VND = layer.layer_norm1(self._as_weights(before_VND))
         heads = (layer.self_attn.num_heads, layer.self_attn.head_dim)
         queries_VHNK = layer.self_attn.q_proj(normed_VND).unflatten(-1, heads).transpose(1, 2).float()
         keys_VHNK = layer.self_attn.k_proj(normed_VND).unflatten(-1, heads).transpose(1, 2).float()
@@ -183,6 +183,10 @@ class ShirgVisionTower(nn.Module):
             logits = part_VHnK @ keys_VHNK.transpose(-1, -2) * layer.self_attn.scale
             received_VN = received_VN + logits.softmax(-1).mean(1).sum(1)
         return received_VN / queries_VHNK.shape[2]
+
+    def _as_weights(self, hidden_VND: torch.Tensor) -> torch.Tensor:
+        """In the tower's own type: autocast, which scores are not computed under, leaves activations in another."""
+        return hidden_VND.to(self.vision_model.post_layernorm.weight.dtype)
 
 
 def _in_float32(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
