@@ -14,12 +14,13 @@ from typing import Any
 
 EXAMPLES = {
     "grid.png": "What is in cell 5?",
-    "large.png": "What is in cell 6?",
-    "shape.png": "What color is the shape?",
+    "chart.png": "What is the value of point S?",
+    "document.png": "What is the value of V?",
+    "shapes.png": "What color is the triangle?",
 }
 TOY = (
-    "The checkpoint that comes with the package is a toy: it reads small rendered scenes, and was trained under "
-    "`shirg`, with the fovea in the middle. Elsewhere it shows where a system looks, and reads little."
+    "The checkpoint that comes with the package is a toy: it reads small rendered scenes, and was adapted to "
+    "`shirg`, with the fovea in the middle. Elsewhere it shows where a system looks, and reads less."
 )
 
 

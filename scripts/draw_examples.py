@@ -2,14 +2,20 @@
 
     python -m shirg_scripts.draw_examples --out hub_card/examples
 
-They are rendered by modeling_shirg/evaluation/synthetic.py and need matplotlib's fonts:
+They are rendered by modeling_shirg/evaluation/scenes, their questions printed, and need matplotlib's fonts:
 pip install 'shirg-lavida[eval]'.
 """
 
 import argparse
 from pathlib import Path
 
-EXAMPLES = {"grid.png": ("grid", 3), "large.png": ("grid", 20), "shape.png": ("guard", 2)}
+# Name: family, and what is fixed of its first scene; the first question is the one that the package asks.
+EXAMPLES = {
+    "chart.png": ("chart", {"cell": (21, 1)}),
+    "document.png": ("document", {"cell": (21, 0)}),
+    "grid.png": ("entity_grid", {"cell": (29, "corner")}),
+    "shapes.png": ("guard", {"shapes": (3, 3)}),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -21,11 +27,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Write the images."""
-    from modeling_shirg.evaluation.synthetic import scene
+    from modeling_shirg.evaluation.scenes import Cell, scene
 
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, (family, index) in EXAMPLES.items():
-        scene(family, "validation", index).image.save(args.out / name)
+    for name, (family, fixed) in EXAMPLES.items():
+        cell = {"cell": Cell(*fixed["cell"])} if "cell" in fixed else {}
+        drawn = scene(family, "validation", 0, **{**fixed, **cell})
+        drawn.image.save(args.out / name)
+        print(f"{name}: {drawn.questions[0].text} {drawn.questions[0].answer}")
 
 
 if __name__ == "__main__":

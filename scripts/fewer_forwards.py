@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Answer every question under every setting, and write the page."""
-    from modeling_shirg.evaluation.synthetic import FAMILIES
+    from modeling_shirg.evaluation.scenes import FAMILIES
 
     from .loading import load
 
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
         model=loaded.name,
         tokens=loaded.model.generation_config.max_new_tokens,
         count=len(asked),
-        families=" and ".join(FAMILIES),
+        families=", ".join(FAMILIES),
         table=summary(asked, SETTINGS),
     )
     args.out.write_text(page)
@@ -80,11 +80,11 @@ def ask(loaded, family: str, index: int, settings: tuple[dict, ...], tokens: int
     """One question of the test split under each setting: `text`, `right` and `forwards`."""
     import torch
 
-    from modeling_shirg.evaluation.synthetic import scene
+    from modeling_shirg.evaluation.scenes import scene
 
     drawn, model, processor = scene(family, "test", index), loaded.model, loaded.processor
-    question, expected = drawn.questions[index % len(drawn.questions)]
-    content = [{"type": "image", "image": drawn.image}, {"type": "text", "text": question}]
+    question = drawn.questions[index % len(drawn.questions)]
+    content = [{"type": "image", "image": drawn.image}, {"type": "text", "text": question.text}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -98,7 +98,7 @@ def ask(loaded, family: str, index: int, settings: tuple[dict, ...], tokens: int
         with torch.no_grad():
             output = model.generate(**inputs, **generation)
         (text,) = processor.post_process_image_text_to_text(output.sequences[:, inputs["input_ids"].shape[1] :])
-        found.append({"text": text, "right": text == expected, "forwards": output.forwards})
+        found.append({"text": text, "right": text == question.answer, "forwards": output.forwards})
     return found
 
 

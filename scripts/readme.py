@@ -1,7 +1,7 @@
 """Write the measured parts of README.md from the results that are stored beside it.
 
     python -m shirg_scripts.readme                # in a checkout
-    shirg ask hub_card/examples/large.png "What is in cell 5?" --overlay docs/overlay.png    # its picture
+    shirg ask hub_card/examples/document.png "What is the value of V?" --overlay docs/overlay.png    # its picture
 
 A part stands between `<!-- measured: NAME -->` and `<!-- end -->`; what is between them is replaced.
 """
@@ -41,8 +41,8 @@ def toy_table(checkout: Path) -> str:
     """What the bundled checkpoint reads, by `python -m shirg_scripts.card_tiny`."""
     figures = json.loads((checkout / "hub_card/shirg-lavida-tiny/figures.json").read_text())
     rows = [
-        f"| {row['question']} | {row['count']} | {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%}) "
-        f"| {row['no_image']:.1%} | {row['majority']:.1%} |"
+        f"| {row['family']}: {row['kind']} | {row['count']} | {row['accuracy']:.1%} "
+        f"({row['low']:.1%} to {row['high']:.1%}) | {row['no_image']:.1%} | {row['majority']:.1%} |"
         for row in figures
     ]
     heading = "| question on held-out scenes | images | exact match (95% interval) | without the image | majority |"
@@ -122,6 +122,20 @@ def faults_sentence(checkout: Path) -> str:
     )
 
 
+def study_table(checkout: Path) -> str:
+    """The aims of the toy-scale study and what came of them, from the run that docs/study has."""
+    from modeling_shirg.evaluation.report.tables import aim_figure, aim_status
+
+    results = json.loads(_read(checkout, "docs/study/results.json"))
+    rows = [
+        f"| {row['aim']} | {arm} | {row['where']} | {aim_figure(row)} | {row['n']:,} | {aim_status(row)} |"
+        for arm, aims in results["aims"].items()
+        for row in aims
+    ]
+    heading = "| aim | arm | where | figure (95% interval) | questions | status |"
+    return "\n".join([heading, "|---|---|---|---|---:|---|", *rows])
+
+
 def _read(checkout: Path, name: str) -> str:
     return (checkout / name).read_text()
 
@@ -134,6 +148,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "soak": soak_sentence,
     "faults": faults_sentence,
     "answer_memory": answer_memory_sentence,
+    "study": study_table,
 }
 
 

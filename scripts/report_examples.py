@@ -1,6 +1,7 @@
 """Examples of a report: questions as two systems look at them, drawn once and kept beside the run."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def draw_examples(source: Source, device: str) -> list[Block]:
         return [Paragraph("There are none: no two systems answered the same questions.")]
     folder = source.folder / FOLDER
     files = [folder / f"{number}.png" for number in range(1, len(picks) + 1)]
-    listed = json.loads(json.dumps([asdict(pick) for pick in picks], default=str))
+    described = json.dumps([asdict(pick) for pick in picks], default=lambda root: os.path.relpath(root, source.folder))
+    listed = json.loads(described)
     kept = folder / LIST_FILE
     if not (kept.exists() and json.loads(kept.read_text()) == listed and all(file.exists() for file in files)):
         try:

@@ -57,6 +57,7 @@ def main(args: argparse.Namespace) -> None:
     with _alone(args.out):
         study = _Study(args, config)
         study.check_systems()
+        study.check_unchanged()
         facts = study.facts() | {"config_file": str(name), "config": content, "cuts": cuts(plan, config)}
         write_json(args.out / STUDY_FILE, facts)
         _run(study, facts, args.ignore_gate)
@@ -91,6 +92,7 @@ class _Study:
 
     def __init__(self, args: argparse.Namespace, config: Any):
         self.run, self.config, self.device = args.out, config, args.device
+        self.given = args.base
         self.base = str(Path(args.base).resolve()) if Path(args.base).exists() else args.base
         self._opened: dict[str, dict[str, Any]] = {"test": {}, "validation": {}}
 
@@ -109,6 +111,27 @@ class _Study:
             recipe = {**self.config.train, **entry.variant.train}
             named_footprint(recipe.get("footprint", "shirg-extra"), recipe.get("rank"), recipe.get("alpha"))
             _train_arguments(self._train_words(entry, _write_recipe(self._adapter(entry), recipe)))
+
+    def check_unchanged(self) -> None:
+        """Raises a `ValueError` if the base was asked other questions, before the facts of the study are written over.
+
+        Recipes are compared by `shirg train`.
+        """
+        for entry in (*self.config.zero_shot(), *self.config.grid_points()):
+            self._written(entry, self._entry_facts(entry, self.base))
+
+    def _written(self, entry: Any, facts: dict[str, Any]) -> dict[str, Any]:
+        """What was written of an entry, nothing if it is new; raises a `ValueError` if that has other `facts`."""
+        from modeling_shirg.evaluation.study.tables import ENTRIES, entry_facts
+
+        before = entry_facts(self.run, entry)
+        changed = [name for name in facts if before and before.get(name) != facts[name]]
+        if changed:
+            raise ValueError(
+                f"{self.run / ENTRIES / entry.name} was made with {changed[0]}={before.get(changed[0])!r}, the config "
+                f"asks for {facts[changed[0]]!r}. Take another --out, or remove that folder."
+            )
+        return before
 
     def facts(self) -> dict[str, Any]:
         """Facts of the study; of one that goes on, with the gate that it had.
@@ -131,7 +154,7 @@ class _Study:
         before = json.loads(file.read_text()) if file.exists() else {}
         return {
             "status": "running",
-            "base": {"name": self.base, "fingerprint": fingerprint(weights)},
+            "base": {"name": self.given, "fingerprint": fingerprint(weights)},
             "gate": before.get("gate"),
             "machine": machine(resolve_device(self.device), torch.float32),
         }
@@ -139,18 +162,12 @@ class _Study:
     def evaluate(self, entry: Any, model: str, controls: tuple[str, ...] = ()) -> None:
         """Ask one entry's questions, unless it is finished."""
         from modeling_shirg.evaluation.answer_log import write_json
-        from modeling_shirg.evaluation.study.tables import ENTRIES, ENTRY_FILE, entry_facts
+        from modeling_shirg.evaluation.study.tables import ENTRIES, ENTRY_FILE
 
         from . import evaluate
 
-        folder, before = self.run / ENTRIES / entry.name, entry_facts(self.run, entry)
-        facts = self._entry_facts(entry, model)
-        changed = [name for name in facts if before and before.get(name) != facts[name]]
-        if changed:
-            raise ValueError(
-                f"{folder} was made with {changed[0]}={before.get(changed[0])!r}, the config asks for "
-                f"{facts[changed[0]]!r}. Take another --out, or remove that folder."
-            )
+        folder, facts = self.run / ENTRIES / entry.name, self._entry_facts(entry, model)
+        before = self._written(entry, facts)
         if before.get("status") == "finished":
             print(f"{entry.name}: finished before, skipped")
             return

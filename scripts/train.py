@@ -109,6 +109,11 @@ def _parts(model_args, args) -> _Parts:
             f"{args.per_device_train_batch_size}."
         )
     footprint = named_footprint(model_args.footprint, model_args.rank, model_args.alpha)
+    if args.stage == "align" and footprint.language:
+        raise ValueError(
+            f"stage='align' does not run the language model, which footprint={footprint.name!r} would train: take "
+            "shirg-extra."
+        )
     loaded = load(
         model_args.model,
         model_args.prune_method,

@@ -574,7 +574,8 @@ class TestCommand:
         status, out, err = _bench(capsys, "--model", str(folder), "--systems", "shirg", "--steps", "2")
         assert status == 0, err
         settings = json.loads(out.splitlines()[-1])["settings"]
-        assert settings["weights"] == str(folder) and settings["text"]["vocab_size"] == 607
+        text = json.loads((folder / "config.json").read_text())["text_config"]
+        assert settings["weights"] == str(folder) and settings["text"]["vocab_size"] == text["vocab_size"]
         assert _bench(capsys, "--model", str(folder), "--vocab_size", "4096")[0] == 2
 
     def test_systems_of_the_selection_stage_are_refused_before_any_work(self, capsys, monkeypatch):

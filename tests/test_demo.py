@@ -169,6 +169,7 @@ def test_a_question_that_is_too_long_is_refused_before_the_model_runs(system, mo
 # What is uploaded
 
 
+CHART_QUESTION = "What is the value of point S?"
 UPLOADED = {"meta": {"_type": "gradio.FileData"}}
 
 
@@ -375,12 +376,12 @@ def test_a_tapped_box_moves_the_fovea_and_two_systems_stand_side_by_side(browser
     page.wait_for_selector("#panel-1")
     _ask(page)
     page.wait_for_function("document.querySelector('#facts-1').innerText.includes('image tokens')")
-    image = _example(loaded, "large.png")
+    image = _example(loaded, "chart.png")
     box = tuple(share * image.width for share in (0.7, 0.7, 0.95, 0.95))
-    looked = answer_question(loaded, image, "What is in cell 6?", StageClock(), {"fovea_boxes": [box]})
+    looked = answer_question(loaded, image, CHART_QUESTION, StageClock(), {"fovea_boxes": [box]})
     assert _answer(page) == looked.text
     assert "the box was not used" in page.locator("#facts-1").inner_text()
-    other = answer_question(load(None, "lavida-980"), image, "What is in cell 6?", StageClock())
+    other = answer_question(load(None, "lavida-980"), image, CHART_QUESTION, StageClock())
     assert _answer(page, 1) == other.text
     assert page.locator("#panel-0").bounding_box()["y"] == page.locator("#panel-1").bounding_box()["y"]
 
@@ -394,7 +395,7 @@ def test_a_file_that_is_no_image_and_no_question_are_errors_that_say_so(browser,
     page.locator("input[type=file]").first.set_input_files(broken)
     page.get_by_text("This is no image file that can be read").wait_for()
     assert page.locator("#picture img").count() == 0
-    page.locator("input[type=file]").first.set_input_files(EXAMPLES / "shape.png")
+    page.locator("input[type=file]").first.set_input_files(EXAMPLES / "shapes.png")
     page.wait_for_selector("#picture img")
     page.locator("#ask").click()
     page.get_by_text("Type a question.").wait_for()
@@ -402,9 +403,9 @@ def test_a_file_that_is_no_image_and_no_question_are_errors_that_say_so(browser,
     page.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
     page.get_by_text("The image has 60000x1000 pixels").wait_for()
     assert page.locator("#picture img").is_visible() and not page.locator("#picture .error").is_visible()
-    page.get_by_label("Question").fill("What color is the shape?")
+    page.get_by_label("Question").fill("What color is the triangle?")
     _ask(page)
-    assert _answer(page) == "green"
+    assert _answer(page) == "blue"
 
 
 def test_it_fits_a_phone(browser, address):
@@ -420,13 +421,13 @@ def test_it_fits_a_phone(browser, address):
 
 def test_two_people_see_each_their_own(browser, address):
     pages = [_open(browser, address, DESK) for _ in range(2)]
-    for number, page in zip((0, 2), pages, strict=True):
+    for number, page in zip((0, 3), pages, strict=True):
         _pick_example(page, number)
     for page in pages:
         page.locator("#ask").click()
     for page in pages:
         page.wait_for_function("document.querySelector('#facts-0').innerText.includes('image tokens')")
-    assert [_answer(page) for page in pages] == ["C", "green"]
+    assert [_answer(page) for page in pages] == ["N", "blue"]
 
 
 # The Space

@@ -43,7 +43,7 @@ def folder(tmp_path) -> Path:
     (tmp_path / "images" / "below").mkdir(parents=True)
     for path in IMAGES.glob("*.png"):
         (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "images" / "shape.png").rename(tmp_path / "images" / "below" / "shape.png")
+    (tmp_path / "images" / "shapes.png").rename(tmp_path / "images" / "below" / "shapes.png")
     (tmp_path / "images" / "broken.png").write_text("no image")
     return tmp_path / "images"
 
@@ -96,7 +96,7 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     out, loaded = tmp_path / "out.jsonl", load()
     _run("ask_folder.py", str(folder), str(out), QUESTION, "--batch_size", "3")
     records = _records(out)
-    assert set(records) == {"grid.png", "large.png", "below/shape.png", "broken.png"}
+    assert set(records) == {"chart.png", "document.png", "grid.png", "below/shapes.png", "broken.png"}
     assert "cannot be read" in records["broken.png"]["error"]
     for name in set(records) - {"broken.png"}:
         image = read_image(loaded, str(folder / name))

@@ -19,7 +19,7 @@ def test_the_flags_of_ask_reach_generate(capsys):
 
 def test_every_setting_of_a_question_is_answered():
     loaded = load(None, device="cpu")
-    found = ask(loaded, "grid", 0, ({}, {"steps": 2}, {"confidence_threshold": 1e-9}), tokens=8)
+    found = ask(loaded, "entity_grid", 0, ({}, {"steps": 2}, {"confidence_threshold": 1e-9}), tokens=8)
     assert [each["forwards"] for each in found] == [8, 2, 1]
     assert all(isinstance(each["text"], str) and isinstance(each["right"], bool) for each in found)
 
@@ -47,6 +47,6 @@ def test_the_page_has_every_setting(tmp_path, monkeypatch, capsys):
     written = (tmp_path / "page.md").read_text()
     names = [", ".join(f"{key}={json.dumps(value)}" for key, value in setting.items()) for setting in SETTINGS]
     assert all(f"| {name} " in written for name in names if name)
-    assert "8 tokens of answer, 2 held-out" in written and "grid and guard" in written
+    assert "8 tokens of answer, 4 held-out" in written and "chart, document, entity_grid, guard" in written
     with pytest.raises(ValueError, match="--images 0: it must be 1 or more"):
         main(parse_args(["--images", "0"]))

@@ -65,6 +65,21 @@ def test_a_footprint_trains_what_it_says_and_nothing_else(name):
     check_trainable(adapted)
 
 
+def test_one_footprint_trains_every_linear_layer_of_the_language_models_blocks_too():
+    adapted = _adapted("shirg-extra-language")
+    extra = set(trainable_counts(_adapted("shirg-extra")).modules)
+    layers = {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer")
+        for name, module in adapted.named_modules()
+        if isinstance(module, torch.nn.Linear) and "language_model.layers" in name and ".lora_" not in name
+    }
+    counts = trainable_counts(adapted)
+    assert len(layers) == 7 * adapted.config.text_config.num_hidden_layers
+    assert set(counts.modules) == extra | layers
+    assert set(counts.groups) == {"projector", "vision", "positions", "language"}
+    check_trainable(adapted)
+
+
 def test_the_text_tower_of_siglip_and_the_language_model_have_the_same_layer_names_and_no_part():
     tower = {"hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 64}
     config = tiny_config(
@@ -187,7 +202,10 @@ def test_the_initial_weights_depend_on_the_seed_alone():
     assert any(not torch.equal(first.get_parameter(name), other.get_parameter(name)) for name in _trained(first))
 
 
-@pytest.mark.parametrize(("name", "preset"), [("shirg-extra", "shirg"), ("shirg-fixed", "shirg-fixed")])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("shirg-extra", "shirg"), ("shirg-extra-language", "shirg"), ("shirg-fixed", "shirg-fixed")],
+)
 @torch.no_grad()
 def test_saved_is_loaded_is_merged_and_the_base_is_untouched(name, preset, tmp_path):
     base = tiny_model(tiny_config(preset, vision_config=DEEP))

@@ -17,11 +17,11 @@ LAVIDA = ROOT / "tests" / "fixtures" / "lavida"
 STAND_INS = {
     "jacklishufan/lavida-llada-v1.0-instruct": str(LAVIDA / "checkpoint"),
     "google/siglip-so400m-patch14-384": str(LAVIDA / "tiny-siglip-so400m-patch14-384"),
-    "photo.jpg": "hub_card/examples/large.png",
+    "photo.jpg": "hub_card/examples/document.png",
     " --device cuda": "",
     "me/": "tester/",
     "--output_dir runs/tiny-lora": "--output_dir runs/tiny-lora --max_steps 2 --warmup_steps 1 --logging_steps 1 "
-    "--eval_steps 1 --save_steps 1 --then_evaluate false --data synthetic:grid,rows=64 --validation_rows 20",
+    "--eval_steps 1 --save_steps 1 --then_evaluate false --data synthetic:entity_grid,rows=64 --validation_rows 20",
 }
 
 

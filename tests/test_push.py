@@ -232,7 +232,7 @@ def test_the_card_says_what_the_report_says(published, run):
     assert (data.base_model, data.base_model_relation, data.license) == ("tester/base", "adapter", "apache-2.0")
     assert {"custom_code", "lora", "peft", "shirg"} <= set(data.tags)
     found = [(result.dataset_type, result.metric_type, result.metric_value) for result in data.eval_results]
-    assert found == [("local", "exact_match", 0.625), ("lmms-lab/ChartQA", "relaxed_accuracy", 0.375)]
+    assert found == [("charts", "exact_match", 0.625), ("lmms-lab/ChartQA", "relaxed_accuracy", 0.375)]
     said = [
         f"`{report['base_model']['revision']}`",
         "| system | `shirg-v1`, `selection_budget=100` |",

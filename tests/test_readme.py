@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,24 @@ def test_its_measured_parts_are_what_is_stored():
 def test_a_measured_part_follows_its_results(tmp_path):
     folder = tmp_path / "hub_card" / "shirg-lavida-tiny"
     folder.mkdir(parents=True)
-    row = {"question": "Who?", "count": 7, "accuracy": 0.5, "low": 0.25, "high": 0.75, "no_image": 0.1, "majority": 0}
+    row = {"count": 7, "accuracy": 0.5, "low": 0.25, "high": 0.75, "no_image": 0.1, "majority": 0}
+    row |= {"family": "grid", "kind": "count"}
     (folder / "figures.json").write_text(json.dumps([row]))
     text = with_measured_parts("a\n<!-- measured: toy -->\nold\n<!-- end -->\nz\n", tmp_path)
-    assert "| Who? | 7 | 50.0% (25.0% to 75.0%) | 10.0% | 0.0% |" in text
+    assert "| grid: count | 7 | 50.0% (25.0% to 75.0%) | 10.0% | 0.0% |" in text
     assert (
         "old" not in text and text.startswith("a\n<!-- measured: toy -->\n|") and text.endswith("|\n<!-- end -->\nz\n")
     )
+
+
+def test_the_report_of_the_study_follows_from_the_answers_that_are_stored_with_it(tmp_path):
+    with tarfile.open(ROOT / "docs" / "study" / "run.tar.gz") as stored:
+        stored.extractall(tmp_path, filter="data")
+    (run,) = tmp_path.iterdir()
+    assert f"shirg report runs/{run.name} --no_examples" in README
+    assert main(["report", str(run), "--no_examples"]) == 0
+    written, shown = ((folder / "REPORT.md").read_text() for folder in (run, ROOT / "docs" / "study"))
+    assert written.partition("## Examples")[0] == shown.partition("## Examples")[0]
 
 
 def test_its_picture_is_what_the_command_beside_it_draws(tmp_path):

@@ -258,3 +258,6 @@ def test_overlays_of_a_real_run_are_drawn_once(tmp_path):
     drawn = picture.stat().st_mtime_ns
     assert main(["report", str(out)]) == 0
     assert picture.stat().st_mtime_ns == drawn
+    moved = out.rename(tmp_path / "moved")
+    assert main(["report", str(moved)]) == 0
+    assert (moved / "examples" / picture.name).stat().st_mtime_ns == drawn

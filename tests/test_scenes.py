@@ -34,8 +34,8 @@ print(digest.hexdigest())
 """
 
 
-def drawn_scenes(count: int = 25, split: str = "test"):
-    return [(family, scene(family, split, index)) for family in FAMILIES for index in range(count)]
+def drawn_scenes(count: int = 25, split: str = "test", scale: float = 1.0):
+    return [(family, scene(family, split, index, scale)) for family in FAMILIES for index in range(count)]
 
 
 def test_another_process_draws_the_same_scenes():
@@ -94,9 +94,19 @@ def test_keys_are_in_the_question_and_unique():
         drawn = scene("document", "test", index)
         texts = [question.text for question in drawn.questions]
         assert len(set(texts)) == len(texts)
+        labels = [mark.label for mark in drawn.marks]
         for question in drawn.questions:
-            (key,) = question.key_marks
-            assert f" {drawn.marks[key].label}?" in question.text
+            assert question.text == f"What is the value of {question.name}?"
+            assert question.name in labels
+
+
+def test_what_a_question_names_stands_in_it_or_is_the_cells_number():
+    kinds = {"read_field", "read_value", "identify", "locate", "color", "shape"}
+    for family, drawn in drawn_scenes():
+        for question in drawn.questions:
+            counts = family == "entity_grid" and question.kind == "count"
+            assert (question.name is not None) == (question.kind in kinds or counts), (family, question)
+            assert question.name is None or question.name in question.text.strip("?").split()
 
 
 def test_chart_answers_follow_from_the_labels():
@@ -167,8 +177,9 @@ def test_grid_places_cross_the_slices_that_they_say():
 
 
 def test_vqa_metrics_leave_every_answer_alone():
-    answers = {question.answer for _, drawn in drawn_scenes(50) for question in drawn.questions}
-    assert len(answers) > 500
+    drawn = [each for scale in (1.0, 2.0) for _, each in drawn_scenes(25, scale=scale)]
+    answers = {question.answer for each in drawn for question in each.questions}
+    assert len(answers) > 200
     assert {answer for answer in answers if normalize(answer) != answer.lower()} == set()
 
 
@@ -200,9 +211,12 @@ def test_counted_shapes_are_at_their_place(place):
     assert answers == {"1", "2", "3", "4"}
 
 
-def test_counting_needs_a_cell():
-    with pytest.raises(ValueError, match="counting=True"):
-        scene("entity_grid", "test", 0, counting=True)
+def test_training_counts_as_the_benchmark_does():
+    """Where neither a cell nor what is counted is given, up to four of one shape are there in a part of the grids."""
+    scenes = [scene("entity_grid", "train", index) for index in range(200)]
+    counts = Counter(drawn.questions[-1].answer for drawn in scenes)
+    assert set(counts) >= {"0", "1", "2", "3", "4"} and min(counts[number] for number in "34") >= 8
+    assert scene("entity_grid", "train", 3, counting=True).questions[-1].answer in "1234"
 
 
 @pytest.mark.parametrize(("family", "cells"), [("document", 20), ("chart", 22), ("entity_grid", 12), ("guard", 20)])
@@ -351,3 +365,8 @@ def _is_inside(box, view) -> bool:
 def _cell(box) -> int:
     column, row = int((box[0] + box[2]) / 2 // (SIDE / 3)), int((box[1] + box[3]) / 2 // (SIDE / 3))
     return 3 * row + column + 1
+
+
+def test_a_benchmark_without_questions_is_refused():
+    with pytest.raises(ValueError, match="per_cell 0: a benchmark has at least one question per cell"):
+        build_benchmark("guard", per_cell=0)

@@ -29,7 +29,7 @@ import torch
 import uvicorn
 from PIL import Image, ImageFile
 
-from modeling_shirg.evaluation.synthetic import scene
+from modeling_shirg.evaluation.scenes import scene
 from modeling_shirg.evaluation.timing import StageClock
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.serving import Limits
@@ -108,7 +108,7 @@ def _ask(client: openai.OpenAI, messages: list[dict], **arguments) -> str:
 
 
 def _grids(count: int) -> list[Image.Image]:
-    return [scene("grid", "validation", index).image for index in range(count)]
+    return [scene("entity_grid", "validation", index).image for index in range(count)]
 
 
 def _alone(loaded: Loaded, image: Image.Image, **arguments) -> str:
@@ -141,7 +141,7 @@ def test_a_stream_brings_the_same_text_in_pieces(client):
 
 
 def test_text_alone_several_turns_and_several_images_are_answered(client):
-    grid, shape = (_data_url(_bytes(scene(family, "validation", 2).image)) for family in ("grid", "guard"))
+    grid, shape = (_data_url(_bytes(scene(family, "validation", 2).image)) for family in ("entity_grid", "guard"))
     assert isinstance(_ask(client, _messages(question="Who are you?")), str)
     turns = [{"role": "system", "content": "Be brief."}, *_messages(grid, shape)]
     turns += [{"role": "assistant", "content": "A"}, {"role": "user", "content": "And in cell 2?"}]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -96,7 +97,7 @@ def test_what_is_left_out_of_a_plan_is_said():
     plan, same = config_of(CONTENT), config_of(CONTENT)
     assert cuts(plan, same) == []
     group = {"name": "systems", "baseline": "lavida-980", "adapt": [0], "systems": ["lavida-980"]}
-    train = {**CONTENT["train"], "max_steps": 1}
+    train = {**CONTENT["train"], "max_steps": 1, "learning_rate": 0.1}
     less = config_of({**changed(groups=[group], tasks=["chart"], limit=20, train=train), "grid": None})
     assert cuts(plan, less) == [
         "Rows: the first 20 of each task instead of 80.",
@@ -105,6 +106,7 @@ def test_what_is_left_out_of_a_plan_is_said():
         "Not adapted: shirg.",
         "Seeds of adaptation that are left out: 1.",
         "Samples of each adaptation: 4 instead of 8.",
+        "Recipe of the adaptations: learning_rate 0.1 instead of the default.",
         "No grid over the score weights.",
     ]
 
@@ -239,6 +241,9 @@ def test_what_is_readable_is_what_the_upper_bound_reads_better_than_the_majority
     rows = check_aims(_reader(lavida_full_chart=small, shirg_chart=small, lavida_980_chart=small), 0)
     assert [row["status"] for row in rows[:2]] == ["not measured"] * 2
     assert "reads no size better than the majority" in rows[0]["why"]
+    forms = _answers([1.0] * 40, "chart")
+    read = _reader(lavida_full_chart=small, lavida_full_document=forms, shirg_chart=small, shirg_document=forms)
+    assert check_aims(read, 0)[0]["where"] == "inside the fovea, document 8 px (lavida-full reads no size of chart)"
 
 
 def test_ratio_intervals_resample_pairs():
@@ -335,6 +340,7 @@ groups:
   - name: systems
     baseline: shirg
     systems: [lavida-980, {system: shirg, adapt: [0]}, {system: "shirg:prefix_kv=0.5", adapt: [0]}]
+  - {name: zero-shot alone, baseline: shirg, systems: [shirg]}
 grid: {system: shirg, tasks: [guard], limit: 4, values: {attention_weight: [0.0, 0.5]}}
 """
 
@@ -463,6 +469,14 @@ def test_a_killed_study_goes_on_where_it_stopped_also_at_the_gate(whole, base, t
     assert tables[0] == tables[1]
 
 
+def test_an_adapter_that_is_gone_is_trained_again(whole, base, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "adapters" / "shirg,seed-0")
+    assert main(_words(base, run)) == 0
+    assert (run / "adapters" / "shirg,seed-0" / "adapter_model.safetensors").exists()
+
+
 def test_other_bases_other_limits_and_wrong_recipes_are_errors(whole, base, tmp_path, capsys, monkeypatch):
     other = save_base(tmp_path / "other", "lavida-980")
     assert main(_words(other, whole)) == 2
@@ -470,8 +484,10 @@ def test_other_bases_other_limits_and_wrong_recipes_are_errors(whole, base, tmp_
     words = _words(base, whole)
     file = Path(words[words.index("--config") + 1])
     file.write_text(file.read_text().replace("limit: 6", "limit: 5"))
+    facts = (whole / "study.json").read_text()
     assert main(words) == 2
     assert "was made with limit=6, the config asks for 5" in capsys.readouterr().err
+    assert (whole / "study.json").read_text() == facts
     for text, wrong, message in (
         ("rank: 2", "rnak: 2", "there is no argument 'rnak'"),
         ("[lavida-980,", "[lavida-980, shirk,", "Unknown system 'shirk'"),

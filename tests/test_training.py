@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from configuration_shirg import ShirgLavidaImageProcessor, ShirgLavidaProcessor
+from configuration_shirg import ShirgLavidaProcessor
+from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.exact_match import wilson_interval
-from modeling_shirg.evaluation.scenes import drawing
-from modeling_shirg.evaluation.synthetic import CHARACTERS, COLORS, FAMILIES, SHAPES, Mark, scene
-from modeling_shirg.training import packed, tiny
-from modeling_shirg.training.dense import MARKS, PageDataset, patch_owners, patch_targets
+from modeling_shirg.evaluation.scenes import FAMILIES, Mark, drawing, scene
+from modeling_shirg.evaluation.scenes.drawing import CHARACTERS, COLORS, SHAPES
+from modeling_shirg.training import guides, packed, questions, tiny
+from modeling_shirg.training.dense import MARKS, WORDS, ViewDataset, base_view, fovea_view, patch_targets, tile_view
 from modeling_shirg.training.stage import STAGE_FILE, WEIGHTS_FILE
 from modeling_shirg.training.tiny import tiny_config as bundled_config
 from modeling_shirg.training.tiny import tiny_tokenizer
@@ -38,54 +39,42 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-@pytest.mark.parametrize("family", ["page", *FAMILIES])
-def test_a_scene_is_a_function_of_split_family_and_index(family):
-    first, again, other, held_out = (
-        scene(family, split, index) for split, index in (("train", 3), ("train", 3), ("train", 4), ("test", 3))
-    )
-    assert first.image.tobytes() == again.image.tobytes() and first.marks == again.marks
-    assert first.marks != other.marks and first.marks != held_out.marks
-
-
-def test_the_answer_to_a_cell_is_the_mark_drawn_in_it():
-    for index in range(20):
-        drawn = scene("grid", "test", index)
-        for number, (question, answer) in enumerate(drawn.questions):
-            assert question == f"What is in cell {number + 1}?"
-            (mark,) = [
-                mark
-                for mark in drawn.marks
-                if (
-                    3 * (mark.box[0] + mark.box[2]) / 2 // drawn.image.width,
-                    3 * (mark.box[1] + mark.box[3]) / 2 // drawn.image.height,
-                )
-                == (number % 3, number // 3)
-            ]
-            assert mark.label == answer
-
-
-def test_the_colour_drawn_is_the_colour_named():
-    for index in range(20):
-        drawn = scene("guard", "test", index)
-        (mark,) = drawn.marks
-        x, y = (int((mark.box[i] + mark.box[i + 2]) / 2) for i in (0, 1))
-        pixel = np.array(drawn.image.getpixel((x, y)))
-        nearest = min(COLORS, key=lambda name: np.abs(pixel - COLORS[name]).sum())
-        assert (nearest, mark.label) == (drawn.questions[0][1], drawn.questions[1][1])
-
-
-def test_patch_targets_name_what_covers_a_patch():
-    boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0, 0.5, 0.5], [0, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]], np.float32)
+def test_patch_targets_name_the_two_marks_of_a_patch_from_left_to_right():
+    """A view of 2x2 patches of 14 pixels: two glyphs share the first patch, a star lies on the last, a sliver counts
+    for nothing."""
     marks = [
-        Mark("K", "pink", (30, 0, 80, 50)),
-        Mark("7", "red", (0, 0, 30, 50)),
-        Mark("star", "blue", (60, 60, 70, 70)),
-        Mark("Z", "green", (0, 90, 10, 390)),
+        Mark("K", "pink", (7, 2, 13, 12)),
+        Mark("7", "red", (-2, 2, 7, 14)),
+        Mark("star", "blue", (16, 16, 26, 26)),
+        Mark("Z", "green", (12, 16, 30, 20)),
     ]
-    labels, colors = patch_targets(marks, patch_owners(marks, boxes, 100, 100))
-    names = list(COLORS)
-    assert labels.tolist() == [MARKS.index("7") + 1, MARKS.index("K") + 1, 0, MARKS.index("star") + 1]
-    assert colors.tolist() == [names.index("red") + 1, names.index("pink") + 1, 0, names.index("blue") + 1]
+    boxes_M4 = np.array([mark.box for mark in marks], np.float32)
+    slots_N2, colors_N = patch_targets(marks, boxes_M4, grid=2, patch=14)
+    seven, k, star, z = (MARKS.index(label) + 1 for label in ("7", "K", "star", "Z"))
+    assert slots_N2.tolist() == [[seven, k], [0, 0], [0, 0], [star, z]]
+    names = [None, *COLORS]
+    assert [names[color] for color in colors_N] == ["pink", None, None, "blue"]
+
+
+def test_patch_targets_of_an_empty_view_are_empty():
+    slots_N2, colors_N = patch_targets([], np.zeros((0, 4), np.float32), grid=2, patch=14)
+    assert not slots_N2.any() and not colors_N.any()
+
+
+@pytest.mark.parametrize("view", [base_view, tile_view, fovea_view])
+def test_the_boxes_of_a_view_hold_its_ink(view):
+    drawn = scene("page", "validation", 3)
+    random = () if view is base_view else (np.random.default_rng(0),)
+    seen = view(drawn, 192, *random)
+    assert seen.image.size == (192, 192)
+    grey = np.asarray(seen.image.convert("L"))
+    inside = 0
+    for left, top, right, bottom in seen.boxes_M4:
+        if 0 <= left and right < 192 and 0 <= top and bottom < 192:
+            ink = grey[int(top) : int(np.ceil(bottom)) + 1, int(left) : int(np.ceil(right)) + 1]
+            assert ink.min() < 215, "nothing is drawn there"
+            inside += 1
+    assert inside > 0
 
 
 @given(text=st.text(max_size=60))
@@ -116,57 +105,211 @@ def _small_config(tokenizer):
     )
 
 
-def _small(tokenizer):
-    config = _small_config(tokenizer)
-    return tiny_model(config), ShirgLavidaProcessor.from_config(config, tokenizer)
+def _look_in_two_layers(monkeypatch) -> None:
+    """Models of test widths have two."""
+    monkeypatch.setattr(guides, "ASKING_LAYER", 0)
+    monkeypatch.setattr(guides, "LOOKING_LAYER", 1)
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_the_packed_loss_is_the_loss_of_inference(tokenizer, monkeypatch, joint):
-    model, processor = _small(tokenizer)
+@pytest.mark.parametrize("num_questions", [1, 3])
+def test_the_packed_loss_is_that_of_single_questions_which_the_image_cannot_see(tokenizer, monkeypatch, num_questions):
+    config = _small_config(tokenizer).with_preset("lavida-980")
+    model, processor = tiny_model(config), ShirgLavidaProcessor.from_config(config, tokenizer)
     monkeypatch.setattr(packed, "ALIGNMENT_WEIGHT", 0.0)
-    monkeypatch.setattr(packed, "POINTER_WEIGHT", 0.0)
-    monkeypatch.setattr(packed, "POINTER_LAYER", 1)
+    for weight in ("NAMING_WEIGHT", "PLACE_WEIGHT", "LOOK_WEIGHT"):
+        monkeypatch.setattr(guides, weight, 0.0)
+    _look_in_two_layers(monkeypatch)
     monkeypatch.setattr(packed, "_draw_masks", lambda answer_ids: torch.ones_like(answer_ids, dtype=torch.bool))
-    questions = 1 if joint else 3
-    dataset = packed.QuestionDataset(processor, "train", range(4), questions, warm_up=0.5)
+    dataset = questions.QuestionDataset(processor, config.view_grid, "train", range(4), num_questions)
     batch = dataset.collate([dataset[i] for i in range(4)])
     with torch.no_grad():
-        loss = packed.PackedAnswerModel(model, tokenizer, questions, joint)(**batch)["loss"]
+        loss = packed.PackedAnswerModel(model, tokenizer, num_questions)(**batch)["loss"]
         losses, weights = [], []
         for row in range(4):
-            for number in range(questions):
-                one = _answer_losses(model, processor, batch, row, number, blind_image=not joint)
-                weight = torch.where(
-                    batch["answer_ids"][row, number] == tokenizer.eos_token_id, packed.PADDING_WEIGHT, 1.0
-                )
-                losses.append(one * weight)
-                weights.append(weight)
-    assert torch.allclose(loss, torch.cat(losses).sum() / torch.cat(weights).sum(), rtol=1e-4)
+            for number in range(num_questions):
+                losses.append(_answer_losses(model, processor, batch, row, number))
+                ends = batch["answer_ids"][row, number] == tokenizer.eos_token_id
+                weights.append(torch.where(ends, packed.PADDING_WEIGHT, 1.0))
+    losses, weights = torch.cat(losses), torch.cat(weights)
+    assert torch.allclose(loss, (losses * weights).sum() / weights.sum(), rtol=1e-4)
 
 
-def _answer_losses(model, processor, batch, row: int, number: int, blind_image: bool) -> torch.Tensor:
+def _answer_losses(model, processor, batch, row: int, number: int) -> torch.Tensor:
     """Cross-entropy per answer token from an unpacked forward in which the prompt cannot see the answer."""
     question = batch["question_ids"][row, number, : batch["question_lengths"][row, number]]
     placeholders = torch.full((processor.num_image_tokens,), processor.image_token_id)
     prompt = torch.cat([batch["prefix_ids"][row], placeholders, question])[None]
-    mask = torch.zeros_like(prompt)
-    mask[0, -len(question) :] = batch["question_mask"][row, number, : len(question)]
-    embeds, _ = model.model.prepare_inputs_embeds(
-        prompt,
-        batch["pixel_values"][row, None],
-        batch["fovea_pixel_values"][row, None],
-        None if blind_image else mask,
-    )
+    views = len(batch["pixel_values"]) // len(batch["prefix_ids"])
+    embeds, _ = model.model.prepare_inputs_embeds(prompt, batch["pixel_values"][row * views : (row + 1) * views])
     answer = batch["answer_ids"][row, number]
     blanks = model.get_input_embeddings()(torch.full_like(answer, model.config.mask_token_id))[None]
     length, question_start = prompt.shape[1], prompt.shape[1] - len(question)
     sees = torch.ones(1, 1, length + len(answer), length + len(answer), dtype=torch.bool)
     sees[:, :, :length, length:] = False
-    if blind_image:
-        sees[:, :, :question_start, question_start:] = False
+    sees[:, :, :question_start, question_start:] = False
     logits = model(inputs_embeds=torch.cat([embeds, blanks], dim=1), attention_mask=sees).logits[0, length:]
     return F.cross_entropy(logits, answer, reduction="none")
+
+
+@pytest.mark.parametrize("number, head", [(0, 0), (1, 0), (1, 1)])
+def test_a_look_is_the_models_own_attention(tokenizer, number, head):
+    """Of that head, at the positions of a prompt, renormalised over what may be looked at."""
+    config = _small_config(tokenizer).with_preset("lavida-980")
+    language_model = tiny_model(config).model.language_model
+    language_model.set_attn_implementation("eager")
+    length, may = 13, 9
+    position_ids = torch.arange(20, 20 + length)[None]
+    with torch.no_grad():
+        outputs = language_model(
+            inputs_embeds=torch.randn(1, length, config.text_config.hidden_size),
+            attention_mask=torch.ones(1, 1, length, length, dtype=torch.bool),
+            position_ids=position_ids,
+            is_causal=False,
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+        queries, keys = guides.head_states(language_model, number, head, outputs.hidden_states, position_ids)
+        logs = guides.log_attention(queries[:, may:], keys[:, :may])
+    paid = outputs.attentions[number][:, head, may:, :may]
+    assert torch.allclose(logs.exp(), paid / paid.sum(-1, keepdim=True), atol=1e-5)
+
+
+def test_looks_are_computed_in_float32_under_autocast():
+    queries, keys = torch.randn(3, 8), torch.randn(5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logs = guides.log_attention(queries, keys)
+    assert torch.allclose(logs, (queries @ keys.T).log_softmax(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["name", "question", "answer", "count"])
+def test_every_look_is_from_its_place_at_its_place(tokenizer, monkeypatch, which):
+    """With one target alone the loss is that of the attention from the right row to the right column."""
+    config = _small_config(tokenizer).with_preset("lavida-980")
+    language_model = tiny_model(config).model.language_model
+    language_model.set_attn_implementation("eager")
+    _look_in_two_layers(monkeypatch)
+    for weight in ("NAMING_WEIGHT", "PLACE_WEIGHT"):
+        monkeypatch.setattr(guides, weight, 0.0)
+    prefix, tokens, asked = 9, 6, 2
+    length = questions.QUESTION_LENGTH + 2 * questions.ANSWER_LENGTH
+    position_ids = torch.arange(prefix + asked * length)[None]
+    targets = {
+        "names": torch.zeros(1, tokens, len(WORDS), dtype=torch.bool),
+        "name_looks": torch.zeros(1, tokens, tokens, dtype=torch.bool),
+        "places": torch.zeros(1, tokens, 2),
+        "question_looks": torch.zeros(1, asked, questions.QUESTION_LENGTH, dtype=torch.bool),
+        "question_names": torch.zeros(1, asked, len(WORDS), dtype=torch.bool),
+        "answer_reads": torch.zeros(1, asked, questions.ANSWER_LENGTH, dtype=torch.bool),
+        "answer_looks": torch.zeros(1, asked, questions.ANSWER_LENGTH, tokens, dtype=torch.bool),
+        "count_looks": torch.zeros(1, asked, 1 + tokens),
+    }
+    second = prefix + length  # where the second question begins
+    answer, image = second + questions.QUESTION_LENGTH, prefix - tokens
+    seen = slice(0, prefix)
+    if which == "name":
+        targets["name_looks"][0, 4, 1] = True
+        layer, head, row, column = 0, 0, image + 4, image + 1
+    elif which == "question":
+        targets["question_looks"][0, 1, 3] = True
+        targets["answer_reads"][0, 1, 2] = True
+        layer, head, row, column = 0, 0, answer + 2, second + 3
+        seen = slice(second, answer)
+    elif which == "answer":
+        targets["answer_looks"][0, 1, 2, 5] = True
+        layer, head, row, column = 1, 0, answer + 2, image + 5
+    else:
+        targets["count_looks"][0, 1, 1 + 5] = 1.0
+        layer, head, row, column = 1, 1, answer, image + 5
+    with torch.no_grad():
+        outputs = language_model(
+            inputs_embeds=torch.randn(1, len(position_ids[0]), config.text_config.hidden_size),
+            attention_mask=torch.ones(1, 1, len(position_ids[0]), len(position_ids[0]), dtype=torch.bool),
+            position_ids=position_ids,
+            is_causal=False,
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+        losses = guides.Guides(config.text_config.hidden_size, asked)
+        loss, _ = losses(language_model, outputs.hidden_states, position_ids, prefix, **targets)
+    paid = outputs.attentions[layer][0, head, row]
+    expected = -(paid[column] / paid[seen].sum()).log()
+    assert loss.item() == pytest.approx(guides.LOOK_WEIGHT * expected.item(), rel=1e-4)
+
+
+def test_the_loss_of_a_look_by_hand():
+    """Rows without a target do not count, several targets share the attention."""
+    logs = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [1.0, 0.0, 0.0]]).log()
+    targets = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0]], dtype=torch.bool)
+    loss, hits = guides.share_loss(logs, targets)
+    assert loss.item() == pytest.approx(-(np.log(0.5) + np.log(0.8)) / 2, rel=1e-5) and hits == 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_question_names_and_where_its_answer_stands(tokenizer, family):
+    """Of every kind: the word that names something, the tokens that it names, those on each answer's character."""
+    config = _small_config(tokenizer).with_preset("lavida-980")
+    processor = ShirgLavidaProcessor.from_config(config, tokenizer)
+    dataset = questions.QuestionDataset(processor, config.view_grid, "validation", range(4), 6)
+    for index in range(4):
+        drawn = scene(family, "validation", index)
+        owned_TM = np.eye(len(drawn.marks), dtype=bool)  # one token per mark
+        names_TL = questions.token_names(drawn.questions, owned_TM)
+        for question in drawn.questions:
+            asked = dataset._asked(question, owned_TM, owned_TM)
+            words = [tokenizer.decode([token]).strip() for token in asked["question_ids"][asked["question_looks"]]]
+            assert words == ([question.name] if question.name else [])
+            if question.name:
+                named = {
+                    m for q in drawn.questions if q.name == question.name for marks in q.answer_marks for m in marks
+                }
+                assert named == {mark for marks in question.answer_marks for mark in marks}
+                assert {drawn.marks[mark].label for mark in question.name_marks} <= {question.name}
+                marks = [mark for marks in question.answer_marks for mark in marks]
+                assert names_TL[marks, WORDS.index(question.name)].all()
+            for place, marks in enumerate(question.answer_marks):
+                assert set(np.nonzero(asked["answer_looks"][place])[0]) == set(marks)
+            assert not asked["answer_looks"][len(question.answer_marks) :].any()
+            counted = int(question.answer) if question.kind == "count" else 0
+            looks_K = asked["count_looks"]
+            assert looks_K.sum() == pytest.approx(float(question.kind == "count"))
+            assert (looks_K[1:] > 0).sum() == counted
+            assert np.allclose(looks_K[looks_K > 0], 1 / (counted + 1))
+        looks_TT = questions.name_looks(drawn.questions, owned_TM)
+        pairs = {(v, key) for q in drawn.questions for marks in q.answer_marks for v in marks for key in q.name_marks}
+        assert set(zip(*np.nonzero(looks_TT), strict=True)) == pairs
+        assert bool(pairs) == (family in ("document", "chart"))
+        named = {(q.name, mark) for q in drawn.questions if q.name for marks in q.answer_marks for mark in marks}
+        assert names_TL.sum() == len(named)
+
+
+def test_the_token_of_a_centre_is_of_the_first_view():
+    """Four tokens for the whole of 8x8 pixels, then four for its left upper quarter."""
+    boxes_T4 = questions.token_boxes(np.array([[0, 0, 8, 8], [0, 0, 4, 4]], np.float32), 2)
+    centres_TM = questions.base_centres(np.array([[0, 0, 2, 2], [3, 5, 7, 7]], np.float32), boxes_T4, 4)
+    assert [np.nonzero(column)[0].tolist() for column in centres_TM.T] == [[0], [3]]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_grids_are_drawn_to_be_counted_in_as_often_as_asked(tokenizer, share):
+    config = _small_config(tokenizer).with_preset("lavida-980")
+    processor = ShirgLavidaProcessor.from_config(config, tokenizer)
+    dataset = questions.QuestionDataset(processor, config.view_grid, "train", range(12), 6, counting_share=share)
+    grids = 0
+    for index, row in enumerate(dataset):
+        family = list(FAMILIES)[row["family"]]
+        fixed = {"counting": share == 1} if family == "entity_grid" else {}
+        drawn = processor.image_processor([scene(family, "train", index, **fixed).image], return_tensors="np")
+        assert np.array_equal(row["pixel_values"], drawn["pixel_values"])
+        grids += family == "entity_grid"
+    assert grids
+
+
+def test_kinds_of_question_take_turns():
+    drawn = next(each for index in range(20) if len((each := scene("chart", "train", index)).questions) > 6)
+    order = questions.kinds_in_turn(drawn.questions, np.random.default_rng(0))
+    assert sorted(order) == list(range(len(drawn.questions)))
+    kinds = [drawn.questions[number].kind for number in order]
+    assert set(kinds[:3]) == {"read_value", "name_maximum", "difference"} and set(kinds[3:]) == {"read_value"}
 
 
 def test_wilson_interval_by_hand():
@@ -178,13 +321,14 @@ def test_wilson_interval_by_hand():
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'shirg-lavida\[eval\]'"):
-        drawing.load_font.__wrapped__("DejaVuSans.ttf", 12)
+        drawing.load_font.__wrapped__(12)
 
 
 def test_the_view_size_alternates_from_batch_to_batch(tokenizer):
-    image_processor = ShirgLavidaImageProcessor.from_config(_small_config(tokenizer))
-    dataset = PageDataset(image_processor, tokenizer, "train", range(5, 11), batch_size=2)
-    assert [dataset[i]["use_fovea"] for i in range(6)] == [True, True, False, False, True, True]
+    dataset = ViewDataset(_small_config(tokenizer), tokenizer, "train", range(5, 11), batch_size=2)
+    sides = [dataset[i]["pixels"].shape[-1] for i in range(6)]
+    fovea, base = dataset.fovea_size, dataset.base_size
+    assert fovea != base and sides == [fovea, fovea, base, base, fovea, fovea]
 
 
 class Killed(Exception):
@@ -210,7 +354,7 @@ class Watch(TrainerCallback):
 def train(tokenizer, monkeypatch):
     """Train stage `see` or `read` on 12 images and a model of test widths; returns the steps that ran."""
     monkeypatch.setattr(tiny, "tiny_config", _small_config)
-    monkeypatch.setattr(packed, "POINTER_LAYER", 1)
+    _look_in_two_layers(monkeypatch)
 
     def run(root: Path, stage: str, killed_at: int | None = None, **options) -> list[int]:
         args = ScriptArguments(output_dir=str(root), compile=False, num_workers=0, save_steps=2, **options)
@@ -222,11 +366,13 @@ def train(tokenizer, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(tiny, "StageTrainer", WatchedTrainer)
-            common = {"images": range(12), "batch_size": 2, "learning_rate": 1e-3}
             if stage == "see":
-                tiny.train_vision(root / "see", args, previous=None, **common)
+                tiny.train_vision(
+                    root / "see", args, previous=None, images=range(12), batch_size=2, learning_rate=1e-3
+                )
             else:
-                tiny.train_answers(root / "read", args, root / "see", num_questions=2, joint=False, **common)
+                form = {"load_start": tiny.start_from_tower, "num_questions": 2, "batch_size": 2}
+                tiny.train_answers(root / "read", args, root / "see", images=range(12), learning_rate=1e-3, **form)
         return watch.steps
 
     return run
@@ -280,18 +426,36 @@ def test_a_finished_stage_brings_its_own_config_and_tokenizer(train, tokenizer, 
     monkeypatch.delattr(tiny, "tiny_tokenizer")
     monkeypatch.delattr(tiny, "tiny_config")
     train(tmp_path, "read")
-    tiny.export(tmp_path / "read", tmp_path / "out")
+    tiny.export(tmp_path / "read", tmp_path / "see", tmp_path / "out")
     ours = ShirgLavidaProcessor.from_config(expected, tokenizer)
     ours.save_pretrained(tmp_path / "expected")
     for file in (tmp_path / "expected").iterdir():
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
-    model, _ = tiny.load_stage(tmp_path / "read")
-    assert model.config.to_dict() == expected.to_dict()
+    written = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (
+        written == json.loads((tmp_path / "read" / STAGE_FILE).read_text())["settings"] and written["see_images"] == 12
+    )
+    exported = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path / "out")
+    for name in ("prune_method", "num_image_tokens", "fovea_size", "image_token_id", "mask_token_id"):
+        assert getattr(exported.config, name) == getattr(expected.with_preset("shirg"), name), name
+    assert exported.config.text_config.vocab_size == len(tokenizer)
+
+
+def test_stage_practise_goes_on_from_all_that_stage_read_learned(train, tmp_path):
+    """A single step is one of warm-up, at learning rate 0."""
+    train(tmp_path, "see")
+    train(tmp_path, "read")
+    args = ScriptArguments(output_dir=str(tmp_path), practise_images=24, num_workers=0)
+    tiny.train_practise(tmp_path / "practise", tmp_path / "read", args)
+    _assert_same_weights(tmp_path / "read", tmp_path / "practise")
+    settings = json.loads((tmp_path / "practise" / STAGE_FILE).read_text())["settings"]
+    assert (settings["read_images"], settings["practise_images"]) == (12, 24)
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_checkpoint_and_that_checkpoint_answers(tmp_path):
-    sizes = ["--see_images", "128", "--sharpen_images", "32", "--read_images", "64", "--answer_images", "32"]
+    sizes = ["--see_images", "128", "--sharpen_images", "32", "--read_images", "64"]
+    sizes += ["--practise_images", "48"]
     module = [sys.executable, "-m", "shirg_scripts.train_tiny", "--compile", "False", "--save_steps", "1", *sizes]
     whole, killed, out = tmp_path / "whole", tmp_path / "killed", tmp_path / "out"
     _run([*module, "--output_dir", str(whole)])
@@ -302,11 +466,10 @@ def test_a_killed_run_resumes_to_the_same_checkpoint_and_that_checkpoint_answers
     for stage in ("see", "sharpen"):
         assert f"Stage {stage}: finished before, skipped" in log
     assert f"Stage read: 64 images, {killed / 'read' / 'checkpoint-1'}" in log
-    assert "Stage answer: 32 images, from the start" in log
-    for stage in ("see", "sharpen", "read", "answer"):
+    for stage in ("see", "sharpen", "read", "practise"):
         _assert_same_weights(whole / stage, killed / stage)
     _run([sys.executable, "-m", "shirg_scripts.card_tiny", "--model", str(out), "--images", "8"])
-    assert "What is in cell N?" in (out / "README.md").read_text()
+    assert "| entity_grid | identify |" in (out / "README.md").read_text()
 
 
 def _run(command: list[str]) -> str:

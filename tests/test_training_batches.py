@@ -256,7 +256,7 @@ def test_the_loss_of_a_batch_is_that_of_its_rows(processor):
 
 
 def test_workers_change_nothing(processor):
-    rows = load_rows(DataArguments(data=["synthetic:grid,rows=6"]), "train", 0)
+    rows = load_rows(DataArguments(data=["synthetic:entity_grid,rows=6"]), "train", 0)
     collate = collator(processor, **MANY_DRAWS)
     alone = list(DataLoader(rows, 2, collate_fn=collate))
     for workers in (1, 2):
@@ -355,7 +355,7 @@ def test_rows_of_two_steps_in_one_batch_are_refused(processor):
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_a_step_of_a_stream_has_one_budget_whichever_workers_read_it(processor, workers):
     """Steps of 6 rows in batches of 2: with 2 workers none reads a whole step, with 3 they read two rows of each."""
-    rows = load_rows(DataArguments(data=["synthetic:grid,rows=20"], streaming=True), "train", seed=0)
+    rows = load_rows(DataArguments(data=["synthetic:entity_grid,rows=20"], streaming=True), "train", seed=0)
     collate = collator(processor, budgets=(60, 100), step_rows=6)
     loader = DataLoader(EndlessStream(rows, 2), 2, collate_fn=collate, num_workers=workers)
     counts = [
@@ -368,7 +368,7 @@ def test_a_step_of_a_stream_has_one_budget_whichever_workers_read_it(processor, 
 
 
 def test_a_worker_without_a_row_is_an_error():
-    rows = load_rows(DataArguments(data=["synthetic:grid,rows=1"], streaming=True), "train", seed=0)
+    rows = load_rows(DataArguments(data=["synthetic:entity_grid,rows=1"], streaming=True), "train", seed=0)
     loader = DataLoader(EndlessStream(rows, 1), 1, collate_fn=list, num_workers=2)
     with pytest.raises(ValueError, match="An epoch of the stream has no row for one of its workers"):
         list(itertools.islice(loader, 4))

@@ -444,21 +444,20 @@ def test_checking_in_parallel_finds_the_same(tmp_path):
         (["chratqa"], {}, "no source 'chratqa'.*Did you mean 'chartqa'"),
         (["nowhere/rows.json"], {}, "no file or folder nowhere/rows.json"),
         (["lcs:nowhere"], {}, "no file nowhere/blip_laion_cc_sbu_558k.json"),
-        (["synthetic:gird"], {}, "no family 'gird'.*grid"),
+        (["synthetic:gird"], {}, "no family 'gird'.*entity_grid"),
         (["synthetic"], {}, "write synthetic:PLACE"),
-        (["synthetic:grid,scale=2"], {}, "'grid' have one size"),
         (["synthetic:chart,scale=0"], {}, "above 0, got 0.0"),
-        (["synthetic:grid,split=test"], {}, "scenes take no split"),
-        (["synthetic:grid,weight=heavy"], {}, "weight=heavy is no value"),
-        (["synthetic:grid,wieght=2"], {}, "unknown field 'wieght'"),
-        (["synthetic:grid,weight=0"], {}, "weight must be above 0"),
-        (["synthetic:grid,weight=1", "synthetic:guard"], {}, "synthetic:guard has no weight"),
-        (["synthetic:grid", "synthetic:grid"], {}, "Two sources are called synthetic:grid"),
-        (["synthetic:grid"], {"ocr_share": 0.5}, "all of them text-dense"),
+        (["synthetic:entity_grid,split=test"], {}, "scenes take no split"),
+        (["synthetic:entity_grid,weight=heavy"], {}, "weight=heavy is no value"),
+        (["synthetic:entity_grid,wieght=2"], {}, "unknown field 'wieght'"),
+        (["synthetic:entity_grid,weight=0"], {}, "weight must be above 0"),
+        (["synthetic:entity_grid,weight=1", "synthetic:guard"], {}, "synthetic:guard has no weight"),
+        (["synthetic:entity_grid", "synthetic:entity_grid"], {}, "Two sources are called synthetic:entity_grid"),
+        (["synthetic:entity_grid"], {"ocr_share": 0.5}, "all of them text-dense"),
         (["synthetic:guard"], {"ocr_share": 0.5}, "none of them text-dense"),
         ([], {}, "--data or by --data_config, got neither"),
-        (["synthetic:grid"], {"skip_long": True}, "skip_long needs the encoder"),
-        (["synthetic:grid", "synthetic:guard"], {"streaming": True}, "need weights"),
+        (["synthetic:entity_grid"], {"skip_long": True}, "skip_long needs the encoder"),
+        (["synthetic:entity_grid", "synthetic:guard"], {"streaming": True}, "need weights"),
     ],
 )
 def test_wrong_wishes_are_refused(data, fields, message):
@@ -518,36 +517,36 @@ def test_without_weights_an_epoch_is_every_row_once_and_another_order_each_time(
 
 
 def test_weights_set_the_counts_and_no_row_comes_twice():
-    rows = load("synthetic:grid,rows=40,weight=3", "synthetic:guard,rows=40,weight=1")
+    rows = load("synthetic:entity_grid,rows=40,weight=3", "synthetic:guard,rows=40,weight=1")
     seen = set()
     for epoch in range(6):
         rows.set_epoch(epoch)
         order = names(rows)
-        assert Counter(name.split()[-1] for name in order) == {"synthetic:grid": 40, "synthetic:guard": 13}
+        assert Counter(name.split()[-1] for name in order) == {"synthetic:entity_grid": 40, "synthetic:guard": 13}
         assert len(set(order)) == 53
         seen |= set(order)
     assert len(seen) > 65
     report = rows.report()["sources"]
     assert [(each["name"], each["weight"], each["rows"], each["per_epoch"]) for each in report] == [
-        ("synthetic:grid", 0.75, 40, 40),
+        ("synthetic:entity_grid", 0.75, 40, 40),
         ("synthetic:guard", 0.25, 40, 13),
     ]
 
 
 def test_a_longer_epoch_goes_through_a_small_source_again_all_of_it_each_time():
-    rows = load("synthetic:grid,rows=4,weight=1", "synthetic:guard,rows=90,weight=1", epoch_rows=20)
+    rows = load("synthetic:entity_grid,rows=4,weight=1", "synthetic:guard,rows=90,weight=1", epoch_rows=20)
     items = [rows[i] for i in range(20)]
-    uses = Counter((item["row"], item["repeat"]) for item in items if item["source"] == "synthetic:grid")
+    uses = Counter((item["row"], item["repeat"]) for item in items if item["source"] == "synthetic:entity_grid")
     assert set(uses) == {(row, repeat) for row in range(4) for repeat in (0, 1)} | set(uses)
     assert set(uses.values()) == {1} and len(uses) == 10
-    assert Counter(item["source"] for item in items) == {"synthetic:grid": 10, "synthetic:guard": 10}
+    assert Counter(item["source"] for item in items) == {"synthetic:entity_grid": 10, "synthetic:guard": 10}
 
 
 @pytest.mark.parametrize("weights", [["", ""], [",weight=5", ",weight=1"]])
 def test_ocr_share_is_the_share_of_rows_from_text_dense_sources(weights):
-    data = [f"synthetic:grid,rows=60{weights[0]}", f"synthetic:guard,rows=60{weights[1]}"]
+    data = [f"synthetic:entity_grid,rows=60{weights[0]}", f"synthetic:guard,rows=60{weights[1]}"]
     rows = load(*data, ocr_share=0.25)
-    assert Counter(name.split()[-1] for name in names(rows)) == {"synthetic:grid": 20, "synthetic:guard": 60}
+    assert Counter(name.split()[-1] for name in names(rows)) == {"synthetic:entity_grid": 20, "synthetic:guard": 60}
     turned = load(data[0] + ",text_dense=false", data[1] + ",text_dense=true", ocr_share=0.25)
     assert [each["per_epoch"] for each in turned.report()["sources"]] == [60, 20]
 
@@ -575,7 +574,14 @@ def test_rows_of_a_source_are_a_draw_of_the_seed(tmp_path):
 
 def test_flags_are_read_by_the_parser_of_the_command():
     (args,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(
-        ["--data", "synthetic:grid,rows=3,weight=1", "synthetic:guard,weight=2", "--ocr_share", "0.2", "--augment"]
+        [
+            "--data",
+            "synthetic:entity_grid,rows=3,weight=1",
+            "synthetic:guard,weight=2",
+            "--ocr_share",
+            "0.2",
+            "--augment",
+        ]
     )
     assert [spec.weight for spec in read_specs(args.data, None, "--data")] == [1.0, 2.0]
     assert (args.ocr_share, args.augment, args.streaming) == (0.2, True, False)
@@ -583,12 +589,15 @@ def test_flags_are_read_by_the_parser_of_the_command():
 
 
 def test_a_mixture_file_says_what_the_flags_say(tmp_path):
-    entries = [{"source": "synthetic", "path": "grid", "rows": 6, "weight": 2}, "synthetic:guard,rows=6,weight=1"]
+    entries = [
+        {"source": "synthetic", "path": "entity_grid", "rows": 6, "weight": 2},
+        "synthetic:guard,rows=6,weight=1",
+    ]
     (tmp_path / "mix.json").write_text(json.dumps({"data": entries}))
     (tmp_path / "mix.yaml").write_text(
-        "data:\n- {source: synthetic, path: grid, rows: 6, weight: 2}\n- synthetic:guard,rows=6,weight=1\n"
+        "data:\n- {source: synthetic, path: entity_grid, rows: 6, weight: 2}\n- synthetic:guard,rows=6,weight=1\n"
     )
-    flags = load("synthetic:grid,rows=6,weight=2", entries[1])
+    flags = load("synthetic:entity_grid,rows=6,weight=2", entries[1])
     for name in ("mix.json", "mix.yaml"):
         assert names(load(data_config=str(tmp_path / name))) == names(flags)
     (tmp_path / "mix.yaml").write_text("sources: []")
@@ -607,7 +616,7 @@ def test_the_plans_mixture_has_558_thousand_rows_and_50_thousand_text_dense_ones
 
 def test_held_out_rows_are_never_trained_on_and_always_the_same(tmp_path):
     file = write_rows(tmp_path, 20)
-    data = [f"{file},weight=1", "synthetic:grid,rows=20,weight=1"]
+    data = [f"{file},weight=1", "synthetic:entity_grid,rows=20,weight=1"]
     train = load(*data, validation_rows=8)
     validation = load(*data, validation_rows=8, split="validation")
     assert len(train) == 32 and len(validation) == 8
@@ -631,9 +640,9 @@ def test_held_out_rows_stay_apart_where_training_and_validation_measure_rows_dif
 
 
 def test_validation_scenes_are_no_training_scenes():
-    train = load("synthetic:grid,rows=10")
-    validation = load("synthetic:grid,rows=10", validation_rows=5, split="validation")
-    assert len(load("synthetic:grid,rows=10", validation_rows=5)) == 10
+    train = load("synthetic:entity_grid,rows=10")
+    validation = load("synthetic:entity_grid,rows=10", validation_rows=5, split="validation")
+    assert len(load("synthetic:entity_grid,rows=10", validation_rows=5)) == 10
     seen = {image for _, _, images in contents(train) for image in images}
     assert not seen & {image for _, _, images in contents(validation) for image in images}
 
@@ -655,12 +664,12 @@ def test_the_benchmarks_families_can_be_trained_on(family):
 def test_validation_data_of_its_own(tmp_path):
     file = write_rows(tmp_path, 10)
     fields = {"validation_data": [str(file)], "split": "validation"}
-    assert len(load("synthetic:grid", **fields)) == 10
-    assert len(load("synthetic:grid", validation_rows=4, **fields)) == 4
-    assert len(load("synthetic:grid", validation_rows=4, streaming=True, **fields)) == 4
+    assert len(load("synthetic:entity_grid", **fields)) == 10
+    assert len(load("synthetic:entity_grid", validation_rows=4, **fields)) == 4
+    assert len(load("synthetic:entity_grid", validation_rows=4, streaming=True, **fields)) == 4
     with pytest.raises(ValueError, match="how many rows of --validation_data"):
-        load("synthetic:grid", streaming=True, **fields)
-    assert load("synthetic:grid", split="validation") is None
+        load("synthetic:entity_grid", streaming=True, **fields)
+    assert load("synthetic:entity_grid", split="validation") is None
 
 
 def test_what_validation_cannot_have(tmp_path):
@@ -760,7 +769,7 @@ def test_workers_share_a_stream_and_report_what_they_skip(tmp_path):
 
 
 def test_a_stream_mixes_by_weight_and_shuffles_by_epoch():
-    data = ["synthetic:grid,rows=400,weight=3", "synthetic:guard,rows=400,weight=1"]
+    data = ["synthetic:entity_grid,rows=400,weight=3", "synthetic:guard,rows=400,weight=1"]
     rows = load(*data, streaming=True, shuffle_buffer=20)
     orders = []
     for epoch in (0, 0, 1):

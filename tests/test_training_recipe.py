@@ -214,7 +214,12 @@ def test_inverse_t_weighs_rows_alike_and_accumulates_to_the_same_mean(base, tmp_
 
 
 def test_the_alignment_stage_learns_and_the_diffusion_stage_starts_from_it(base, tmp_path):
-    align = {"stage": "align", "per_device_train_batch_size": 4, "max_steps": 6, "data": ["synthetic:grid,rows=24"]}
+    align = {
+        "stage": "align",
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "data": ["synthetic:chart,rows=24"],
+    }
     first = run(model=base, output_dir=tmp_path / "align", eval_steps=6, save_steps=6, **align)
     assert facts(first)["stage"] == "align" and losses(first, "eval_loss")[6] > 0
     then = run(model=base, output_dir=tmp_path / "then", adapter=first, max_steps=2, learning_rate=1e-12)
@@ -224,6 +229,8 @@ def test_the_alignment_stage_learns_and_the_diffusion_stage_starts_from_it(base,
     assert status == 2 and "two footprints never mix" in said
     status, said = output_of(model=first, output_dir=tmp_path / "other")
     assert status == 2 and "is an adapter: give its base as --model" in said
+    status, said = output_of(model=base, output_dir=tmp_path / "one", stage="align", footprint="shirg-extra-language")
+    assert status == 2 and "stage='align' does not run the language model" in said
     status, said = output_of(model=base, output_dir=tmp_path / "one", stage="align", per_device_train_batch_size=1)
     assert status == 2 and "per_device_train_batch_size must be at least 2, got 1" in said
 
@@ -458,7 +465,7 @@ def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
 
 def _settings(*words: str) -> dict:
     common = ["--output_dir", "unused", "--use_cpu", "--save_steps", "200", *words]
-    data = [] if "--data_config" in words else ["--data", "synthetic:grid"]
+    data = [] if "--data_config" in words else ["--data", "synthetic:entity_grid"]
     return run_settings(*parse_arguments([*common, *data], [ModelArguments, DataArguments, ShirgTrainingArguments]))
 
 
@@ -501,15 +508,15 @@ def test_how_it_is_computed_may_change(tmp_path, before, after):
 
 
 def test_the_content_of_a_mixture_file_counts_and_not_its_name(tmp_path):
-    (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: grid, rows: 40}]")
+    (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: entity_grid, rows: 40}]")
     (tmp_path / "run").mkdir()
     settings = _settings("--data_config", str(tmp_path / "one.yaml"))
     (tmp_path / "run" / "arguments.json").write_text(json.dumps(settings))
     (tmp_path / "one.yaml").rename(tmp_path / "two.yaml")
     assert not is_finished(tmp_path / "run", _settings("--data_config", str(tmp_path / "two.yaml")))
-    (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: grid, rows: 50}]")
+    (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: entity_grid, rows: 50}]")
     with pytest.raises(
-        ValueError, match=r"data_config=\[{[^{]*'grid'[^{]*'rows': 40[^{]*data_config=\[{[^{]*'rows': 50"
+        ValueError, match=r"data_config=\[{[^{]*'entity_grid'[^{]*'rows': 40[^{]*data_config=\[{[^{]*'rows': 50"
     ):
         is_finished(tmp_path / "run", _settings("--data_config", str(tmp_path / "one.yaml")))
 

@@ -34,6 +34,8 @@ def check_aims(read: Reader, seed: int) -> list[dict[str, Any]]:
     sizes = readable_sizes(read, seed)
     inside = _readable_inside(sizes)
     where = "inside the fovea, " + (", ".join(f"{task} {size:g} px" for task, size in sizes.items()) or "no size")
+    unread = [task for task in _all(read, BOUND) if task not in sizes]
+    where += f" ({BOUND} reads no size of {', '.join(unread)})" if sizes and unread else ""
     rows = [
         _difference(read, seed, f"{OURS} over {BASELINE}", OURS, BASELINE, inside, where, _POINTS_IN_FOVEA),
         _ratio(read, seed, inside, where),

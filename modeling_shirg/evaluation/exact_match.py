@@ -1,6 +1,5 @@
 """Exact match of generated answers on rendered scenes, beside what no model and no image would get."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_shirg.evaluation.synthetic import scene
+from modeling_shirg.evaluation.scenes import Question, scene
+from modeling_shirg.evaluation.scenes.benchmark import blank_image
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Figure:
 
     Attributes:
         family: the scenes' family.
-        question: the question with numbers written N.
+        kind: what has to be done, `Question.kind`.
         count: number of questions, one per image.
         accuracy: of the model.
         low, high: 95% Wilson interval of `accuracy`.
@@ -28,7 +28,7 @@ class Figure:
     """
 
     family: str
-    question: str
+    kind: str
     count: int
     accuracy: float
     low: float
@@ -38,14 +38,17 @@ class Figure:
 
 
 def measure(model, processor, family: str, split: str, num_images: int, batch_size: int = 32) -> list[Figure]:
-    """One figure per kind of question of `family`, from `num_images` scenes of `split` with one question each."""
+    """One figure per kind of question of `family`, from `num_images` scenes of `split` with one question each.
+
+    The kinds take turns.
+    """
     rows = list(_rows(family, split, num_images))
-    answers = [answer for _, _, answer in rows]
-    seen = _answers(model, processor, [(image, question) for image, question, _ in rows], batch_size)
-    blank = [(Image.new("RGB", image.size, (128, 128, 128)), question) for image, question, _ in rows]
+    answers = [question.answer for _, question in rows]
+    seen = _answers(model, processor, [(image, question.text) for image, question in rows], batch_size)
+    blank = [(blank_image(image), question.text) for image, question in rows]
     unseen = _answers(model, processor, blank, batch_size)
     figures = []
-    kinds = [re.sub(r"\d+", "N", question) for _, question, _ in rows]
+    kinds = [question.kind for _, question in rows]
     for kind in sorted(set(kinds)):
         chosen = [i for i, other in enumerate(kinds) if other == kind]
         right = sum(seen[i] == answers[i] for i in chosen)
@@ -53,7 +56,7 @@ def measure(model, processor, family: str, split: str, num_images: int, batch_si
         figures.append(
             Figure(
                 family=family,
-                question=kind,
+                kind=kind,
                 count=len(chosen),
                 accuracy=right / len(chosen),
                 low=low,
@@ -73,11 +76,12 @@ def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, flo
     return max(0.0, center - reach), min(1.0, center + reach)
 
 
-def _rows(family: str, split: str, num_images: int) -> Iterator[tuple[Image.Image, str, str]]:
+def _rows(family: str, split: str, num_images: int) -> Iterator[tuple[Image.Image, Question]]:
     for index in range(num_images):
         drawn = scene(family, split, index)
-        question, answer = drawn.questions[index % len(drawn.questions)]
-        yield drawn.image, question, answer
+        kinds = list(dict.fromkeys(question.kind for question in drawn.questions))
+        kind = kinds[index % len(kinds)]
+        yield drawn.image, next(question for question in drawn.questions if question.kind == kind)
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from modeling_shirg.evaluation.synthetic import FAMILIES, scene
+from modeling_shirg.evaluation.scenes import FAMILIES, scene
 
 _FIELDS = ("image", "question", "box")
+_OF_SEVERAL_THINGS = ("count", "difference")
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,16 @@ class LabelledBox:
 
 
 def rendered_boxes(num_images: int) -> Iterator[LabelledBox]:
-    """One question about each of `num_images` rendered scenes, all families in turn, none that training saw."""
+    """One question about each of `num_images` rendered scenes, all families in turn, none that training saw.
+
+    What counts things, or needs two of them, has no one place and is not asked.
+    """
     for number in range(num_images):
-        family, index = FAMILIES[number % len(FAMILIES)], number // len(FAMILIES)
+        family, index = list(FAMILIES)[number % len(FAMILIES)], number // len(FAMILIES)
         drawn = scene(family, "validation", index)
-        asked = index % len(drawn.questions)
-        mark = drawn.marks[drawn.asked_marks[asked]]
-        box = tuple(float(edge) for edge in mark.box)
-        yield LabelledBox(f"{family} {index}", drawn.image, drawn.questions[asked][0], box)
+        placed = [question for question in drawn.questions if question.kind not in _OF_SEVERAL_THINGS]
+        question = placed[index % len(placed)]
+        yield LabelledBox(f"{family} {index}", drawn.image, question.text, question.box)
 
 
 def read_boxes(path: Path, num_images: int | None = None) -> list[LabelledBox]:

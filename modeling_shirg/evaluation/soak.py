@@ -21,8 +21,8 @@ from configuration_shirg import PRESETS, ShirgLavidaConfig
 
 _QUESTIONS = (
     "What is in cell {}?",
-    "What color is the shape?",
-    "What shape is it?",
+    "What color is the triangle?",
+    "What is the value of V?",
     "Which?",
     "Describe everything that can be seen in this picture, from the upper left corner to the lower right one.",
 )

@@ -85,10 +85,10 @@ TASKS: dict[str, Task] = {
     "infographicvqa": Task({"anls": anls, "exact_match": exact_match}, 32, "validation", _vqa_golds),
     "textvqa": Task({"vqa_accuracy": textvqa_accuracy}, 16, "validation", _vqa_golds),
     "vqav2": Task({"vqa_accuracy": vqa_accuracy}, 16, "validation", _vqa_golds),
-    "chart": Task({"exact_match": exact_match, "relaxed_accuracy": relaxed_accuracy}, 16, "test"),
-    "document": Task({"exact_match": exact_match, "anls": anls}, 16, "test"),
-    "entity_grid": Task(_READING, 16, "test"),
-    "guard": Task({"vqa_accuracy": vqa_accuracy, "exact_match": exact_match}, 16, "test"),
+    "chart": Task({"exact_match": exact_match, "relaxed_accuracy": relaxed_accuracy}, 8, "test"),
+    "document": Task({"exact_match": exact_match, "anls": anls}, 8, "test"),
+    "entity_grid": Task(_READING, 8, "test"),
+    "guard": Task({"vqa_accuracy": vqa_accuracy, "exact_match": exact_match}, 8, "test"),
 }
 _FAMILY_FACTS = (
     "kind",

@@ -35,11 +35,11 @@ def addressed(card: str, source: str, revision: str) -> str:
 
 
 def eval_results(evaluation: list[dict]) -> list[EvalResult] | None:
-    """The rows of a run's evaluation for the metadata of a card; their data set is on the Hub, or `local`."""
+    """The rows of a run's evaluation for the metadata of a card; data that is not on the Hub stands by its name."""
     return [
         EvalResult(
             task_type=_TASK,
-            dataset_type=row.get("dataset_id") or "local",
+            dataset_type=row.get("dataset_id") or row["task"],
             dataset_name=row["task"],
             metric_type=row["metric"],
             metric_value=row["value"],

@@ -1,9 +1,9 @@
 """Which weights are trained: named LoRA footprints, and the counts and checks that go with them.
 
-A footprint never reaches beyond the image path: LoRA on the projector and on the vision tower's first blocks, and in
-full what belongs to this package's own views, the foveal position table and, with `shirg-fixed`, the coordinate
-embedding. The language model stays frozen. Target modules are one anchored expression, because SigLIP's text tower and
-the language model have layers of the same names.
+LoRA on the projector and on the vision tower's first blocks, and in full what belongs to this package's own views, the
+foveal position table and, with `shirg-fixed`, the coordinate embedding. The language model stays frozen, but for
+`shirg-extra-language`. Target modules are one anchored expression, because SigLIP's text tower and the language model
+have layers of the same names.
 """
 
 import re
@@ -24,9 +24,10 @@ from modeling_shirg.adapters_shirg import Adapter
 
 logger = logging.get_logger(__name__)
 
-GROUPS = ("projector", "vision", "positions", "coordinates")
+GROUPS = ("projector", "vision", "positions", "coordinates", "language")
 _SAVED_MODULES = {"foveal_position_embedding": "positions", "coordinate_embedding": "coordinates"}
 _ADAPTER = "default"
+_LANGUAGE_LAYERS = r"model\.language_model\.layers\.\d+\.(?:self_attn\.[qkvo]|mlp\.(?:gate|up|down))_proj"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Footprint:
         name: its name on the command line and in reports.
         blocks: which of `q`, `k` and `v` get LoRA weights in which block of the vision tower.
         coordinates: whether the coordinate embedding is trained.
+        language: whether all linear layers in the language model's blocks get LoRA weights. A model that knows image
+            tokens in one arrangement only, as a toy does, needs that for another.
         rank: of all LoRA weights but those of `narrow_blocks`.
         alpha: LoRA's scale is `alpha / rank`, also where the rank is another.
         narrow_blocks: blocks of half the rank.
@@ -45,6 +48,7 @@ class Footprint:
     name: str
     blocks: tuple[tuple[int, str], ...] = ()
     coordinates: bool = False
+    language: bool = False
     rank: int = 64
     alpha: float = 128
     narrow_blocks: tuple[int, ...] = ()
@@ -64,6 +68,7 @@ FOOTPRINTS = {
         Footprint("shirg-extra", _blocks("qkv", "qk")),
         Footprint("shirg-extra-no-v", _blocks("qk", "qk")),
         Footprint("shirg-extra-narrow", _blocks("qkv", "qk"), narrow_blocks=(4, 5)),
+        Footprint("shirg-extra-language", _blocks("qkv", "qk"), language=True),
         Footprint("shirg-fixed", _blocks("qkv", "qk"), coordinates=True),
         Footprint("shirg-fixed-no-v", _blocks("qk", "qk"), coordinates=True),
     )
@@ -118,7 +123,7 @@ def lora_config(footprint: Footprint, model: ShirgLavidaForConditionalGeneration
     return LoraConfig(
         r=footprint.rank,
         lora_alpha=footprint.alpha,
-        target_modules=_targets(blocks),
+        target_modules=_targets(blocks, footprint.language),
         rank_pattern={narrow: footprint.rank // 2} if halved else {},
         alpha_pattern={narrow: footprint.alpha / 2} if halved else {},
         modules_to_save=[*saved, *(["coordinate_embedding"] if footprint.coordinates else [])] or None,
@@ -264,16 +269,19 @@ def group_of(name: str) -> str:
         return "projector"
     if "vision_tower" in name:
         return "vision"
+    if "language_model" in name:
+        return "language"
     raise ValueError(f"{name} is in none of the groups {', '.join(GROUPS)}.")
 
 
-def _targets(blocks: list[tuple[int, str]]) -> str:
+def _targets(blocks: list[tuple[int, str]], language: bool) -> str:
     """The expression that matches exactly the modules with LoRA weights."""
     letters: dict[str, list[int]] = {}
     for block, projections in blocks:
         letters.setdefault(projections, []).append(block)
     vision = [f"{_layers(members)}\\.self_attn\\.[{projections}]_proj" for projections, members in letters.items()]
-    return "|".join([r"model\.multi_modal_projector\.linear_[12]", *vision])
+    text = [_LANGUAGE_LAYERS] if language else []
+    return "|".join([r"model\.multi_modal_projector\.linear_[12]", *vision, *text])
 
 
 def _layers(blocks) -> str:

@@ -32,7 +32,7 @@ class DataArguments:
         metadata={
             "nargs": "+",
             "help": f"Sources: {GRAMMAR}. NAME is one of {', '.join(ADAPTERS)}; FIELDs are weight, rows, split, "
-            "config, revision, images, text_dense, suffix, scale, name. Examples: synthetic:grid,rows=5000  "
+            "config, revision, images, text_dense, suffix, scale, name. Examples: synthetic:entity_grid,rows=5000  "
             "chartqa,weight=2  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
         },
     )

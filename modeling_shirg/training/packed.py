@@ -1,201 +1,97 @@
-"""Stages 1 and 2: the language model learns to read image tokens, several questions behind one encoded image.
+"""Stage `read`: the language model learns to read image tokens, several questions behind one encoded image.
 
 A row is `[prefix with image | question 1 | answer 1, masked | answer 1, complement | question 2 | ...]`. A question
 sees the prefix and itself, an answer sees the prefix, its question and itself, and both copies of an answer share
-their positions: what each answer is computed from is exactly the prefix-cached forward of inference, but the image is
-encoded once. With `joint=True` there is one question and the prefix sees it, as at inference, and selection is
-question-aware.
+their positions: what each answer is computed from is the prefix-cached forward of inference, but the image is encoded
+once, and before any question is known.
 
-Shape suffixes: B rows, Q questions, S question tokens, R answer tokens, P prefix tokens, L = P + Q (S + 2 R), C width.
+Beside the answers' cross-entropy and the losses of guides.py, image tokens should read, under the language model's
+head, as the marks on them and their colours.
+
+Shape suffixes: B rows, Q questions, S question tokens, R answer tokens, P prefix tokens, T image tokens,
+L = P + Q (S + 2 R), or words (`WORDS`) behind T, C width.
 """
 
-from typing import NamedTuple
-
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers import PreTrainedTokenizerBase
 
-from modeling_shirg.evaluation.synthetic import COLORS, FAMILIES, scene
-from modeling_shirg.training.dense import MARKS, patch_owners, patch_targets
+from modeling_shirg.evaluation.scenes import FAMILIES
+from modeling_shirg.training.dense import WORDS, alignment_loss
+from modeling_shirg.training.guides import Guides
+from modeling_shirg.training.questions import ANSWER_LENGTH, QUESTION_LENGTH
 
-QUESTION_LENGTH = 16
-ANSWER_LENGTH = 8
 PADDING_WEIGHT = 0.05  # end-of-text tokens fill every short answer; at full weight they would be most of the loss
 FULLY_MASKED_SHARE = 0.4
 ALIGNMENT_WEIGHT = 0.3
-POINTER_WEIGHT = 0.3
-POINTER_LAYER = (
-    2  # its first head learns where to look; the layers before bring the question, the ones after the answer
-)
-
-
-class Prompt(NamedTuple):
-    """Ids of a chat prompt before and after its image, and 1 at the ids of `after` that are the question."""
-
-    before: list[int]
-    after: list[int]
-    is_question: list[int]
-
-
-class QuestionDataset(Dataset):
-    """Images of the question families with `num_questions` tokenised questions each.
-
-    Args:
-        processor: the model's processor.
-        split: `"train"`, `"validation"` or `"test"`.
-        indices: scene numbers, in the order in which they are shown.
-        num_questions: questions per image; a family that asks fewer repeats them.
-        warm_up: share of the images, from the start, that come from the first family alone.
-    """
-
-    def __init__(self, processor, split: str, indices: range, num_questions: int, warm_up: float):
-        self.processor = processor
-        self.split = split
-        self.indices = indices
-        self.num_questions = num_questions
-        self.warm_up = warm_up
-        self.end_of_turn = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-        self.blank = Image.new("RGB", (1, 1))
-        self.prompts: dict[str, Prompt] = {}
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> dict:
-        index = self.indices[item]
-        rng = np.random.default_rng([4, index])
-        early = item < self.warm_up * len(self)
-        family = FAMILIES[0] if early else FAMILIES[int(rng.choice(len(FAMILIES), p=[0.65, 0.35]))]
-        row = scene(family, self.split, index)
-        features = self.processor.image_processor([row.image], return_tensors="np")
-        owners = patch_owners(row.marks, features["patch_boxes"][0], *row.image.size)
-        labels, colors = patch_targets(row.marks, owners)
-        order = np.resize(rng.permutation(len(row.questions)), self.num_questions)
-        return {
-            "pixel_values": features["pixel_values"],
-            "fovea_pixel_values": features["fovea_pixel_values"],
-            "labels": labels,
-            "asked": np.stack([owners == row.asked_marks[i] for i in order]),
-            "colors": colors,
-            "family": FAMILIES.index(family),
-            "prompts": [self._prompt(row.questions[i][0]) for i in order],
-            "answers": [self._answer_ids(row.questions[i][1]) for i in order],
-        }
-
-    def _prompt(self, question: str) -> Prompt:
-        """The chat prompt of `question` as the processor writes it; families repeat their questions, so it is kept."""
-        if question not in self.prompts:
-            content = [{"type": "image", "image": self.blank}, {"type": "text", "text": question}]
-            inputs = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
-            )
-            ids, is_question = inputs["input_ids"][0], inputs["question_mask"][0]
-            start = ids.index(self.processor.image_token_id)
-            stop = start + self.processor.num_image_tokens
-            if len(ids) - stop > QUESTION_LENGTH:
-                raise ValueError(f"{question!r} takes {len(ids) - stop} tokens, more than {QUESTION_LENGTH}.")
-            self.prompts[question] = Prompt(ids[:start], ids[stop:], is_question[stop:])
-        return self.prompts[question]
-
-    def _answer_ids(self, answer: str) -> list[int]:
-        ids = [*self.processor.tokenizer(answer).input_ids, self.end_of_turn]
-        return ids + [self.processor.tokenizer.pad_token_id] * (ANSWER_LENGTH - len(ids))
-
-    def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """Fixed-shape tensors; questions are padded with their own length remembered."""
-        shape = (len(rows), self.num_questions, QUESTION_LENGTH)
-        question_ids = torch.full(shape, self.processor.tokenizer.pad_token_id)
-        question_mask = torch.zeros(shape, dtype=torch.long)
-        for i, row in enumerate(rows):
-            for j, prompt in enumerate(row["prompts"]):
-                question_ids[i, j, : len(prompt.after)] = torch.tensor(prompt.after)
-                question_mask[i, j, : len(prompt.after)] = torch.tensor(prompt.is_question)
-        stacked = {
-            key: torch.from_numpy(np.stack([row[key] for row in rows]))
-            for key in ("labels", "colors", "family", "asked")
-        }
-        views = {
-            key: torch.from_numpy(np.concatenate([row[key] for row in rows]))
-            for key in ("pixel_values", "fovea_pixel_values")
-        }
-        return {
-            **views,
-            **stacked,
-            "prefix_ids": torch.tensor([row["prompts"][0].before for row in rows]),
-            "question_ids": question_ids,
-            "question_mask": question_mask,
-            "question_lengths": torch.tensor([[len(prompt.after) for prompt in row["prompts"]] for row in rows]),
-            "answer_ids": torch.tensor([row["answers"] for row in rows]),
-        }
 
 
 class PackedAnswerModel(nn.Module):
-    """The whole model under the packed masked-diffusion loss; the vision tower is frozen."""
+    """The whole model under the packed masked-diffusion loss; the tower is frozen, every image token is kept."""
 
-    def __init__(self, model: nn.Module, tokenizer, num_questions: int, joint: bool):
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, num_questions: int):
         super().__init__()
-        if joint and num_questions != 1:
-            raise ValueError(f"joint=True reads one question per image, got num_questions={num_questions}.")
         self.model = model
         self.num_questions = num_questions
-        self.joint = joint
+        self.guides = Guides(model.config.text_config.hidden_size, num_questions)
         model.model.vision_tower.requires_grad_(False)
-        single = [tokenizer(word, add_special_tokens=False).input_ids for word in (*MARKS, *COLORS)]
-        long = [word for word, ids in zip((*MARKS, *COLORS), single, strict=True) if len(ids) != 1]
+        single = [tokenizer(word, add_special_tokens=False).input_ids for word in WORDS]
+        long = [word for word, ids in zip(WORDS, single, strict=True) if len(ids) != 1]
         if long:
-            raise ValueError(f"The tokenizer splits {long}; alignment needs one token per mark and colour.")
-        names = torch.tensor([ids[0] for ids in single])
-        self.register_buffer("mark_ids", F.pad(names[: len(MARKS)], (1, 0)), persistent=False)
-        self.register_buffer("color_ids", F.pad(names[len(MARKS) :], (1, 0)), persistent=False)
+            raise ValueError(f"The tokenizer splits {long}; alignment needs one token per word.")
+        self.register_buffer("word_ids", torch.tensor([ids[0] for ids in single]), persistent=False)
+
+    @torch.no_grad()
+    def start_reading(self, read_head_LC: torch.Tensor) -> None:
+        """Let the words start as what normalised image tokens that they describe are like after stage `sharpen`.
+
+        Args:
+            read_head_LC: weights of its read-out, with those of the norm before it.
+        """
+        self.model.lm_head.weight[self.word_ids] = read_head_LC
+        table = self.model.get_input_embeddings().weight
+        table[self.word_ids] = read_head_LC * (table.std() / read_head_LC.std())
 
     def forward(
         self,
         pixel_values: torch.Tensor,
-        fovea_pixel_values: torch.Tensor,
         prefix_ids: torch.Tensor,
         question_ids: torch.Tensor,
-        question_mask: torch.Tensor,
         question_lengths: torch.Tensor,
         answer_ids: torch.Tensor,
         labels: torch.Tensor,
-        colors: torch.Tensor,
         family: torch.Tensor,
-        asked: torch.Tensor,
+        **guides: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Loss, and per family the share of fully masked answers that one forward gets right."""
+        """Loss, and per family the share of fully masked answers that one forward gets right.
+
+        `guides` are the targets of `Guides`, the rest is what `QuestionDataset` gives.
+        """
         core, config = self.model.model, self.model.config
         embed = core.get_input_embeddings()
         masked_BQR = _draw_masks(answer_ids)
         copies_BQ2R = torch.stack([masked_BQR, ~masked_BQR], dim=2)
         noisy_BQ2R = torch.where(copies_BQ2R, config.mask_token_id, answer_ids[:, :, None])
-        images = self._images(pixel_values, fovea_pixel_values, question_ids, question_mask)
-        prefix_BPC = torch.cat([embed(prefix_ids), torch.stack(images.image_tokens)], dim=1)
+        image_BTC = torch.stack(core.get_image_features(pixel_values).image_tokens)
+        prefix_BPC = torch.cat([embed(prefix_ids), image_BTC], dim=1)
+        prefix = prefix_BPC.shape[1]
         tail_BQT = torch.cat([question_ids, noisy_BQ2R.flatten(2)], dim=2)
-        position_ids = self._positions(prefix_BPC.shape[1], question_lengths)
+        position_ids = self._positions(prefix, question_lengths)
         outputs = core.language_model(
             inputs_embeds=torch.cat([prefix_BPC, embed(tail_BQT.flatten(1))], dim=1),
-            attention_mask=self._mask(prefix_BPC.shape[1], question_lengths),
+            attention_mask=self._mask(prefix, question_lengths),
             position_ids=position_ids,
             is_causal=False,
             output_hidden_states=True,
         )
-        tail_BQTC = outputs.last_hidden_state[:, prefix_BPC.shape[1] :].unflatten(1, (self.num_questions, -1))
-        logits = self.model.lm_head(tail_BQTC[:, :, QUESTION_LENGTH:]).unflatten(2, (2, ANSWER_LENGTH))
+        tail_BQTC = outputs.last_hidden_state[:, prefix:].unflatten(1, (self.num_questions, -1))
+        logits = self.model.lm_head(tail_BQTC[:, :, QUESTION_LENGTH:]).unflatten(2, (2, ANSWER_LENGTH)).float()
         loss = self._answer_loss(logits, answer_ids, copies_BQ2R, config.eos_token_id)
-        loss = loss + ALIGNMENT_WEIGHT * self._alignment_loss(images, labels, colors)
-        pointer = self._pointer_loss(outputs.hidden_states[POINTER_LAYER], position_ids, images, asked)
-        loss = loss + POINTER_WEIGHT * pointer
-        return {"loss": loss, "pointer": pointer, **self._exact_match(logits, answer_ids, masked_BQR, family)}
-
-    def _images(self, pixel_values, fovea_pixel_values, question_ids, question_mask):
-        if not self.joint:
-            return self.model.model.get_image_features(pixel_values, fovea_pixel_values)
-        embeds = self.model.model.get_input_embeddings()(question_ids[:, 0])
-        return self.model.model.get_image_features(pixel_values, fovea_pixel_values, embeds, question_mask[:, 0])
+        loss = loss + ALIGNMENT_WEIGHT * self._alignment_loss(image_BTC, labels)
+        guidance, hits = self.guides(core.language_model, outputs.hidden_states, position_ids, prefix, **guides)
+        loss = loss + guidance
+        return {"loss": loss, **hits, **self._exact_match(logits, answer_ids, masked_BQR, family)}
 
     def _mask(self, prefix: int, question_lengths: torch.Tensor) -> torch.Tensor:
         """Which key each query sees, bool (B, 1, L, L)."""
@@ -207,8 +103,6 @@ class PackedAnswerModel(nn.Module):
             (offset % block - QUESTION_LENGTH).div(ANSWER_LENGTH, rounding_mode="floor").clamp_min(-1) + 2, (prefix, 0)
         )
         sees = (owner[None] == 0) | ((owner[:, None] == owner) & ((part == 1) | (part[:, None] == part)))
-        if self.joint:
-            sees = sees | ((owner[:, None] == 0) & (part == 1))
         real_BQS = torch.arange(QUESTION_LENGTH, device=device) < question_lengths[..., None]
         real_BL = F.pad(F.pad(real_BQS, (0, 2 * ANSWER_LENGTH), value=True).flatten(1), (prefix, 0), value=True)
         return (sees[None] & real_BL[:, None])[:, None]
@@ -228,48 +122,10 @@ class PackedAnswerModel(nn.Module):
         weights = torch.where(targets == eos_token_id, PADDING_WEIGHT, 1.0) * copies_BQ2R
         return (losses * weights.flatten()).sum() / weights.sum()
 
-    def _alignment_loss(self, images, labels: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-        """Kept foveal tokens on a mark should already read as the mark's and the colour's words under the head."""
-        kept_IK = images.kept_indices
-        marks_IK = labels[:, -(self.model.config.fovea_grid**2) :].gather(1, kept_IK)
-        colors_IK = colors[:, -(self.model.config.fovea_grid**2) :].gather(1, kept_IK)
-        tokens = self.model.model.language_model.norm(torch.stack(images.image_tokens)[:, -kept_IK.shape[1] :])
-        log_probs = self.model.lm_head(tokens).log_softmax(-1)
-        on_mark = (marks_IK > 0).float()
-        score = log_probs.gather(-1, self.mark_ids[marks_IK][..., None]) + log_probs.gather(
-            -1, self.color_ids[colors_IK][..., None]
-        )
-        return -(0.5 * score.squeeze(-1) * on_mark).sum() / on_mark.sum().clamp_min(1.0)
-
-    def _pointer_loss(
-        self, hidden_BLC: torch.Tensor, position_ids: torch.Tensor, images, asked: torch.Tensor
-    ) -> torch.Tensor:
-        """One attention head of the first answer token should look at the kept patches of the mark asked about.
-
-        `asked` is bool (B, Q, N), true at the patches of that mark. Rows whose mark lost all its patches do not count.
-        """
-        layer = self.model.model.language_model.layers[POINTER_LAYER]
-        width = layer.self_attn.head_dim
-        kept_IK = images.kept_indices
-        prefix = hidden_BLC.shape[1] - self.num_questions * (QUESTION_LENGTH + 2 * ANSWER_LENGTH)
-        rows = (
-            prefix
-            + QUESTION_LENGTH
-            + torch.arange(self.num_questions, device=hidden_BLC.device) * (QUESTION_LENGTH + 2 * ANSWER_LENGTH)
-        )
-        normed_BLC = layer.input_layernorm(hidden_BLC)
-        query_B1QK = layer.self_attn.q_proj(normed_BLC[:, rows])[:, None, :, :width]
-        key_B1PK = layer.self_attn.k_proj(normed_BLC[:, :prefix])[:, None, :, :width]
-        cos, sin = self.model.model.language_model.rotary_emb(hidden_BLC, position_ids)
-        query_B1QK, _ = apply_rotary_pos_emb(query_B1QK, query_B1QK, cos[:, rows], sin[:, rows])
-        key_B1PK, _ = apply_rotary_pos_emb(key_B1PK, key_B1PK, cos[:, :prefix], sin[:, :prefix])
-        log_attention_BQP = (query_B1QK @ key_B1PK.transpose(-1, -2))[:, 0].mul(width**-0.5).log_softmax(-1)
-        fovea_BQN = asked[:, :, -(self.model.config.fovea_grid**2) :]
-        targets_BQK = fovea_BQN.gather(2, kept_IK[:, None].expand(-1, self.num_questions, -1))
-        hits_BQK = log_attention_BQP[:, :, -kept_IK.shape[1] :].masked_fill(~targets_BQK, -torch.inf)
-        answerable_BQ = targets_BQK.any(-1)
-        mass_BQ = torch.where(answerable_BQ, hits_BQK.masked_fill(~answerable_BQ[..., None], 0.0).logsumexp(-1), 0.0)
-        return -mass_BQ.sum() / answerable_BQ.sum().clamp_min(1)
+    def _alignment_loss(self, image_BTC: torch.Tensor, labels_BTL: torch.Tensor) -> torch.Tensor:
+        """Image tokens should read, under the head, as the marks that lie on them."""
+        tokens_BTC = self.model.model.language_model.norm(image_BTC)
+        return alignment_loss(F.linear(tokens_BTC, self.model.lm_head.weight[self.word_ids]).float(), labels_BTL)
 
     @staticmethod
     def _exact_match(logits, answer_ids, masked_BQR, family) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 def stage_settings(folder: Path, previous: Path | None, seed: int, **own) -> dict:
     """The settings of stage `folder` that starts from the finished stage `previous`; JSON values only."""
-    inherited = {} if previous is None else _finished_settings(previous)
+    inherited = {} if previous is None else finished_settings(previous)
     return inherited | {"seed": seed} | {f"{folder.name}_{name}": value for name, value in own.items()}
 
 
@@ -81,7 +81,7 @@ def close_stage(folder: Path) -> None:
 
 def read_stage(folder: Path) -> tuple[ShirgLavidaConfig, PreTrainedTokenizerBase, dict[str, torch.Tensor]]:
     """Config, tokenizer and weights of the finished stage `folder`."""
-    _finished_settings(folder)
+    finished_settings(folder)
     config = ShirgLavidaConfig.from_json_file(folder / "config.json")
     return config, load_tokenizer(folder / "tokenizer.json"), load_file(folder / WEIGHTS_FILE)
 
@@ -104,7 +104,12 @@ def is_complete(checkpoint: Path) -> bool:
     return _parses(checkpoint / TRAINER_STATE_NAME) and _opens(checkpoint)
 
 
-def _finished_settings(folder: Path) -> dict:
+def finished_settings(folder: Path) -> dict:
+    """What decided the weights of the finished stage `folder`, of the stages before it too.
+
+    Raises:
+        ValueError: it is not finished.
+    """
     file = folder / STAGE_FILE
     record = json.loads(file.read_text()) if file.exists() else {"finished": False}
     if not record["finished"]:

@@ -1,21 +1,29 @@
 """The recipe of the bundled checkpoint: sizes, stages and what is written at the end."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from configuration_shirg import ShirgLavidaConfig, ShirgLavidaImageProcessor, ShirgLavidaProcessor
+from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.processing_shirg_lavida import SYSTEM_PROMPT
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
-from modeling_shirg.evaluation.synthetic import CHARACTERS, COLORS, FAMILIES, SHAPES, scene
-from modeling_shirg.training.dense import DensePretrainingModel, PageDataset
-from modeling_shirg.training.packed import ANSWER_LENGTH, PackedAnswerModel, QuestionDataset
+from modeling_shirg.conversion.whole_file import write_json
+from modeling_shirg.evaluation.scenes import FAMILIES, scene
+from modeling_shirg.evaluation.scenes.drawing import CHARACTERS, COLORS, SHAPES
+from modeling_shirg.training.dense import DensePretrainingModel, ViewDataset
+from modeling_shirg.training.packed import PackedAnswerModel
+from modeling_shirg.training.questions import ANSWER_LENGTH, QuestionDataset
 from modeling_shirg.training.stage import (
+    WEIGHTS_FILE,
     close_stage,
+    finished_settings,
     last_complete_checkpoint,
     open_stage,
     read_stage,
@@ -25,6 +33,10 @@ from modeling_shirg.training.stage import (
 from modeling_shirg.training.tokenizer import train_tokenizer
 
 logger = logging.get_logger(__name__)
+
+READ_PRESET, EXPORT_PRESET = "lavida-980", "shirg"
+TRAINING_FILE = "training.json"
+_FOVEA = "foveal_position_embedding.weight"
 
 # Words that questions about charts, forms and photographs use; they only shape the tokenizer.
 QUESTION_WORDS = (
@@ -40,7 +52,8 @@ QUESTION_WORDS = (
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of the bundled checkpoint; the same ids every time."""
-    questions = [text for family in FAMILIES for i in range(20) for text, _ in scene(family, "train", i).questions]
+    scenes = [scene(family, "train", index) for family in FAMILIES for index in range(20)]
+    questions = [question.text for drawn in scenes for question in drawn.questions]
     words = [*COLORS, *SHAPES, *CHARACTERS, "system", "user", "assistant", "\n\n"]
     return train_tokenizer([SYSTEM_PROMPT, QUESTION_WORDS, *questions, *words], vocab_size=768)
 
@@ -58,10 +71,10 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> ShirgLavidaConfig:
             "num_attention_heads": 4,
         },
         text_config={
-            "hidden_size": 192,
-            "intermediate_size": 512,
+            "hidden_size": 256,
+            "intermediate_size": 704,
             "num_hidden_layers": 4,
-            "num_attention_heads": 3,
+            "num_attention_heads": 4,
             "vocab_size": len(tokenizer),
             "max_position_embeddings": 2048,
         },
@@ -99,22 +112,33 @@ class StageTrainer(Trainer):
 
 
 def train_see(folder: Path, args) -> None:
-    """Stage `see`: the vision tower, from random weights."""
-    train_vision(folder, args, previous=None, images=range(args.see_images), batch_size=64, learning_rate=1e-3)
+    """Stage `see`: vision tower and projector, from random weights or from the stage of another training."""
+    images = range(args.see_images)
+    train_vision(folder, args, previous=None, images=images, batch_size=64, learning_rate=1e-3, start=args.start)
 
 
 def train_sharpen(folder: Path, see_folder: Path, args) -> None:
-    """Stage `sharpen`: the same on new pages with a warm restart and half the batch; small glyphs come late."""
+    """Stage `sharpen`: the same on the pages that follow, warm restart, half the batch; small glyphs come late."""
     images = range(args.see_images, args.see_images + args.sharpen_images)
     train_vision(folder, args, previous=see_folder, images=images, batch_size=32, learning_rate=7e-4)
 
 
 def train_vision(
-    folder: Path, args, previous: Path | None, images: range, batch_size: int, learning_rate: float
+    folder: Path,
+    args,
+    previous: Path | None,
+    images: range,
+    batch_size: int,
+    learning_rate: float,
+    start: str | None = None,
 ) -> None:
-    """A stage of the vision tower, unless `folder` holds it finished; without `previous`, from random weights."""
+    """A stage of the vision tower, unless `folder` holds it finished.
+
+    It starts from the stage `previous`; without one, from random weights, or from the weights of the folder `start`.
+    """
     optimisation = {"batch_size": batch_size, "learning_rate": learning_rate}
-    if open_stage(folder, stage_settings(folder, previous, args.seed, images=len(images), **optimisation)):
+    origin = {"start": _sha256(Path(start))} if start else {}
+    if open_stage(folder, stage_settings(folder, previous, args.seed, images=len(images), **optimisation, **origin)):
         return
     if previous is None:
         tokenizer = tiny_tokenizer()
@@ -124,22 +148,28 @@ def train_vision(
     save_start(folder, config, tokenizer)
     torch.manual_seed(args.seed)
     model = DensePretrainingModel(config, tokenizer)
+    # On a CPU the backward of scaled_dot_product_attention takes half of a step; plain products do not.
+    model.vision_tower.vision_model.set_attn_implementation("eager")
     if weights is not None:
         model.load_state_dict(weights)
-    dataset = PageDataset(ShirgLavidaImageProcessor.from_config(config), tokenizer, "train", images, batch_size)
+    if start:
+        model.load_state_dict(load_file(Path(start) / WEIGHTS_FILE))
+    dataset = ViewDataset(config, tokenizer, "train", images, batch_size)
     _run(folder, model, dataset, args, **optimisation)
 
 
-def train_read(folder: Path, sharpen_folder: Path, args) -> None:
-    """Stage `read`: projector and language model, six questions packed behind one image, text-free selection."""
-    images = range(args.read_images)
-    train_answers(folder, args, sharpen_folder, images, num_questions=6, joint=False, learning_rate=1.5e-3)
+def train_read(folder: Path, tower_folder: Path, args) -> None:
+    """Stage `read`: projector and language model on LaViDa's five views, several questions behind one image."""
+    seen = args.see_images + args.sharpen_images
+    train_answers(folder, args, tower_folder, range(seen, seen + args.read_images), 1e-3, start_from_tower)
 
 
-def train_answer(folder: Path, read_folder: Path, args) -> None:
-    """Stage `answer`: one question per image, in the exact form of inference, on images that `read` did not see."""
-    images = range(args.read_images, args.read_images + args.answer_images)
-    train_answers(folder, args, read_folder, images, num_questions=1, joint=True, learning_rate=5e-4)
+def train_practise(folder: Path, read_folder: Path, args) -> None:
+    """Stage `practise`: the same on the images that follow, more grids to count in, half the learning rate."""
+    seen = args.see_images + args.sharpen_images + args.read_images
+    images = range(seen, seen + args.practise_images)
+    draws = {"counting_share": 0.6}
+    train_answers(folder, args, read_folder, images, 5e-4, PackedAnswerModel.load_state_dict, draws)
 
 
 def train_answers(
@@ -147,44 +177,65 @@ def train_answers(
     args,
     previous: Path,
     images: range,
-    num_questions: int,
-    joint: bool,
     learning_rate: float,
-    batch_size: int = 32,
+    load_start: Callable[[PackedAnswerModel, dict[str, torch.Tensor]], object],
+    draws: dict[str, float] | None = None,
+    num_questions: int = 4,
+    batch_size: int = 24,
 ) -> None:
-    """A stage of the language model, unless `folder` holds it finished."""
+    """A stage of the language model, unless `folder` holds it finished.
+
+    `load_start` puts the weights of the stage `previous` where they belong; `draws` is for `QuestionDataset`.
+    """
+    draws = draws or {}
     optimisation = {"batch_size": batch_size, "learning_rate": learning_rate}
-    form = {"num_questions": num_questions, "joint": joint}
-    settings = stage_settings(folder, previous, args.seed, images=len(images), **form, **optimisation)
+    form = {"images": len(images), "num_questions": num_questions, **draws}
+    settings = stage_settings(folder, previous, args.seed, **form, **optimisation)
     if open_stage(folder, settings):
         return
+    config, tokenizer, weights = read_stage(previous)
+    config = config.with_preset(READ_PRESET)
+    save_start(folder, config, tokenizer)
     torch.manual_seed(args.seed)
-    model, processor = load_stage(previous)
-    save_start(folder, model.config, processor.tokenizer)
-    packed = PackedAnswerModel(model, processor.tokenizer, **form)
-    dataset = QuestionDataset(processor, "train", images, num_questions, warm_up=0.0 if joint else 0.35)
+    packed = PackedAnswerModel(ShirgLavidaForConditionalGeneration(config), tokenizer, num_questions)
+    load_start(packed, weights)
+    processor = ShirgLavidaProcessor.from_config(config, tokenizer)
+    dataset = QuestionDataset(processor, config.view_grid, "train", images, num_questions, **draws)
     _run(folder, packed, dataset, args, **optimisation)
 
 
-def load_stage(folder: Path) -> tuple[ShirgLavidaForConditionalGeneration, ShirgLavidaProcessor]:
-    """The model as the finished stage `folder` left it, and its processor.
+def start_from_tower(packed: PackedAnswerModel, weights: dict[str, torch.Tensor]) -> None:
+    """Tower and projector are those of a stage of the vision tower."""
+    tower = _named_below(weights, "vision_tower.")
+    # These views have no fovea.
+    tower.pop(_FOVEA)
+    packed.model.model.vision_tower.load_state_dict(tower)
+    packed.model.model.multi_modal_projector.load_state_dict(_named_below(weights, "projector."))
+    packed.start_reading(weights["read_head.weight"] * weights["read_norm.weight"])
 
-    What that stage did not train is freshly initialised.
+
+def _named_below(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The weights whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _sha256(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+def export(folder: Path, tower_folder: Path, out: Path) -> None:
+    """Write the finished stage `folder` as a Hub repository: weights, config, generation config, processor, code, and
+    in training.json the settings of all stages.
+
+    The foveal positions, which the views of stage `read` have no use for, are those of the tower's last stage. Weights
+    are stored in bfloat16, to be small, and load in float32, as the config says.
     """
     config, tokenizer, weights = read_stage(folder)
+    config = config.with_preset(EXPORT_PRESET)
     model = ShirgLavidaForConditionalGeneration(config)
-    if any(name.startswith("vision_tower.") for name in weights):
-        prefix = "vision_tower."
-        target = model.model.vision_tower
-    else:
-        prefix, target = "model.", model
-    target.load_state_dict({name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)})
-    return model, ShirgLavidaProcessor.from_config(config, tokenizer)
-
-
-def export(folder: Path, out: Path) -> None:
-    """Write the finished stage `folder` as a Hub repository: weights, config, generation config, processor, code."""
-    model, processor = load_stage(folder)
+    fovea = _named_below(read_stage(tower_folder)[2], "vision_tower.")[_FOVEA]
+    model.load_state_dict({**_named_below(weights, "model."), f"model.vision_tower.{_FOVEA}": fovea})
+    processor = ShirgLavidaProcessor.from_config(config, tokenizer)
     model.generation_config = ShirgGenerationConfig(
         max_new_tokens=ANSWER_LENGTH,
         suppress_tokens=[model.config.mask_token_id, model.config.image_token_id],
@@ -193,8 +244,9 @@ def export(folder: Path, out: Path) -> None:
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
-    model.save_pretrained(out)
+    model.save_pretrained(out, state_dict={name: value.bfloat16() for name, value in model.state_dict().items()})
     processor.save_pretrained(out)
+    write_json(out / TRAINING_FILE, finished_settings(folder))
 
 
 def _run(folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int, learning_rate: float) -> None:
@@ -220,9 +272,17 @@ def _run(folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int
         report_to="none",
         seed=args.seed,
         disable_tqdm=True,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        optim="adamw_torch_fused",
     )
     if args.compile:
         model.compile(dynamic=False)
+    if training_args.train_batch_size != batch_size:
+        raise ValueError(
+            f"A batch of {batch_size} would be {training_args.train_batch_size} rows on {training_args.n_gpu} GPUs: "
+            "show one alone, with CUDA_VISIBLE_DEVICES=0."
+        )
     trainer = StageTrainer(
         model=model,
         args=training_args,

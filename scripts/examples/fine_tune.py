@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from modeling_shirg.evaluation.synthetic import scene
+from modeling_shirg.evaluation.scenes import scene
 from modeling_shirg.evaluation.timing import StageClock
 from shirg_scripts import cli
 from shirg_scripts.answering import answer_question, read_image
@@ -54,10 +54,11 @@ def write_rows(folder: Path, count: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "rows.jsonl").open("w") as file:
         for index in range(count):
-            drawn = scene("grid", "train", index)
+            drawn = scene("entity_grid", "train", index)
             drawn.image.save(folder / f"{index}.png")
-            question, answer = drawn.questions[index % len(drawn.questions)]
-            file.write(json.dumps({"image": f"{index}.png", "question": question, "answer": answer}) + "\n")
+            question = drawn.questions[index % len(drawn.questions)]
+            row = {"image": f"{index}.png", "question": question.text, "answer": question.answer}
+            file.write(json.dumps(row) + "\n")
     return folder / "rows.jsonl"
 
 

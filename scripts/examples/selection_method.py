@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from modeling_shirg.evaluation.synthetic import scene
+from modeling_shirg.evaluation.scenes import scene
 from modeling_shirg.evaluation.timing import StageClock
 from modeling_shirg.selection_methods_shirg import METHODS, SelectionMethod
 from modeling_shirg.selection_shirg import Selection, ViewTokens, top_k
@@ -42,9 +42,9 @@ def exact_matches(loaded: Loaded, questions: int) -> int:
     """How many questions about rendered grids are answered right."""
     right = 0
     for index in range(questions):
-        drawn = scene("grid", "test", index)
-        question, gold = drawn.questions[index % len(drawn.questions)]
-        right += answer_question(loaded, drawn.image, question, StageClock()).text == gold
+        drawn = scene("entity_grid", "test", index)
+        question = drawn.questions[index % len(drawn.questions)]
+        right += answer_question(loaded, drawn.image, question.text, StageClock()).text == question.answer
     return right
 
 

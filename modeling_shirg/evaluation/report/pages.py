@@ -30,6 +30,7 @@ figure { margin: 1.5em 0; } img { max-width: 100%; } figcaption { color: #59636e
 .notice { background: #fff3cd; border-left: 4px solid #d39e00; padding: .6em 1em; font-weight: 600; }
 """
 _GROUPINGS = {
+    "kind": "kind of question",
     "glyph_px": "glyph height in px of the toy geometry",
     "glyph_px_in_fovea": "glyph height inside the centre fovea",
     "glyph_px_outside_fovea": "glyph height outside the centre fovea",
@@ -128,7 +129,7 @@ def _group_blocks(source: Source, group: GroupView) -> list[Block]:
     if group.seeds:
         blocks.append(tables.seed_table(group))
     blocks += _pictures(source, group)
-    blocks.append(Heading(f"{group.title}: by size and place", 3))
+    blocks.append(Heading(f"{group.title}: by kind, size and place", 3))
     for task in group.tables["tasks"]:
         found = (tables.grouped_table(group, task, by, what) for by, what in _GROUPINGS.items())
         blocks += [table for table in found if table]

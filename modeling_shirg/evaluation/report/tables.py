@@ -64,8 +64,9 @@ def difference_table(group: GroupView, systems: Sequence[str] | None = None) -> 
 
 
 def grouped_table(group: GroupView, task: str, by: str, what: str) -> Table | None:
-    """Scores of a task by size, eccentricity or place; `None` where the task has no such groups."""
-    rows = group.rows("groups", task=task, by=by, control="none", metric=TASKS[task].metric)
+    """Scores of a task by kind, size, eccentricity or place; `None` where the task has no such groups."""
+    wanted = {"task": task, "by": by, "control": "none", "metric": TASKS[task].metric}
+    rows = [*group.rows("scores", **wanted), *group.rows("groups", **wanted)]
     names = list(dict.fromkeys(row["group"] for row in rows))
     if not names:
         return None

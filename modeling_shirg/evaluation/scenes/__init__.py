@@ -17,8 +17,13 @@ from modeling_shirg.evaluation.scenes.placement import SIDE, Cell
 FAMILIES = {"chart": draw_chart, "document": draw_document, "entity_grid": draw_entity_grid, "guard": draw_guard}
 _PAINTERS = {**FAMILIES, "page": draw_page}
 SPLITS = ("train", "validation", "test")
+# Scenes at scale 1 are for toy models, and ask what one can learn to read.
+TOY = {
+    "document": {"rows": (3, 8), "code_length": (1, 1), "pitch": 30.0},
+    "chart": {"values": (1, 9)},
+}
 
-__all__ = ["FAMILIES", "SPLITS", "Cell", "Mark", "Question", "Scene", "scene", "scene_seed"]
+__all__ = ["FAMILIES", "SPLITS", "TOY", "Cell", "Mark", "Question", "Scene", "scene", "scene_seed"]
 
 
 def scene_seed(family: str, split: str, index: int) -> list[int]:
@@ -43,11 +48,14 @@ def scene(family: str, split: str, index: int, scale: float = 1.0, **fixed) -> S
         split: one of `SPLITS`. Scenes of `"train"` have sides of 384 to 512 pixels at scale 1, the others are square.
         index: at least 0.
         scale: 1 fits the toy geometry's views, 2 the full geometry's.
-        fixed: what the family's function takes beyond that, `cell` for example.
+        fixed: what the family's function takes beyond that, `cell` for example; by default what `TOY` says at scale 1
+            and the function itself at others.
 
     Raises:
         ValueError: an unknown family or split, a negative index, or something fixed that no drawing can be.
     """
     rng = np.random.default_rng(scene_seed(family, split, index))
     width, height = rng.integers(384, 513, size=2) if split == "train" else (SIDE, SIDE)
+    if scale == 1:
+        fixed = {**TOY.get(family, {}), **fixed}
     return _PAINTERS[family](rng, round(int(width) * scale), round(int(height) * scale), scale, **fixed)

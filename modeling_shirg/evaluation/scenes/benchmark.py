@@ -81,6 +81,8 @@ def build_benchmark(
     the evidence in the image, in the squashed global view and in the fovea (null where the fovea does not hold all of
     it), eccentricity 0..1, in_fovea, crosses_slice; `"guard"` also VQAv2's other columns.
     """
+    if per_cell < 1:
+        raise ValueError(f"per_cell {per_cell}: a benchmark has at least one question per cell.")
     rows = _specs(family, split, per_cell, scale)
     columns = {**_SPEC, **_ROW, **(_VQA if family == "guard" else {})}
     specs = Dataset.from_list(rows, features=Features(_SPEC))

@@ -1,6 +1,7 @@
-"""SynthChart: bar and line charts with a letter under each column and its value above; asks for values and names.
+"""SynthChart: bar and line charts with each column's name, a letter, and its value above it.
 
-The value label that is asked about has the cell's size and place. Names are of a size that the global view reads.
+Asks for values and names. The value label that is asked about has the cell's size and place. Names are of a size that
+the global view reads.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from modeling_shirg.evaluation.scenes.drawing import (
 )
 from modeling_shirg.evaluation.scenes.placement import FOVEA, GLYPH_SIZES, MOST_TRIES, Cell, in_cell
 
-_FONT = "DejaVuSans-Bold.ttf"
 _NAME_PX = 18
 _BAR_COLORS = tuple(name for name in COLORS if name != "black")
 
@@ -39,21 +39,25 @@ class _Plan:
     plot_height: float
     scale: float
     target: int  # the column that the first question asks for
+    most: int  # the value that is as high as the plot
 
     def center(self, column: int) -> float:
         return self.left + (column + 0.5) * self.pitch
 
     def peak(self, column: int) -> float:
-        return self.top + self.plot_height * (1 - self.values[column] / 99)
+        return self.top + self.plot_height * (1 - self.values[column] / self.most)
 
     def label_box(self, column: int) -> Box:
-        half = text_width(str(self.values[column]), self.sizes[column], _FONT) / 2
+        half = text_width(str(self.values[column]), self.sizes[column]) / 2
         bottom = self.peak(column) - 4 * self.scale
         return (self.center(column) - half, bottom - self.sizes[column], self.center(column) + half, bottom)
 
+    def name_middle(self, column: int) -> float:
+        return self.label_box(column)[1] - 0.8 * _NAME_PX * self.scale
+
     def label_ink(self, column: int) -> Box:
         left, top, _, bottom = self.label_box(column)
-        return text_ink(str(self.values[column]), left, (top + bottom) / 2, self.sizes[column], _FONT)
+        return text_ink(str(self.values[column]), left, (top + bottom) / 2, self.sizes[column])
 
 
 def draw_chart(
@@ -63,48 +67,54 @@ def draw_chart(
     scale: float,
     cell: Cell | None = None,
     columns: tuple[int, int] = (3, 6),
+    values: tuple[int, int] = (5, 99),
 ) -> Scene:
     """A chart; the first question asks for the value whose label `cell` describes.
 
-    Args: as `draw_document`; `columns` is the least and the most bars or points.
+    Args: as `draw_document`; `columns` is the least and the most bars or points, `values` the least and the most that
+    one can stand for.
     """
-    plan = _plan(rng, width, height, scale, cell, columns)
+    plan = _plan(rng, width, height, scale, cell, columns, values)
     chart = Scene(canvas(rng, width, height))
     is_line = rng.random() < 0.35
     _draw_plot(chart, rng, plan, is_line)
     labels, names = [], []
     for column, (name, value) in enumerate(zip(plan.names, plan.values, strict=True)):
         box = plan.label_box(column)
-        labels.append(chart.write(str(value), box[0], (box[1] + box[3]) / 2, plan.sizes[column], _FONT, "black"))
+        labels.append(chart.write(str(value), box[0], (box[1] + box[3]) / 2, plan.sizes[column], "black"))
         size = _NAME_PX * scale
-        left = plan.center(column) - text_width(name, size, _FONT) / 2
-        names.append(chart.write(name, left, plan.top + plan.plot_height + size, size, _FONT, "black"))
+        left = plan.center(column) - text_width(name, size) / 2
+        names.append(chart.write(name, left, plan.name_middle(column), size, "black"))
     _ask(chart, plan, labels, names, "point" if is_line else "bar")
     return chart
 
 
-def _plan(rng, width: int, height: int, scale: float, cell: Cell | None, columns: tuple[int, int]) -> _Plan:
+def _plan(
+    rng, width: int, height: int, scale: float, cell: Cell | None, columns: tuple[int, int], values: tuple[int, int]
+) -> _Plan:
     """Draw plans until the target's label is in the cell, all labels fit between their neighbours and on the page."""
     for _ in range(MOST_TRIES):
         count = int(rng.integers(columns[0], columns[1] + 1))
         plot_width, plot_height = width * rng.uniform(0.45, 0.95), height * rng.uniform(0.35, 0.75)
-        values = rng.choice(np.arange(5, 100), size=count, replace=False)
+        drawn = rng.choice(np.arange(values[0], values[1] + 1), size=count, replace=False)
         sizes = [scale * float(pick(rng, GLYPH_SIZES[:4])) for _ in range(count)]
         target = int(rng.integers(count))
         sizes[target] = scale * (cell.glyph_px if cell else float(pick(rng, GLYPH_SIZES)))
         plan = _Plan(
             names=[str(name) for name in rng.permutation(list(LETTERS))[:count]],
-            values=[int(value) for value in values],
+            values=[int(value) for value in drawn],
             sizes=sizes,
             left=rng.uniform(0, width - plot_width),
-            top=rng.uniform(0.02, 1) * (height - plot_height - 2.2 * _NAME_PX * scale),
+            top=rng.uniform(0.02, 1) * (0.98 * height - plot_height),
             pitch=plot_width / count,
             plot_height=plot_height,
             scale=scale,
             target=target,
+            most=values[1],
         )
         boxes = [plan.label_box(column) for column in range(count)]
-        fits = all(box[2] - box[0] < plan.pitch - 2 * scale and box[1] > 2 for box in boxes)
+        fits = all(box[2] - box[0] < plan.pitch - 2 * scale for box in boxes)
+        fits = fits and all(plan.name_middle(column) > 0.6 * _NAME_PX * scale + 2 for column in range(count))
         if fits and (cell is None or in_cell(plan.label_ink(target), width, height, cell.place, FOVEA * scale)):
             return plan
     raise ValueError(f"No chart of {columns} columns on {width}x{height} pixels has its label in {cell}.")
@@ -136,7 +146,8 @@ def _ask(chart: Scene, plan: _Plan, labels: list[list[int]], names: list[list[in
         read = tuple((mark,) for mark in labels[column])
         size = plan.sizes[column]
         box = chart.ink_box(labels[column])
-        question = Question(text, str(plan.values[column]), "read_value", box, size, tuple(names[column]), read)
+        value, name = str(plan.values[column]), plan.names[column]
+        question = Question(text, value, "read_value", box, size, read, name, tuple(names[column]))
         chart.questions.append(question)
     largest = int(np.argmax(plan.values))
     name = Question(
@@ -145,7 +156,6 @@ def _ask(chart: Scene, plan: _Plan, labels: list[list[int]], names: list[list[in
         kind="name_maximum",
         box=chart.ink_box(names[largest]),
         glyph_px=_NAME_PX * plan.scale,
-        key_marks=(),
         answer_marks=tuple((mark,) for mark in names[largest]),
     )
     one, other = order[:2]
@@ -156,7 +166,6 @@ def _ask(chart: Scene, plan: _Plan, labels: list[list[int]], names: list[list[in
         kind="difference",
         box=chart.ink_box(both),
         glyph_px=min(plan.sizes[one], plan.sizes[other]),
-        key_marks=(*names[one], *names[other]),
         answer_marks=(tuple(both),),
     )
     chart.questions.extend([name, difference])

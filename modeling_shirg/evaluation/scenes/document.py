@@ -11,7 +11,7 @@ from PIL import ImageDraw
 
 from modeling_shirg.evaluation.scenes.drawing import (
     CHARACTERS,
-    FONTS,
+    INKS,
     LETTERS,
     Box,
     Question,
@@ -26,7 +26,6 @@ from modeling_shirg.evaluation.scenes.placement import FOVEA, GLYPH_SIZES, MOST_
 
 _LINE = 1.5  # distance of two rows over their cap height
 _REWRITTEN = ("THE", "TEN")  # what VQA metrics drop or turn into a number
-_INKS = ("black", "black", "blue", "brown", "purple", "green", "red")
 
 
 def draw_document(
@@ -37,6 +36,7 @@ def draw_document(
     cell: Cell | None = None,
     rows: tuple[int, int] = (6, 20),
     code_length: tuple[int, int] = (2, 4),
+    pitch: float = 0.0,
 ) -> Scene:
     """A form or a receipt; the first question is about the row that `cell` asks for.
 
@@ -47,27 +47,28 @@ def draw_document(
         cell: size and eccentricity bin of the first question's row; drawn freely by default.
         rows: least and most rows; a page that has no room for the drawn number has fewer.
         code_length: least and most characters of a value.
+        pitch: least distance of two rows in pixels at scale 1, whatever their size.
     """
     page = Scene(canvas(rng, width, height))
-    font = pick(rng, FONTS)
     is_receipt = rng.random() < 0.4
     count = int(rng.integers(rows[0], rows[1] + 1))
     keys = [str(key) for key in rng.permutation(list(LETTERS))[:count]]
     codes = [_code(rng, code_length) for _ in keys]
     sizes = [scale * float(pick(rng, GLYPH_SIZES[:4])) for _ in keys]
     sizes[0] = scale * (cell.glyph_px if cell else float(pick(rng, GLYPH_SIZES)))
-    gap = scale * rng.uniform(14, 44)
-    row_width = max(gap + text_width(k + c, s, font) for k, c, s in zip(keys, codes, sizes, strict=True))
+    gap = scale * rng.uniform(24, 52)
+    row_width = max(gap + text_width(k + c, s) for k, c, s in zip(keys, codes, sizes, strict=True))
 
     def first_row_ink(left: float, middle: float) -> Box:
-        code_left = left + text_width(keys[0], sizes[0], font) + gap
+        code_left = left + text_width(keys[0], sizes[0]) + gap
         texts = ((keys[0], left), (codes[0], code_left))
-        return union([text_ink(text, at, middle, sizes[0], font) for text, at in texts])
+        return union([text_ink(text, at, middle, sizes[0]) for text, at in texts])
 
     left, middle = _place(rng, width, height, sizes[0], first_row_ink, row_width, cell, FOVEA * scale)
-    spots = _stack(rng, left, middle, sizes, row_width, width, height)
+    lines = [max(size * _LINE * rng.uniform(1.0, 1.3), pitch * scale) for size in sizes]
+    spots = _stack(rng, left, middle, lines, row_width, width, height)
     for key, code, size, spot in zip(keys, codes, sizes, spots, strict=False):
-        _draw_row(page, rng, key, code, size, spot, gap, font, is_receipt)
+        _draw_row(page, rng, key, code, size, spot, gap, is_receipt)
     return page
 
 
@@ -99,17 +100,18 @@ def _place(
     raise ValueError(f"No row {row_height} pixels high on {width}x{height} pixels lies in {cell}.")
 
 
-def _stack(rng, left: float, middle: float, sizes, row_width: float, width: int, height: int) -> list[tuple]:
+def _stack(rng, left: float, middle: float, lines, row_width: float, width: int, height: int) -> list[tuple]:
     """Where each row goes, (left, middle) by row: first above and below the first one, then in columns beside it.
+
+    `lines` are the rows' heights with the space between them.
 
     Rows for which there is no room get no place; the list is then shorter.
     """
     spots = [(left, middle)]
-    top, bottom = middle - sizes[0] * _LINE / 2, middle + sizes[0] * _LINE / 2
+    top, bottom = middle - lines[0] / 2, middle + lines[0] / 2
     room = 0.02 * width
     columns = [left]
-    for size in sizes[1:]:
-        line = size * _LINE * rng.uniform(1.0, 1.3)
+    for line in lines[1:]:
         fits_above, fits_below = top - line > room, bottom + line < height - room
         if not (fits_above or fits_below):
             column = _free_column(columns, row_width + room, width)
@@ -135,11 +137,11 @@ def _free_column(columns: list[float], pitch: float, width: int) -> float | None
     return left if left > 0.02 * width else None
 
 
-def _draw_row(page: Scene, rng, key: str, code: str, size: float, spot, gap: float, font: str, is_receipt) -> None:
+def _draw_row(page: Scene, rng, key: str, code: str, size: float, spot, gap: float, is_receipt) -> None:
     left, middle = spot
-    key_marks = page.write(key, left, middle, size, font, "black")
-    value_left = left + text_width(key, size, font) + gap
-    code_marks = page.write(code, value_left, middle, size, font, pick(rng, _INKS))
+    key_marks = page.write(key, left, middle, size, "black")
+    value_left = left + text_width(key, size) + gap
+    code_marks = page.write(code, value_left, middle, size, pick(rng, INKS))
     _draw_leader(page, page.marks[key_marks[0]].box[2], value_left, middle + size / 2, is_receipt)
     page.questions.append(
         Question(
@@ -148,8 +150,9 @@ def _draw_row(page: Scene, rng, key: str, code: str, size: float, spot, gap: flo
             kind="read_field",
             box=page.ink_box([*key_marks, *code_marks]),
             glyph_px=size,
-            key_marks=tuple(key_marks),
             answer_marks=tuple((mark,) for mark in code_marks),
+            name=key,
+            name_marks=tuple(key_marks),
         )
     )
 

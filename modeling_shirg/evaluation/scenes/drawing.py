@@ -1,4 +1,4 @@
-"""What every family draws with: marks with their pixel boxes, text in matplotlib's DejaVu fonts, questions about them.
+"""What every family draws with: marks with their pixel boxes, text in DejaVu Sans Bold, questions about them.
 
 Glyph sizes are cap heights in pixels. All lengths are pixels of the drawn image.
 """
@@ -29,8 +29,9 @@ COLORS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf")
-_CAP_HEIGHT = 0.729  # of the em, in every DejaVu face
+_FONT = "DejaVuSans-Bold.ttf"
+INKS = ("black", "black", "blue", "brown", "purple", "green", "red")  # what text is written in, dark on white
+_CAP_HEIGHT = 0.729  # of the em
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class Question:
         kind: what has to be done, `"read_value"` for example.
         box: the evidence, the ink of what has to be read or counted.
         glyph_px: cap height of the evidence's glyphs; the side of a shape.
-        key_marks: the marks that the question names (a row's key, a bar's name), one per character; may be empty.
         answer_marks: per character of the answer, the marks to look at; where the answer is not read off the image,
-            one entry with all marks that it depends on.
+            one entry with all marks that it depends on, none where none are counted.
+        name: the word of the question by which it names what these marks show (a row's key, a cell's number); `None`
+            where no single word does.
+        name_marks: the marks that write this word beside what it names; empty where none do.
     """
 
     text: str
@@ -61,8 +64,9 @@ class Question:
     kind: str
     box: Box
     glyph_px: float
-    key_marks: tuple[int, ...]
     answer_marks: tuple[tuple[int, ...], ...]
+    name: str | None = None
+    name_marks: tuple[int, ...] = ()
 
 
 @dataclass
@@ -73,10 +77,10 @@ class Scene:
     marks: list[Mark] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
 
-    def write(self, text: str, left: float, middle: float, glyph_px: float, font: str, color: str) -> list[int]:
+    def write(self, text: str, left: float, middle: float, glyph_px: float, color: str) -> list[int]:
         """Write `text` from `left` on, capitals centred on `middle`; the indices of its marks, one per character."""
         first = len(self.marks)
-        for character, ink, box in _lay_out(text, left, middle, glyph_px, font):
+        for character, ink, box in _lay_out(text, left, middle, glyph_px):
             self.image.paste(COLORS[color], box[:2], ink)
             self.marks.append(Mark(character, color, box))
         return list(range(first, len(self.marks)))
@@ -109,14 +113,14 @@ def pick(rng: np.random.Generator, options: Sequence):
     return options[int(rng.integers(len(options)))]
 
 
-def text_width(text: str, glyph_px: float, font: str) -> float:
+def text_width(text: str, glyph_px: float) -> float:
     """Advance width of `text`."""
-    return load_font(font, font_size(glyph_px)).getlength(text)
+    return load_font(font_size(glyph_px)).getlength(text)
 
 
-def text_ink(text: str, left: float, middle: float, glyph_px: float, font: str) -> Box:
+def text_ink(text: str, left: float, middle: float, glyph_px: float) -> Box:
     """The box of the ink that `Scene.write` would leave."""
-    return union([box for _, _, box in _lay_out(text, left, middle, glyph_px, font)])
+    return union([box for _, _, box in _lay_out(text, left, middle, glyph_px)])
 
 
 def font_size(glyph_px: float) -> int:
@@ -125,8 +129,8 @@ def font_size(glyph_px: float) -> int:
 
 
 @cache
-def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """A face of DejaVu, laid out by FreeType alone: where Raqm is installed it would place glyphs otherwise."""
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans Bold, laid out by FreeType alone: where Raqm is installed it would place glyphs otherwise."""
     try:
         import matplotlib  # the fonts' owner; only rendering needs it
     except ModuleNotFoundError as error:
@@ -134,28 +138,28 @@ def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
             "Rendered scenes take their fonts from matplotlib, which is missing: pip install 'shirg-lavida[eval]'"
         ) from error
 
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / _FONT
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _lay_out(
-    text: str, left: float, middle: float, glyph_px: float, font: str
+    text: str, left: float, middle: float, glyph_px: float
 ) -> Iterator[tuple[str, Image.Image, tuple[int, int, int, int]]]:
     """Each character of a line of text, its ink and the box that the ink fills."""
     size = font_size(glyph_px)
     baseline = round(middle + glyph_px / 2)
     x = float(left)
     for character in text:
-        ink, dx, dy = _glyph(font, size, character)
+        ink, dx, dy = _glyph(size, character)
         place = (round(x) + dx, baseline + dy)
         yield character, ink, (*place, place[0] + ink.width, place[1] + ink.height)
-        x += load_font(font, size).getlength(character)
+        x += load_font(size).getlength(character)
 
 
 @cache
-def _glyph(font: str, size: int, character: str) -> tuple[Image.Image, int, int]:
+def _glyph(size: int, character: str) -> tuple[Image.Image, int, int]:
     """The ink of one character as a mask cut to its box, and where it lies from the pen's place on the baseline."""
-    face = load_font(font, size)
+    face = load_font(size)
     left, top, right, bottom = face.getbbox(character, anchor="ls")
     mask = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(mask).text((-left, -top), character, font=face, fill=255, anchor="ls")

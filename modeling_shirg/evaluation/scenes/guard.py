@@ -26,9 +26,9 @@ def draw_guard(
         side = shape.box[2] - shape.box[0]
         ask_color = f"What color is the {shape.label}?"
         ask_shape = f"What shape is {shape.color}?"
-        scene.questions.append(Question(ask_color, shape.color, "color", shape.box, side, (mark,), ((mark,),)))
-        scene.questions.append(Question(ask_shape, shape.label, "shape", shape.box, side, (mark,), ((mark,),)))
+        scene.questions.append(Question(ask_color, shape.color, "color", shape.box, side, ((mark,),), shape.label))
+        scene.questions.append(Question(ask_shape, shape.label, "shape", shape.box, side, ((mark,),), shape.color))
     smallest = min(scene.marks[mark].box[2] - scene.marks[mark].box[0] for mark in marks)
     box, everything = scene.ink_box(marks), (tuple(marks),)
-    scene.questions.append(Question("How many shapes are there?", str(count), "count", box, smallest, (), everything))
+    scene.questions.append(Question("How many shapes are there?", str(count), "count", box, smallest, everything))
     return scene

@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from modeling_shirg.evaluation.scenes.drawing import CHARACTERS, COLORS, FONTS, SHAPES, Scene, canvas, pick, text_width
+from modeling_shirg.evaluation.scenes.drawing import (
+    CHARACTERS,
+    COLORS,
+    INKS,
+    SHAPES,
+    Scene,
+    canvas,
+    pick,
+    text_width,
+)
 
 
 def draw_page(rng: np.random.Generator, width: int, height: int, scale: float) -> Scene:
@@ -20,16 +29,16 @@ def draw_page(rng: np.random.Generator, width: int, height: int, scale: float) -
 
 def _draw_line(page: Scene, rng: np.random.Generator, middle: float, size: float) -> None:
     """Words of one to four characters, or a shape, until the line is full."""
-    font, color = pick(rng, FONTS), pick(rng, tuple(COLORS))
+    color = pick(rng, INKS)
     left = rng.uniform(0, 2 * size)
     while True:
         word = "".join(pick(rng, CHARACTERS) for _ in range(int(rng.integers(1, 5))))
         is_shape = rng.random() < 0.2
-        length = 1.3 * size if is_shape else text_width(word, size, font)
+        length = 1.3 * size if is_shape else text_width(word, size)
         if left + length + 2 > page.image.width:
             return
         if is_shape:
-            page.draw_shape(pick(rng, SHAPES), (left + 0.65 * size, middle), 1.3 * size, color)
+            page.draw_shape(pick(rng, SHAPES), (left + 0.65 * size, middle), 1.3 * size, pick(rng, tuple(COLORS)))
         else:
-            page.write(word, left, middle, size, font, color)
+            page.write(word, left, middle, size, color)
         left += length + size * rng.uniform(0.5, 3.0)

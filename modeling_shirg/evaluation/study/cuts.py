@@ -4,6 +4,17 @@ from typing import Any
 
 from modeling_shirg.evaluation.study.config import Arm, StudyConfig
 
+# Of a recipe: how rather than what is computed, and the number of samples, which has a line of its own.
+_NOT_TOLD = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "activation_checkpointing",
+    "dataloader_num_workers",
+    "logging_steps",
+    "use_cpu",
+)
+
 
 def cuts(plan: StudyConfig, config: StudyConfig) -> list[str]:
     """What `plan` asks for and `config` does not; nothing where they are the same."""
@@ -16,7 +27,20 @@ def cuts(plan: StudyConfig, config: StudyConfig) -> list[str]:
     lines += _lacking("Seeds of adaptation that are left out", plan.seeds(), config.seeds())
     if config.seeds() and plan.samples != config.samples:
         lines.append(f"Samples of each adaptation: {config.samples:,} instead of {plan.samples:,}.")
-    return lines + _grid_cuts(plan, config)
+    return lines + _recipe_changes(plan, config) + _grid_cuts(plan, config)
+
+
+def _recipe_changes(plan: StudyConfig, config: StudyConfig) -> list[str]:
+    """What else of the recipe is not the plan's."""
+    if not config.seeds():
+        return []
+    names = [name for name in plan.train | config.train if name not in _NOT_TOLD]
+    changed = [
+        f"{name} {config.train.get(name, 'by default')} instead of {plan.train.get(name, 'the default')}"
+        for name in names
+        if plan.train.get(name) != config.train.get(name)
+    ]
+    return [f"Recipe of the adaptations: {'; '.join(changed)}."] if changed else []
 
 
 def _grid_cuts(plan: StudyConfig, config: StudyConfig) -> list[str]:

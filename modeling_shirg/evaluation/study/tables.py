@@ -147,7 +147,7 @@ def _own_scores(run: Path, entry: Entry) -> dict[str, float]:
 
 
 def _gains(run: Path, config: StudyConfig) -> list[dict[str, Any]]:
-    variants = list({v.label: v for group in config.groups for v in group.variants}.values())
+    variants = list({v.label: v for group in config.groups for v in group.of("adapted")}.values())
     rows = []
     for variant in variants:
         arms = (logged_variants(run, [variant], arm) for arm in ("zero-shot", "adapted"))

@@ -1,0 +1,409 @@
+"""Adapters: what one was trained on, the system that it belongs to, and whether it fits a model.
+
+An adapter is PEFT's two files and, beside them, run.json, the report of its training: the base model with the
+fingerprint of its weights, and the system (`prune_method`, and the fields in which it was another than that preset on
+that base). Without run.json only names and shapes can be checked.
+"""
+
+import json
+import math
+import os
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from huggingface_hub import ResolvedRevision
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file, find_adapter_config_file, is_peft_available, logging
+
+from .fingerprint_shirg import fingerprint, plain_name
+
+logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+RUN_FILE = "run.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What run.json has to say, and of its base model.
+_RUN_FACTS = {"base_model": dict, "prune_method": str, "config_overrides": dict, "config": dict}
+_BASE_FACTS = ("name_or_path", "revision", "fingerprint")
+# Facts of a checkpoint and of its loss; every other field of the config makes the system.
+_NOT_SYSTEM = {
+    "vision_config",
+    "text_config",
+    "relevance_text_config",
+    "lavida_views",
+    "image_token_id",
+    "mask_token_id",
+    "infill_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "prefix_lm_loss",
+    "loss_weighting",
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in a folder or on the Hub.
+
+    Args:
+        name: the folder or the Hub id.
+        hub: the arguments that find its files there.
+        config: adapter_config.json.
+        run: run.json, or `None`.
+    """
+
+    name: str
+    hub: dict[str, Any] = field(repr=False)  # may hold a token
+    config: dict[str, Any]
+    run: dict[str, Any] | None
+
+    @classmethod
+    def open(cls, name: str, **hub) -> "Adapter | None":
+        """The adapter at `name`; `None` if there is none.
+
+        Raises:
+            ValueError: its files do not parse, or it was trained on a folder that is not here.
+        """
+        config_file = find_adapter_config_file(name, **hub)
+        if config_file is None:
+            return None
+        config = _read_object(config_file)
+        run_file = cached_file(name, RUN_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+        return cls(str(name), hub, config, None if run_file is None else read_run(run_file))
+
+    @property
+    def base_name(self) -> str:
+        """Folder or Hub id of the base model.
+
+        Raises:
+            ValueError: the adapter does not say.
+        """
+        name = self.config.get("base_model_name_or_path")
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{ADAPTER_CONFIG} of {self.name} names no base model (base_model_name_or_path={name!r}): load the "
+                "base and then model.load_adapter(...)."
+            )
+        return name
+
+    @property
+    def base_revision(self) -> str | None:
+        """Commit of the base model on the Hub that it was trained on; `None` for a folder, or if it is not known."""
+        return self.config.get("revision") if self.run is None else self.run["base_model"]["revision"]
+
+    @property
+    def saved_modules(self) -> list[str]:
+        """Names of the modules that it replaces as a whole."""
+        return self.config.get("modules_to_save") or []
+
+    def system(self, base_config: PreTrainedConfig) -> PreTrainedConfig:
+        """The config that it was trained under, on a base of `base_config`.
+
+        Raises:
+            ValueError: that config has other grids or counts than training reported.
+        """
+        if self.run is None:
+            return base_config
+        config = base_config.with_preset(self.run["prune_method"], **self.run["config_overrides"])
+        facts, trained = geometry_facts(config), self.run["config"]
+        wrong = [
+            f"{name}={trained[name]}, here {facts[name]}"
+            for name in facts
+            if name in trained and trained[name] != facts[name]
+        ]
+        if wrong:
+            raise ValueError(
+                f"{self.name} was trained with {'; '.join(wrong)}: prune_method={self.run['prune_method']!r} gives "
+                f"another geometry on this base ({base_config.name_or_path or 'unnamed'}). Is it the right base?"
+            )
+        return config
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each of its tensors, by their names in the model.
+
+        Raises:
+            ValueError: there are no safetensors, or they are no whole file.
+        """
+        file = cached_file(self.name, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False, **self.hub)
+        if file is None:
+            raise ValueError(f"{self.name} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
+        with open(file, "rb") as opened:
+            header, _ = safetensors_header(opened, file)
+        return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
+
+    def check_complete(self) -> dict[str, tuple[int, ...]]:
+        """Its tensors' shapes, after checking that what it replaces as a whole is there.
+
+        Raises:
+            ValueError: adapter_config.json names a module that no tensor is of.
+        """
+        shapes = self.shapes()
+        for module in self.saved_modules:
+            if not any(module in name.split(".") for name in shapes):
+                raise ValueError(
+                    f"{self.name} lacks its {module}: {ADAPTER_CONFIG} has it in modules_to_save, and no tensor of "
+                    f"{ADAPTER_WEIGHTS} is of that name. Publish the adapter again from its run folder."
+                )
+        return shapes
+
+    def check_base(self, model: nn.Module) -> None:
+        """Raises a `ValueError` if the weights of `model` are not those that it was trained on."""
+        wanted = None if self.run is None else self.run["base_model"]["fingerprint"]
+        if wanted is None:
+            logger.warning(f"{self.name} does not say which weights it was trained on: the base is not checked.")
+            return
+        found = fingerprint(model)
+        if found is None:
+            logger.warning(f"Quantized or offloaded weights cannot be compared with the base of {self.name}.")
+        elif found != wanted:
+            base = self.base_name if self.base_revision is None else f"{self.base_name} at {self.base_revision}"
+            raise ValueError(
+                f"{self.name} was trained on other base weights, those of {base} (fingerprint {wanted[:12]}); this "
+                f"model's are {model.config.name_or_path or 'unnamed'} (fingerprint {found[:12]}). Load the adapter "
+                "itself with from_pretrained, which takes its own base."
+            )
+
+    def check_system(self, config: PreTrainedConfig, any_system: bool) -> None:
+        """Says in which fields `config` is another system than the adapter's.
+
+        Raises:
+            ValueError: it is another, and `any_system` is false.
+        """
+        expected = self.system(config)
+        there = {name: getattr(expected, name) for name in _differing(expected, config)}
+        if not there:
+            return
+        facts, here = geometry_facts(expected), geometry_facts(config)
+        there |= {name: facts[name] for name in facts if facts[name] != here[name]}
+        fields = [f"{name}={value!r}, here {here.get(name, getattr(config, name))!r}" for name, value in there.items()]
+        message = f"{self.name} was trained under another system: {'; '.join(fields)}."
+        if not any_system:
+            raise ValueError(f"{message} With any_system=True that is only said; else {self._remedy()}")
+        logger.warning(message)
+
+    def check_shapes(self, model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raises a `ValueError` naming the first of its tensors that has no place in `model`, or one of another shape.
+
+        `shapes` is what `check_complete` returned.
+        """
+        weights = {plain_name(name): tuple(weight.shape) for name, weight in model.named_parameters()}
+        for name, shape in shapes.items():
+            module = next((part for part in self.saved_modules if part in name.split(".")), None)
+            target, lora, factor = name.partition(".lora_")
+            ours = weights.get(f"{target}.weight" if lora else name)
+            if ours is None and module is not None:
+                trained = "" if self.run is None else f" of prune_method={self.run['prune_method']!r}"
+                raise ValueError(
+                    f"{self.name} has a {module}{trained}, which prune_method={model.config.prune_method!r} has no "
+                    f"use for: {self._remedy()}"
+                )
+            if ours is None:
+                raise ValueError(f"{self.name} adapts {target}, which this model does not have. Is it the right base?")
+            if lora:
+                ours = shape[:1] + ours[1:] if factor == "A.weight" else ours[:1] + shape[1:]
+            if shape != ours:
+                remedy = "Is it the right base?" if module is None else self._remedy()
+                there, here = _size(module, shape), _size(module, ours)
+                raise ValueError(f"{self.name} has {name} of {there}, this model's is of {here}: {remedy}")
+
+    def _remedy(self) -> str:
+        system = "" if self.run is None else f" (prune_method={self.run['prune_method']!r})"
+        return f"load the adapter itself with from_pretrained, which takes the system that it was trained for{system}."
+
+    def check(self, model: nn.Module, any_system: bool = False) -> None:
+        """Raises a `ValueError` unless the adapter fits `model`: its base, its grids and counts, its own tensors.
+
+        Args:
+            model: a `ShirgLavidaForConditionalGeneration`.
+            any_system: say in which fields the model's system is another than the adapter's instead of refusing it.
+                What the adapter replaces must be there, of the same grid, in any case.
+        """
+        shapes = self.check_complete()
+        self.check_base(model)
+        self.check_shapes(model, shapes)
+        self.check_system(model.config, any_system)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What `from_pretrained` has to load.
+
+    Args:
+        adapter: the adapter, or `None`.
+        path: folder or Hub id of the base model.
+        saved: the config that is saved there.
+        config: the config to build.
+        chosen: whether the caller chose fields of the system.
+        kwargs: the other arguments.
+    """
+
+    adapter: Adapter | None
+    path: Any
+    saved: PreTrainedConfig
+    config: PreTrainedConfig
+    chosen: bool
+    kwargs: dict[str, Any]
+
+
+def resolve(config_class: type, path, config: PreTrainedConfig | str | None, kwargs: dict[str, Any]) -> Resolved:
+    """What `from_pretrained(path, config=config, **kwargs)` means.
+
+    An adapter is loaded on its own base, at the commit that it was trained on unless `kwargs` name another, under the
+    system that it was trained for. Fields that are chosen win: those in `kwargs`, or those in which `config` differs
+    from what the base has saved.
+    """
+    adapter, path, kwargs = _split_adapter(path, dict(kwargs))
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    saved = config_class.from_pretrained(path, **hub)
+    if isinstance(config, PreTrainedConfig):
+        chosen = _differing(config, saved)
+    else:
+        chosen = [name for name in kwargs if name in config_class.__annotations__]
+        config = config_class.from_pretrained(config or path, **hub, **{name: kwargs.pop(name) for name in chosen})
+    if adapter is not None and "prune_method" not in chosen:
+        config = _replaced(config, adapter.system(saved), except_for=chosen)
+        if other := _differing(config, saved):
+            logger.warning_once(
+                f"{adapter.name} was trained under prune_method={config.prune_method!r}, which is another system than "
+                f"its base's own, {saved.prune_method!r} (in {', '.join(other)}): the adapter's is loaded. Take its "
+                "processor too: a pipeline that is given none takes the base's."
+            )
+    return Resolved(adapter, path, saved, config, bool(chosen), kwargs)
+
+
+def _split_adapter(path, kwargs: dict[str, Any]) -> tuple[Adapter | None, Any, dict[str, Any]]:
+    """The adapter that is meant, the base to load in its place, and that base's arguments."""
+    given = dict(kwargs.get("adapter_kwargs") or {})
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    # The Auto classes have looked for an adapter, and hand over its base as `path` and the base's revision.
+    from_auto = kwargs.get("_from_auto", False)
+    name = given.pop("_adapter_model_path", None if from_auto else path)
+    embedded = name is not None and os.path.isfile(os.path.join(name, "config.json"))
+    adapter = None if name is None or embedded else Adapter.open(name, **{**hub, **given})
+    if adapter is None:
+        return None, path, kwargs
+    if not is_peft_available():
+        raise ImportError(f"{name} is an adapter, which needs peft: pip install peft")
+    base = path if from_auto else adapter.base_name
+    if os.path.isabs(base) and not os.path.isdir(base):
+        raise ValueError(
+            f"{name} was trained on the folder {base}, which is not here. Publish it with `shirg push RUN REPO "
+            "--base REPO_ID`, so that others find its base, or load the base and then model.load_adapter(...)."
+        )
+    revision = kwargs.get("revision") if from_auto else None
+    requested = revision.initial if isinstance(revision, ResolvedRevision) else revision
+    rest = {name: value for name, value in kwargs.items() if name != "adapter_kwargs"}
+    if not from_auto:
+        rest.pop("subfolder", None)
+    return adapter, base, {**rest, "revision": requested or (None if os.path.isdir(base) else adapter.base_revision)}
+
+
+def system_overrides(config: PreTrainedConfig, base_config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields to give `base_config.with_preset(config.prune_method, ...)` so that it is the system of `config`."""
+    preset = base_config.with_preset(config.prune_method)
+    return {name: getattr(config, name) for name in _differing(config, preset)}
+
+
+def geometry_facts(config: PreTrainedConfig) -> dict[str, Any]:
+    """View sizes in pixels, grids in patches per side, and counts of tokens of one image, for reports."""
+    return {
+        "image_size": config.vision_config.image_size,
+        "patch_size": config.vision_config.patch_size,
+        "base_grid": config.base_grid,
+        "view_policy": config.view_policy,
+        "num_base_views": config.num_base_views,
+        "fovea_size": config.fovea_size,
+        "fovea_grid": config.fovea_grid,
+        "pooled_grid_size": config.pooled_grid_size,
+        "selection_budget": config.selection_budget,
+        "num_image_tokens": config.num_image_tokens,
+    }
+
+
+def activate(model: nn.Module, adapter_name: str, trainable: bool) -> None:
+    """Make `adapter_name` the one adapter that is used, everywhere: where it has nothing, the base's weights are.
+
+    Loading a second adapter leaves the modules that the first one replaced to neither of them.
+    """
+    if is_peft_available():
+        from peft.functional import set_adapter
+
+        set_adapter(model, adapter_name, inference_mode=not trainable)
+
+
+def _system_fields(config: PreTrainedConfig) -> list[str]:
+    return [name for name in type(config).__annotations__ if name not in _NOT_SYSTEM]
+
+
+def _differing(config: PreTrainedConfig, other: PreTrainedConfig) -> list[str]:
+    """Fields of the system that `config` and `other` have not in common."""
+    return [name for name in _system_fields(config) if getattr(config, name) != getattr(other, name)]
+
+
+def _replaced(config: PreTrainedConfig, system: PreTrainedConfig, except_for: list[str]) -> PreTrainedConfig:
+    """`config` with the system of `system`, apart from the fields `except_for`."""
+    replaced = deepcopy(config)
+    for name in set(_system_fields(config)) - set(except_for):
+        setattr(replaced, name, getattr(system, name))
+    replaced.validate()
+    return replaced
+
+
+def _size(module: str | None, shape: tuple[int, ...]) -> str:
+    """A tensor's size in words; positions by their grid."""
+    if module != "foveal_position_embedding" or len(shape) != 2:
+        return f"the shape {shape}"
+    side = math.isqrt(shape[0])
+    return f"{side}x{side} positions"
+
+
+def safetensors_header(opened: BinaryIO, name: str) -> tuple[dict[str, dict[str, Any]], int]:
+    """Of each tensor in an open safetensors file `dtype`, `shape` and `data_offsets`, and where its data begins.
+
+    Args:
+        opened: the file at its beginning, on this machine or elsewhere.
+        name: what the error calls it.
+
+    Raises:
+        ValueError: it is none, or ends too early.
+    """
+    try:
+        length = int.from_bytes(opened.read(8), "little")
+        header = dict(json.loads(opened.read(length)))
+        header.pop("__metadata__", None)
+        complete = all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values())
+    except (ValueError, TypeError, OverflowError, MemoryError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{name} is no safetensors file. Is the download complete?")
+    return header, 8 + length
+
+
+def _read_object(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as opened:
+            value = json.load(opened)
+    except ValueError as error:
+        raise ValueError(f"{path} does not parse: {error}.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object.")
+    return value
+
+
+def read_run(path: str) -> dict[str, Any]:
+    """The run.json at `path`.
+
+    Raises:
+        ValueError: it does not parse, or lacks what an adapter is loaded by.
+    """
+    run = _read_object(path)
+    wrong = [name for name, kind in _RUN_FACTS.items() if not isinstance(run.get(name), kind)]
+    if not wrong:
+        wrong = [f"base_model.{name}" for name in _BASE_FACTS if name not in run["base_model"]]
+    if wrong:
+        raise ValueError(f"{path} has no proper {', '.join(wrong)}: is it the run.json that `shirg train` writes?")
+    return run
