@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 PYTEST := $(VENV)/bin/python -m pytest
+# A test that waits for ever fails, with what each thread was doing; the longest takes 15 seconds on two cores.
+SECONDS_PER_TEST := 600
 
 # Handed to the recipes through the environment, so that a question may hold quotes.
 export IMAGE QUESTION
@@ -29,7 +31,7 @@ ask: $(VENV)/.installed ## Ask about an image: make ask IMAGE=photo.png QUESTION
 
 test: $(VENV)/.installed-test ## Run the tests, without the slow ones
 	@echo "==> Running the tests (the slow ones are left to make test-slow)"
-	@OMP_NUM_THREADS=1 $(PYTEST) -n auto --dist loadfile -m "not slow"
+	@OMP_NUM_THREADS=1 $(PYTEST) -n auto --dist loadfile --timeout $(SECONDS_PER_TEST) -m "not slow"
 
 test-slow: $(VENV)/.installed-test ## Run the slow tests
 	@echo "==> Running the slow tests"

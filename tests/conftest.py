@@ -4,11 +4,13 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+from tqdm import tqdm
 
 from loopback_hub import LoopbackHub
 
@@ -21,6 +23,11 @@ if "HF_ENDPOINT" not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 torch.set_num_threads(1)
+
+# The lock that tqdm makes for its bars is one semaphore for all forked processes: a test that kills one while it holds
+# the lock would leave every later bar waiting for ever. Nor may a thread hold the lock when another process is forked.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 # A slow moment of a shared machine is not a failure.
 settings.register_profile("shirg", deadline=None)

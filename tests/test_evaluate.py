@@ -2,19 +2,17 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import re
-import sys
-import time
 from collections import Counter
+from multiprocessing import Process
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-import torch
 
+from forked_process import finish, fork, kill_when
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, check_settings, read_answers
 from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interval
 from modeling_shirg.evaluation.results import Plan, guard_verdicts, missing, tabulate, write_results
@@ -382,18 +380,14 @@ def _evaluate(base: Path, out: Path, *arguments: str) -> dict:
     return json.loads((out / "results.json").read_text())
 
 
-def _start(base: Path, out: Path, rank: int = 0, world: int = 1) -> multiprocessing.Process:
+def _start(base: Path, out: Path, rank: int = 0, world: int = 1) -> Process:
     words = ["evaluate", "--model", str(base), "--out", str(out), *COMMON, *RUN]
-    process = multiprocessing.get_context("fork").Process(target=_as_rank, args=(words, rank, world))
-    process.start()
-    return process
+    return fork(_as_rank, words, rank, world)
 
 
-def _as_rank(words: list[str], rank: int, world: int) -> None:
-    torch.set_num_threads(1)  # a forked process has none of the others
+def _as_rank(words: list[str], rank: int, world: int) -> int:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
-    sys.stdout.flush()
-    os._exit(main(words))
+    return main(words)
 
 
 def _comparable(results: dict) -> dict:
@@ -438,13 +432,8 @@ def test_every_answer_is_logged_with_what_it_cost(whole):
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(base, whole, tmp_path):
-    process = _start(base, tmp_path)
     file = tmp_path / "answers" / "guard" / "shirg" / "none.0.jsonl"
-    while not (file.exists() and file.stat().st_size):
-        assert process.is_alive()
-        time.sleep(0.005)
-    process.kill()
-    process.join()
+    kill_when(lambda: file.exists() and file.stat().st_size, _start(base, tmp_path))
     assert not (tmp_path / "results.json").exists()
     before = file.read_bytes()
     file.write_bytes(before + b'{"task": "gua')
@@ -456,11 +445,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(base, whole, tmp_path):
 
 
 def test_two_processes_answer_what_one_does(base, whole, tmp_path):
-    processes = [_start(base, tmp_path, rank, 2) for rank in range(2)]
-    for process in processes:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert finish(*(_start(base, tmp_path, rank, 2) for rank in range(2))) == [0, 0]
     folder = tmp_path / "answers" / "guard" / "shirg"
     rows = [[json.loads(line)["row"] for line in file.open()] for file in sorted(folder.glob("*.jsonl"))]
     assert rows == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]

@@ -1,14 +1,12 @@
 """`shirg push` to a Hub on 127.0.0.1 and back, by people who have nothing but the card."""
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import huggingface_hub
@@ -27,6 +25,7 @@ from adapter_runs import (
     save_run,
 )
 from faults.case import contents
+from forked_process import fork, kill_when
 from fresh_process import run_fresh
 from loopback_hub import metadata_errors
 from modeling_shirg import ShirgLavidaForConditionalGeneration
@@ -574,13 +573,7 @@ def test_a_killed_push_changes_nothing_and_goes_through_when_it_is_run_again(onl
     before, local = online.files("tester/charts"), contents(run.folder)
     online.held, asked = at, len(online.requests)
     words = ["push", str(run.folder), "tester/charts", "--merge"]
-    process = multiprocessing.get_context("fork").Process(target=main, args=(words,))
-    process.start()
-    while not any(re.search(at, request) for request in online.requests[asked:]):
-        assert process.is_alive()
-        time.sleep(0.01)
-    process.kill()
-    process.join()
+    kill_when(lambda: any(re.search(at, request) for request in online.requests[asked:]), fork(main, words))
     online.held = None
     assert online.files("tester/charts") == before and contents(run.folder) == local
     push(run.folder, "tester/charts", "--merge")

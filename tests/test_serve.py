@@ -67,6 +67,7 @@ def running(app) -> Iterator[str]:
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()
         while not server.started:
+            assert thread.is_alive()
             time.sleep(0.02)
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
         server.should_exit = True

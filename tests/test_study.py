@@ -1,21 +1,18 @@
 """`shirg study`: configs, and by hand the gate, the aims and averaged seeds; a tiny study, whole and killed."""
 
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import signal
-import sys
-import time
 from argparse import Namespace
 from importlib.resources import files
+from multiprocessing import Process
 from pathlib import Path
 
 import pytest
 import yaml
 
 from configuration_shirg import ShirgLavidaConfig
+from forked_process import finish, fork, kill_when
 from modeling_shirg.evaluation.aims import check_aims, readable_sizes
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, read_answers
 from modeling_shirg.evaluation.bootstrap import mean_interval, ratio_interval
@@ -29,7 +26,7 @@ from shirg_scripts import study
 from shirg_scripts.bench_rows import parse_row
 from shirg_scripts.cli import main
 from study_runs import STUDY, record, write_entry, write_study
-from training_run import reset_process, save_base
+from training_run import save_base
 
 CONTENT = yaml.safe_load(STUDY)
 
@@ -357,25 +354,13 @@ def _words(base: Path, out: Path, opens: bool = True) -> list[str]:
     return ["study", "--base", str(base), "--out", str(out), "--config", str(config), "--device", "cpu"]
 
 
-def _start(base: Path, out: Path, opens: bool = True, ignore: bool = False) -> multiprocessing.Process:
+def _start(base: Path, out: Path, opens: bool = True, ignore: bool = False) -> Process:
     words = [*_words(base, out, opens), *(["--ignore-gate"] if ignore else [])]
-    process = multiprocessing.get_context("fork").Process(target=_forked, args=(words,))
-    process.start()
-    return process
-
-
-def _forked(words: list[str]) -> None:
-    os.setsid()
-    reset_process()
-    sys.stdout.flush()
-    os._exit(main(words))
+    return fork(main, words)
 
 
 def _finish(base: Path, out: Path, opens: bool = True, ignore: bool = False) -> None:
-    process = _start(base, out, opens, ignore)
-    process.join(240)
-    process.kill()
-    assert process.exitcode == 0
+    assert finish(_start(base, out, opens, ignore)) == [0]
 
 
 @pytest.fixture(scope="module")
@@ -429,12 +414,8 @@ def test_a_finished_study_does_nothing_again(whole, base, capsys):
     assert {file: file.stat().st_mtime_ns for file in whole.glob("entries/*/answers/*/*/*")} == before
 
 
-def _kill_when(process: multiprocessing.Process, there: Path) -> None:
-    while not (there.exists() and there.stat().st_size):
-        assert process.is_alive()
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+def _is_written(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def _assert_stopped_at_the_gate(out: Path) -> None:
@@ -449,14 +430,16 @@ def _assert_stopped_at_the_gate(out: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_stopped_also_at_the_gate(whole, base, tmp_path):
     out = tmp_path / "run"
-    _kill_when(_start(base, out), out / "entries" / "shirg" / "answers" / "guard" / "shirg" / "none.0.jsonl")
+    answers = out / "entries" / "shirg" / "answers" / "guard" / "shirg" / "none.0.jsonl"
+    kill_when(lambda: _is_written(answers), _start(base, out))
     asked = _entries(out)
     assert asked["lavida-980"]["status"] == "finished" and asked["shirg"]["status"] == "running"
     first = (out / "entries" / "lavida-980" / "results.json").stat().st_mtime_ns
     _finish(base, out, opens=False)
     _assert_stopped_at_the_gate(out)
     (out / "results.json").unlink()
-    _kill_when(_start(base, out), out / "adapters" / "shirg,seed-0" / "checkpoint-2" / "trainer_state.json")
+    checkpoint = out / "adapters" / "shirg,seed-0" / "checkpoint-2" / "trainer_state.json"
+    kill_when(lambda: _is_written(checkpoint), _start(base, out))
     assert not (out / "adapters" / "shirg,seed-0" / "adapter_model.safetensors").exists()
     assert not (out / "results.json").exists()
     _finish(base, out)

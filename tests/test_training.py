@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -481,10 +482,13 @@ def _run(command: list[str]) -> str:
 
 def _run_until_checkpoint(command: list[str], folder: Path) -> None:
     """Kill the command, its workers too, as soon as `folder` holds a checkpoint."""
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as said,  # a pipe that nobody reads would fill and stop the command
+        subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True) as process,
+    ):
         while not any(file.stat().st_size for file in folder.glob("checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, process.stderr.read()
+            if process.poll() is not None:
+                said.seek(0)
+                pytest.fail(said.read())
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)

@@ -2,23 +2,22 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
-import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing import Process
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+from forked_process import finish, fork, kill_when
 from modeling_shirg.training import collator, mixture  # noqa: F401  (once, for all processes that are forked here)
 from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.run_log import LOG_FILE, read_log
@@ -93,11 +92,7 @@ def sharded() -> Iterator[None]:
 
 def run(count: int = 1, **arguments: Any) -> Path:
     """Run the command to its end in `count` processes over gloo, as torchrun would start them; returns its folder."""
-    started = _start(count, **arguments)
-    for process in started:
-        process.join(240)
-        process.kill()
-    assert [process.exitcode for process in started] == [0] * count
+    assert finish(*_start(count, **arguments)) == [0] * count
     return Path(arguments["output_dir"])
 
 
@@ -105,58 +100,41 @@ def output_of(**arguments: Any) -> tuple[int, str]:
     """Exit status of the command, and what it wrote to both outputs."""
     with tempfile.TemporaryDirectory() as folder:
         words = flags(**arguments, use_cpu=True)
-        process = multiprocessing.get_context("fork").Process(target=_into, args=(f"{folder}/output", words))
-        process.start()
-        process.join(240)
-        process.kill()
-        return process.exitcode, Path(f"{folder}/output").read_text()
+        (status,) = finish(fork(_into, f"{folder}/output", words))
+        return status, Path(f"{folder}/output").read_text()
 
 
-def _into(file: str, words: list[str]) -> None:
+def _into(file: str, words: list[str]) -> int:
     opened = open(file, "w")  # noqa: SIM115 (open until the process ends)
     os.dup2(opened.fileno(), 1)
     os.dup2(opened.fileno(), 2)
     sys.stdout = sys.stderr = opened
-    reset_process()
-    status = cli.main(["train", *words])
-    opened.flush()
-    os._exit(status)
+    return cli.main(["train", *words])
 
 
 def run_and_kill(after_step: int, count: int = 1, **arguments: Any) -> Path:
     """Start the command and kill -9 all its processes some time after a step was logged; returns its folder."""
     folder = Path(arguments["output_dir"])
-    started = _start(count, **arguments)
-    while not any(step >= after_step for step in losses(folder)):
-        assert all(process.is_alive() for process in started)
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.5))
-    for process in started:
-        process.kill()
-        process.join()
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):  # a worker that was just starting would wait for ever
-            os.killpg(process.pid, signal.SIGKILL)
+
+    def reached() -> bool:
+        there = any(step >= after_step for step in losses(folder))
+        if there:
+            time.sleep(random.uniform(0, 0.5))
+        return there
+
+    kill_when(reached, *_start(count, **arguments))
     return folder
 
 
-def _start(count: int, **arguments: Any) -> list[multiprocessing.Process]:
+def _start(count: int, **arguments: Any) -> list[Process]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    started = [
-        context.Process(target=_as_rank, args=(rank, count, port, flags(**arguments, use_cpu=True)))
-        for rank in range(count)
-    ]
-    for process in started:
-        process.start()
-    return started
+    words = flags(**arguments, use_cpu=True)
+    return [fork(_as_rank, rank, count, port, words) for rank in range(count)]
 
 
 def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
-    os.setsid()
-    reset_process()
     if count > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -167,14 +145,6 @@ def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
             "MASTER_PORT": str(port),
         }
     train.main(train.parse_args(words))
-
-
-def reset_process() -> None:
-    """What a forked process does first, to start as any other."""
-    torch.set_num_threads(1)  # a forked process has none of the others
-    torch.manual_seed(os.getpid())  # nothing may depend on it
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
 
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:

@@ -1,0 +1,59 @@
+"""Commands in forked processes, which have everything imported already; some are killed."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+# Far above what any of them takes, on a slow machine too.
+SECONDS = 240
+
+
+def fork(target: Callable[..., int | None], *args: Any) -> multiprocessing.Process:
+    """Start `target(*args)` in a process and a session of its own; its exit status is what `target` returns."""
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(target, args))
+    process.start()
+    return process
+
+
+def finish(*processes: multiprocessing.Process) -> list[int]:
+    """Their exit statuses; one that has not ended after `SECONDS` is killed, whose status is -9."""
+    deadline = time.monotonic() + SECONDS
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def kill_when(reached: Callable[[], Any], *processes: multiprocessing.Process) -> None:
+    """Kill -9 the processes, and all that they started, as soon as `reached()` is true; they must not end before."""
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not reached():
+            assert all(process.is_alive() for process in processes), "a process ended before it could be killed"
+            assert time.monotonic() < deadline, f"what was waited for did not come in {SECONDS} seconds"
+            time.sleep(0.005)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):  # a worker that was just starting would wait for ever
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _run(target: Callable[..., int | None], args: tuple) -> None:
+    os.setsid()
+    torch.set_num_threads(1)  # a forked process has none of the others
+    torch.manual_seed(os.getpid())  # nothing may depend on it
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    sys.exit(target(*args))
