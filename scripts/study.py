@@ -7,7 +7,8 @@
 
 The config lists groups of systems, the recipe of the adaptations, and a grid over the score weights, which is searched
 on validation rows (modeling_shirg/evaluation/study/config.py). Every entry is a folder that `shirg evaluate` filled,
-on the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, a killed one continues.
+on the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, and so is the training
+of an adapter that no other entry needs; a killed one continues.
 
 The base must read the largest signs of every family: where it does not, nothing is adapted, and the report begins with
 that. What the config leaves out of plan.yaml is written into study.json.
@@ -56,8 +57,8 @@ def main(args: argparse.Namespace) -> None:
     config = config_of(content)
     with _alone(args.out):
         study = _Study(args, config)
-        study.check_systems()
         study.check_unchanged()
+        study.check_systems()
         facts = study.facts() | {"config_file": str(name), "config": content, "cuts": cuts(plan, config)}
         write_json(args.out / STUDY_FILE, facts)
         _run(study, facts, args.ignore_gate)
@@ -69,18 +70,18 @@ def _run(study: "_Study", facts: dict[str, Any], ignore_gate: bool) -> None:
 
     config, file = study.config, study.run / STUDY_FILE
     first, *others = config.zero_shot()
-    study.evaluate(first, study.base, controls=("blank",))
+    study.evaluate(first, controls=("blank",))
     facts["gate"] = study.gate()
     write_json(file, facts)
     print("\n".join(_gate_lines(facts["gate"])))
     for entry in (*others, *config.grid_points()):
-        study.evaluate(entry, study.base)
+        study.evaluate(entry)
     chosen = chosen_point(study.run, config)
     if chosen is not None:
-        study.evaluate(chosen, study.base)
+        study.evaluate(chosen)
     stopped = not facts["gate"]["passes"] and not ignore_gate
     for entry in () if stopped else config.adapted():
-        study.evaluate(entry, str(study.adapt(entry)))
+        study.evaluate(entry)
     facts["status"] = "stopped at the gate" if stopped and config.adapted() else "finished"
     write_json(file, facts)
     write_study_results(study.run, facts, config)
@@ -108,29 +109,25 @@ class _Study:
             row = parse_row(entry.variant.system)
             config.with_preset(row.preset, **row.options)
         for entry in self.config.adapted():
-            recipe = {**self.config.train, **entry.variant.train}
+            recipe = self._recipe(entry)
             named_footprint(recipe.get("footprint", "shirg-extra"), recipe.get("rank"), recipe.get("alpha"))
-            _train_arguments(self._train_words(entry, _write_recipe(self._adapter(entry), recipe)))
+            _write_recipe(self._adapter(entry), recipe)
+            _train_arguments(self._train_words(entry))
 
     def check_unchanged(self) -> None:
-        """Raises a `ValueError` if the base was asked other questions, before the facts of the study are written over.
-
-        Recipes are compared by `shirg train`.
-        """
-        for entry in (*self.config.zero_shot(), *self.config.grid_points()):
-            self._written(entry, self._entry_facts(entry, self.base))
+        """Raises a `ValueError` if other questions were asked or adapters trained, before anything is written."""
+        for entry in (*self.config.zero_shot(), *self.config.grid_points(), *self.config.adapted()):
+            before = self._written(entry, self._asked(entry))
+            if entry.seed is not None and (before or self._adapter(entry).exists()):
+                self._check_recipe(entry)
 
     def _written(self, entry: Any, facts: dict[str, Any]) -> dict[str, Any]:
         """What was written of an entry, nothing if it is new; raises a `ValueError` if that has other `facts`."""
         from modeling_shirg.evaluation.study.tables import ENTRIES, entry_facts
 
         before = entry_facts(self.run, entry)
-        changed = [name for name in facts if before and before.get(name) != facts[name]]
-        if changed:
-            raise ValueError(
-                f"{self.run / ENTRIES / entry.name} was made with {changed[0]}={before.get(changed[0])!r}, the config "
-                f"asks for {facts[changed[0]]!r}. Take another --out, or remove that folder."
-            )
+        if before:
+            _check_same(self.run / ENTRIES / entry.name, {name: before.get(name) for name in facts}, facts)
         return before
 
     def facts(self) -> dict[str, Any]:
@@ -159,18 +156,23 @@ class _Study:
             "machine": machine(resolve_device(self.device), torch.float32),
         }
 
-    def evaluate(self, entry: Any, model: str, controls: tuple[str, ...] = ()) -> None:
-        """Ask one entry's questions, unless it is finished."""
+    def evaluate(self, entry: Any, controls: tuple[str, ...] = ()) -> None:
+        """Ask one entry's questions, of the base or of the entry's adapter, unless it is finished."""
         from modeling_shirg.evaluation.answer_log import write_json
         from modeling_shirg.evaluation.study.tables import ENTRIES, ENTRY_FILE
 
         from . import evaluate
 
-        folder, facts = self.run / ENTRIES / entry.name, self._entry_facts(entry, model)
+        folder, facts = self.run / ENTRIES / entry.name, self._asked(entry)
         before = self._written(entry, facts)
         if before.get("status") == "finished":
             print(f"{entry.name}: finished before, skipped")
             return
+        model = self.base
+        if entry.seed is not None:
+            model = str(self._adapt(entry))
+            facts |= {"training": _training(Path(model))}
+            self._written(entry, facts)
         print(f"{entry.name}: asking", flush=True)
         write_json(folder / ENTRY_FILE, {**facts, "status": "running", "seconds": before.get("seconds", 0.0)})
         start = time.monotonic()
@@ -188,15 +190,25 @@ class _Study:
         file = self.run / ENTRIES / self.config.zero_shot()[0].name / RESULTS_FILE
         return gate_verdict(self.config.gate, json.loads(file.read_text()))
 
-    def adapt(self, entry: Any) -> Path:
+    def _adapt(self, entry: Any) -> Path:
         """The adapter of an entry, trained now unless it was; entries that answer differently share it."""
         from . import train
 
         folder = self._adapter(entry)
-        recipe = _write_recipe(folder, {**self.config.train, **entry.variant.train})
         print(f"{folder.name}: training", flush=True)
-        train.main(_train_arguments(self._train_words(entry, recipe)))
+        train.main(_train_arguments(self._train_words(entry)))
         return folder
+
+    def _recipe(self, entry: Any) -> dict[str, Any]:
+        """Arguments of `shirg train` for the adapter of an entry."""
+        return {**self.config.train, **entry.variant.train}
+
+    def _check_recipe(self, entry: Any) -> None:
+        import yaml
+
+        file = _recipe_file(self._adapter(entry))
+        if file.exists():
+            _check_same(file, yaml.safe_load(file.read_text()), self._recipe(entry))
 
     def _adapter(self, entry: Any) -> Path:
         """The folder of an entry's adapter; how `generate` is called does not change what is trained."""
@@ -209,15 +221,15 @@ class _Study:
         system = f"{row.preset}:{options}" if options else row.preset
         return self.run / ADAPTERS / replace(entry, variant=replace(entry.variant, system=system)).name
 
-    def _train_words(self, entry: Any, recipe: Path) -> list[str]:
+    def _train_words(self, entry: Any) -> list[str]:
         from .bench_rows import parse_row
 
         row = parse_row(entry.variant.system)
         options = ["--option", *_option_words(row.options)] if row.options else []
-        words = [str(recipe), "--model", self.base, "--prune_method", row.preset, *options]
         on_cpu = ["--use_cpu", "true"] if self.device == "cpu" else []
-        seed, folder = str(entry.seed), str(self._adapter(entry))
-        return [*words, "--seed", seed, "--output_dir", folder, "--early_stopping_patience", "0", *on_cpu]
+        seed, folder = str(entry.seed), self._adapter(entry)
+        words = [str(_recipe_file(folder)), "--model", self.base, "--prune_method", row.preset, *options]
+        return [*words, "--seed", seed, "--output_dir", str(folder), "--early_stopping_patience", "0", *on_cpu]
 
     def _evaluate_words(self, entry: Any, model: str, folder: Path, controls: tuple[str, ...]) -> list[str]:
         config = self.config if entry.split == "test" else self.config.grid
@@ -227,19 +239,14 @@ class _Study:
         words += ["--split", entry.split, "--no_curves"]
         return [*words, "--control", *controls] if controls else words
 
-    def _entry_facts(self, entry: Any, model: str) -> dict[str, Any]:
-        """What an entry is; where it is adapted, what its training was."""
-        from modeling_shirg.training.run_folder import read_facts
-
+    def _asked(self, entry: Any) -> dict[str, Any]:
+        """What an entry asks, and of which adapter."""
         asked = self.config if entry.split == "test" else self.config.grid
         facts = {"system": entry.variant.system, "label": entry.variant.label, "arm": entry.arm, "split": entry.split}
         facts |= {"tasks": list(asked.tasks), "limit": asked.limit}
         if entry.seed is None:
             return facts
-        run = read_facts(Path(model))
-        told = {"steps": run["steps"], "samples": run["steps"] * run["effective_batch"]}
-        told |= {name: run[name] for name in ("metrics", "footprint", "trainable")}
-        return facts | {"seed": entry.seed, "adapter": os.path.relpath(model, self.run), "training": told}
+        return facts | {"seed": entry.seed, "adapter": os.path.relpath(self._adapter(entry), self.run)}
 
 
 def _default_config() -> Path:
@@ -280,14 +287,35 @@ def _option_words(options: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in written.items()]
 
 
-def _write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
+def _check_same(made: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises a `ValueError` if what was made with `before` would now be made with something else."""
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{made} was made with {name}={before.get(name)!r}, the config asks for {now.get(name)!r}. "
+                "Take another --out, or remove what was made with it."
+            )
+
+
+def _training(adapter: Path) -> dict[str, Any]:
+    """What the training of an adapter was."""
+    from modeling_shirg.training.run_folder import read_facts
+
+    run = read_facts(adapter)
+    told = {"steps": run["steps"], "samples": run["steps"] * run["effective_batch"]}
+    return told | {name: run[name] for name in ("metrics", "footprint", "trainable")}
+
+
+def _recipe_file(folder: Path) -> Path:
     """The file of arguments beside an adapter's folder."""
+    return folder.with_name(f"{folder.name}.yaml")
+
+
+def _write_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     import yaml
 
-    file = folder.with_name(f"{folder.name}.yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return file
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _recipe_file(folder).write_text(yaml.safe_dump(recipe, sort_keys=False))
 
 
 def _train_arguments(words: list[str]) -> tuple:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from configuration_shirg import ShirgLavidaConfig
+from faults.case import contents
 from forked_process import finish, fork, kill_when
 from modeling_shirg.evaluation.aims import check_aims, readable_sizes
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, read_answers
@@ -58,7 +59,7 @@ def test_one_adapter_serves_all_ways_to_answer(tmp_path):
     run = study._Study(Namespace(out=tmp_path, base="base", device="cpu"), config)
     names = [run._adapter(entry).name for entry in config.adapted()]
     assert names == ["shirg,rank=4,seed-3", "shirg,seed-3", "shirg,seed-3", "shirg%3Ascaffold=false,seed-3"]
-    words = run._train_words(config.adapted()[3], tmp_path / "recipe.yaml")
+    words = run._train_words(config.adapted()[3])
     assert words[words.index("--option") + 1] == "scaffold=false" and words[words.index("--seed") + 1] == "3"
 
 
@@ -121,8 +122,9 @@ def test_the_packaged_configs_ask_for_what_there_is(name, tmp_path):
         fields = base.with_preset(parse_row(entry.variant.system).preset)
         assert not footprint.coordinates or fields.coordinate_embedding
     run = study._Study(Namespace(out=tmp_path, base="base", device="cpu"), config)
-    recipe = study._write_recipe(run._adapter(config.adapted()[0]), config.train)
-    _, data, args = study._train_arguments(run._train_words(config.adapted()[0], recipe))
+    first = config.adapted()[0]
+    study._write_recipe(run._adapter(first), config.train)
+    _, data, args = study._train_arguments(run._train_words(first))
     assert len(data.data) == 4 and args.early_stopping_patience == 0 and args.use_cpu
     assert args.max_steps * args.effective_batch_size == config.samples
     if name == "cpu.yaml":
@@ -452,12 +454,28 @@ def test_a_killed_study_goes_on_where_it_stopped_also_at_the_gate(whole, base, t
     assert tables[0] == tables[1]
 
 
-def test_an_adapter_that_is_gone_is_trained_again(whole, base, tmp_path):
+def test_an_adapter_that_is_gone_is_trained_again_for_an_entry_that_is_not_finished(whole, base, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    shutil.rmtree(run / "adapters" / "shirg,seed-0")
-    assert main(_words(base, run)) == 0
-    assert (run / "adapters" / "shirg,seed-0" / "adapter_model.safetensors").exists()
+    adapter = run / "adapters" / "shirg,seed-0"
+    shutil.rmtree(adapter)
+    assert main(_words(base, run)) == 0 and not adapter.exists()
+    shutil.rmtree(run / "entries" / "shirg,seed-0")
+    assert main(_words(base, run)) == 0 and (adapter / "adapter_model.safetensors").exists()
+    assert _answers_of(run) == _answers_of(whole)
+
+
+@pytest.mark.parametrize("lost", ["adapters/shirg,seed-0", "entries/shirg,seed-0"])
+def test_another_recipe_is_refused_before_anything_is_written(whole, base, tmp_path, capsys, lost):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / lost)
+    words, before = _words(base, run), contents(run)
+    config = Path(words[words.index("--config") + 1])
+    config.write_text(config.read_text().replace("max_steps: 4", "max_steps: 5"))
+    assert main(words) == 2
+    assert "shirg,seed-0.yaml was made with max_steps=4, the config asks for 5" in capsys.readouterr().err
+    assert contents(run) == before
 
 
 def test_other_bases_other_limits_and_wrong_recipes_are_errors(whole, base, tmp_path, capsys, monkeypatch):
