@@ -138,7 +138,7 @@ class _Study:
         """
         import torch
 
-        from modeling_shirg.evaluation.answer_log import check_settings
+        from modeling_shirg.evaluation.answer_log import check_settings, read_json
         from modeling_shirg.evaluation.side_by_side import machine
         from modeling_shirg.evaluation.study.tables import STUDY_FILE
         from modeling_shirg.fingerprint_shirg import fingerprint
@@ -148,7 +148,7 @@ class _Study:
         weights = load(self.base, device="cpu").model
         check_settings(self.run / "base.json", {"fingerprint": fingerprint(weights)})
         file = self.run / STUDY_FILE
-        before = json.loads(file.read_text()) if file.exists() else {}
+        before = read_json(file) if file.exists() else {}
         return {
             "status": "running",
             "base": {"name": self.given, "fingerprint": fingerprint(weights)},
@@ -183,12 +183,13 @@ class _Study:
 
     def gate(self) -> dict[str, Any]:
         """Whether the base reads what it must."""
+        from modeling_shirg.evaluation.answer_log import read_json
         from modeling_shirg.evaluation.results import RESULTS_FILE
         from modeling_shirg.evaluation.study.gate import gate_verdict
         from modeling_shirg.evaluation.study.tables import ENTRIES
 
         file = self.run / ENTRIES / self.config.zero_shot()[0].name / RESULTS_FILE
-        return gate_verdict(self.config.gate, json.loads(file.read_text()))
+        return gate_verdict(self.config.gate, read_json(file))
 
     def _adapt(self, entry: Any) -> Path:
         """The adapter of an entry, trained now unless it was; entries that answer differently share it."""

@@ -206,7 +206,7 @@ def test_settings_bind_from_the_first_answer_on(tmp_path):
         log.append([{"row": 0, "bad": "no image"}])
     with pytest.raises(ValueError, match="split was 'test', now 'nope'"):
         check_settings(file, {"split": "nope"}, answers)
-    for text, message in (("", "settings.json cannot be read"), ("[]", "settings.json holds a list, no settings")):
+    for text, message in (("", "settings.json cannot be read"), ("[]", "settings.json holds a list, no facts")):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             check_settings(file, {"split": "test"}, answers)

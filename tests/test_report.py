@@ -242,6 +242,20 @@ def test_a_folder_that_is_none_is_an_error(tmp_path, capsys):
     assert "an evaluation that is not finished" in capsys.readouterr().err
 
 
+def test_a_file_that_was_cut_is_named(tmp_path, capsys):
+    write_study(tmp_path, text=SMALL)
+    (answers,) = tmp_path.glob("entries/shirg/answers/chart/shirg/none.*.jsonl")
+    whole = answers.read_bytes()
+    answers.write_bytes(b"".join(whole.splitlines(keepends=True)[:-3]))
+    assert main(["report", str(tmp_path), "--no_examples"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'entries' / 'shirg'}: 3 of 80 answers of shirg on chart, control 'none', are missing" in said
+    answers.write_bytes(whole)
+    (tmp_path / "study.json").write_text('{"status": ')
+    assert main(["report", str(tmp_path), "--no_examples"]) == 2
+    assert f"{tmp_path / 'study.json'} cannot be read" in capsys.readouterr().err
+
+
 def test_overlays_of_a_real_run_are_drawn_once(tmp_path):
     base, out = tmp_path / "base", tmp_path / "out"
     tiny_model(config := tiny_config("shirg")).save_pretrained(base)

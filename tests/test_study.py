@@ -169,6 +169,13 @@ def test_the_gate_needs_the_blank_control():
         gate_verdict(Gate("lavida-980"), results)
 
 
+def test_the_gate_needs_the_largest_size():
+    results = _gate_results(0.9, 0.9, 0.1, 0.1)
+    results["groups"] = [row for row in results["groups"] if row["group"] == "8"]
+    with pytest.raises(ValueError, match="chart at 29 px, which was not asked: take a larger limit"):
+        gate_verdict(Gate("lavida-980"), results)
+
+
 # The aims
 
 

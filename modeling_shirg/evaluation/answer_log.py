@@ -120,7 +120,7 @@ def check_settings(file: Path, settings: dict[str, Any], answers: Path | None = 
     if not file.exists() or (answers is not None and not _any_answer(answers)):
         write_json(file, settings)
         return
-    before = _settings_in(file)
+    before = read_json(file)
     names = [name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name)]
     if names:
         changes = "; ".join(f"{name} was {before.get(name)!r}, now {settings.get(name)!r}" for name in sorted(names))
@@ -133,14 +133,15 @@ def _any_answer(folder: Path) -> bool:
     return any(_whole_lines(file) for file in folder.rglob("*.jsonl"))
 
 
-def _settings_in(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """What `write_json` wrote of a dictionary; a `ValueError` if the file holds none."""
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}): bring it back, or take another --out.") from None
-    if not isinstance(before, dict):
-        raise ValueError(f"{file} holds a {type(before).__name__}, no settings: bring it back, or take another --out.")
-    return before
+        raise ValueError(f"{file} cannot be read ({error}): bring it back, or take another folder.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, no facts: bring it back, or take another folder.")
+    return content
 
 
 def write_json(file: Path, content: Any) -> None:

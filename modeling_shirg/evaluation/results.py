@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -10,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from modeling_shirg.conversion.whole_file import write_whole
-from modeling_shirg.evaluation.answer_log import MEMORY_FILE, Place, read_answers, write_json
+from modeling_shirg.evaluation.answer_log import MEMORY_FILE, Place, read_answers, read_json, write_json
 from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interval
 from modeling_shirg.evaluation.metrics.cider_scores import cider
 from modeling_shirg.evaluation.scenes.benchmark import majority_share
@@ -92,6 +91,7 @@ def tabulate(root: Path, plan: Plan) -> dict[str, Any]:
             for system in plan.systems
             for control in plan.controls
         }
+        _check_whole(root, task, plan, answered)
         tables["tasks"][task] = _usable(task, plan, answered)
         answered = {key: _scored(task, records) for key, records in answered.items()}
         rows = _score_rows(task, plan, answered)
@@ -158,6 +158,17 @@ def write_results(root: Path, results: dict[str, Any]) -> None:
         root / TABLE_FILE, [{**row, **costs.get(k, {})} for row, k in zip(results["scores"], keys, strict=True)]
     )
     _write_csv(root / GROUPS_FILE, results["groups"])
+
+
+def _check_whole(root: Path, task: str, plan: Plan, answered: dict[tuple, Records]) -> None:
+    for (system, control), records in answered.items():
+        lost = set(range(plan.rows[task])) - {record["row"] for record in records}
+        if lost:
+            roots = " and ".join(map(str, plan.where(root, system).roots))
+            raise ValueError(
+                f"{roots}: {len(lost)} of {plan.rows[task]} answers of {system} on {task}, control {control!r}, are "
+                f"missing, the first to row {min(lost)}. Bring them back, or remove the folder and ask again."
+            )
 
 
 def _usable(task: str, plan: Plan, answered: dict[tuple, Records]) -> dict[str, Any]:
@@ -238,7 +249,6 @@ def _figures(task: str, metric: str, mine: Records, base: Records | None, seed: 
     figures = {"n": len(values), "value": fmean(values), "low": low, "high": high}
     figures |= dict.fromkeys(("difference", "difference_low", "difference_high"))
     if base is not None:
-        assert [record["row"] for record in base] == [record["row"] for record in mine]
         differences = [value - other["scores"][metric] for value, other in zip(values, base, strict=True)]
         low, high = mean_interval(differences, seed)
         figures |= {"difference": fmean(differences), "difference_low": low, "difference_high": high}
@@ -291,7 +301,7 @@ def _memory(root: Path, plan: Plan, place: Place) -> dict[str, int]:
     """What `peak_memory` measured on one batch of `memory_batch_size` images; nothing where no batch was measured."""
     roots, name = plan.where(root, place.system)
     file = place._replace(system=name).folder(roots[0]) / MEMORY_FILE
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """A folder to report on, of `shirg evaluate` or `shirg study`: groups of tables, and where their answers are."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modeling_shirg.evaluation.aims import check_aims
-from modeling_shirg.evaluation.answer_log import SETTINGS_FILE, Place, read_answers
+from modeling_shirg.evaluation.answer_log import SETTINGS_FILE, Place, read_answers, read_json
 from modeling_shirg.evaluation.results import RESULTS_FILE, Logged
 from modeling_shirg.evaluation.study.config import StudyConfig, Variant, config_of
 from modeling_shirg.evaluation.study.tables import STUDY_FILE, logged_variants, write_study_results
@@ -97,7 +96,7 @@ def open_source(folder: Path) -> Source:
         ValueError: the folder is neither, or its evaluation has no tables yet.
     """
     if (folder / STUDY_FILE).exists():
-        facts = json.loads((folder / STUDY_FILE).read_text())
+        facts = read_json(folder / STUDY_FILE)
         config = config_of(facts["config"])
         return _study(folder, config, write_study_results(folder, facts, config))
     if not (folder / RESULTS_FILE).exists():
@@ -106,7 +105,7 @@ def open_source(folder: Path) -> Source:
             f"{folder} holds neither {STUDY_FILE} nor {RESULTS_FILE}.{unfinished} Give a folder of shirg "
             "evaluate or shirg study."
         )
-    return _evaluation(folder, json.loads((folder / RESULTS_FILE).read_text()))
+    return _evaluation(folder, read_json(folder / RESULTS_FILE))
 
 
 def _evaluation(folder: Path, results: dict[str, Any]) -> Source:

@@ -114,6 +114,11 @@ def num_cells(family: str) -> int:
     return len(_cells(family))
 
 
+def largest_size(family: str) -> float | None:
+    """The largest size of signs, pixels in views of the toy geometry; `None` for a family without sizes."""
+    return max((size for _, size, _ in _cells(family) if size is not None), default=None)
+
+
 def majority_share(answers: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
     """Per kind of question, the share that its most frequent answer alone gets right."""
     by_kind: dict[str, Counter] = {}

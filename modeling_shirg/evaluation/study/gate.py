@@ -5,6 +5,8 @@ A model at chance proves nothing: where it cannot read the largest signs, no cho
 
 from typing import Any
 
+from modeling_shirg.evaluation.scenes import FAMILIES
+from modeling_shirg.evaluation.scenes.benchmark import largest_size
 from modeling_shirg.evaluation.study.config import Gate
 
 _METRIC = "exact_match"
@@ -32,10 +34,13 @@ def gate_verdict(gate: Gate, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _family(gate: Gate, task: str, results: dict[str, Any]) -> dict[str, Any]:
-    sizes = [row for row in results["groups"] if (row["task"], row["by"]) == (task, "glyph_px")]
-    largest = max((row["group"] for row in sizes), key=float, default=None)
-    rows = sizes if sizes else [row for row in results["scores"] if (row["task"], row["by"]) == (task, "")]
-    rows = [r for r in rows if r["system"] == gate.system and largest in (None, r["group"])]
+    size = largest_size(task) if task in FAMILIES else None
+    largest = None if size is None else f"{size:g}"
+    table, by = ("scores", "") if largest is None else ("groups", "glyph_px")
+    rows = [r for r in results[table] if (r["task"], r["by"], r["system"]) == (task, by, gate.system)]
+    rows = [row for row in rows if largest in (None, row["group"])]
+    if not rows:
+        raise ValueError(f"The gate needs {task} at {largest} px, which was not asked: take a larger limit.")
     seen, blank = (_only(rows, task, control) for control in ("none", "blank"))
     # A family's majority stands beside its own metric, whichever that is.
     majority = max(row["majority"] or 0.0 for row in rows if row["control"] == "none")

@@ -1,13 +1,12 @@
 """All tables of a study, from the entries that are finished; those that are not are named."""
 
-import json
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from modeling_shirg.evaluation.aims import check_aims
-from modeling_shirg.evaluation.answer_log import ROWS_FILE, Place, write_json
+from modeling_shirg.evaluation.answer_log import ROWS_FILE, Place, read_json, write_json
 from modeling_shirg.evaluation.bootstrap import mean_interval
 from modeling_shirg.evaluation.results import RESULTS_FILE, Logged, Plan, Records, logged_answers, tabulate
 from modeling_shirg.evaluation.study.config import Arm, Entry, Group, StudyConfig, Variant
@@ -21,7 +20,7 @@ SEED, MAX_BAD_SHARE = 0, 0.01
 def entry_facts(run: Path, entry: Entry) -> dict[str, Any]:
     """What entry.json says; nothing before it was written."""
     file = run / ENTRIES / entry.name / ENTRY_FILE
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def is_finished(run: Path, entry: Entry) -> bool:
@@ -133,12 +132,12 @@ def _plan(config: StudyConfig, logged: dict[str, Logged], baseline: str) -> Plan
 
 
 def _rows(root: Path, task: str) -> int:
-    return json.loads((root / "answers" / task / ROWS_FILE).read_text())["rows"]
+    return read_json(root / "answers" / task / ROWS_FILE)["rows"]
 
 
 def _own_scores(run: Path, entry: Entry) -> dict[str, float]:
     """By task, the entry's own metric over all questions."""
-    results = json.loads((run / ENTRIES / entry.name / RESULTS_FILE).read_text())
+    results = read_json(run / ENTRIES / entry.name / RESULTS_FILE)
     return {
         row["task"]: row["value"]
         for row in results["scores"]
