@@ -35,7 +35,7 @@ test: $(VENV)/.installed-test ## Run the tests, without the slow ones
 
 test-slow: $(VENV)/.installed-test ## Run the slow tests
 	@echo "==> Running the slow tests"
-	@$(PYTEST) -m slow
+	@$(PYTEST) --timeout 3600 -m slow
 
 quality: $(VENV)/.installed-test ## Check style and formatting, changing nothing
 	@echo "==> Checking style and formatting"

@@ -7,8 +7,8 @@
 
 The config lists groups of systems, the recipe of the adaptations, and a grid over the score weights, which is searched
 on validation rows (modeling_shirg/evaluation/study/config.py). Every entry is a folder that `shirg evaluate` filled,
-on the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, and so is the training
-of an adapter that no other entry needs; a killed one continues.
+on the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, even without their
+adapter; a killed one continues.
 
 The base must read the largest signs of every family: where it does not, nothing is adapted, and the report begins with
 that. What the config leaves out of plan.yaml is written into study.json.
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 _PLAN, _CPU_PLAN = "plan.yaml", "cpu.yaml"
@@ -57,9 +58,9 @@ def main(args: argparse.Namespace) -> None:
     config = config_of(content)
     with _alone(args.out):
         study = _Study(args, config)
-        study.check_unchanged()
-        study.check_systems()
         facts = study.facts() | {"config_file": str(name), "config": content, "cuts": cuts(plan, config)}
+        study.check_systems()
+        study.check_unchanged()
         write_json(args.out / STUDY_FILE, facts)
         _run(study, facts, args.ignore_gate)
 
@@ -111,21 +112,28 @@ class _Study:
         for entry in self.config.adapted():
             recipe = self._recipe(entry)
             named_footprint(recipe.get("footprint", "shirg-extra"), recipe.get("rank"), recipe.get("alpha"))
-            _write_recipe(self._adapter(entry), recipe)
-            _train_arguments(self._train_words(entry))
+            self._train_arguments(entry, recipe)
 
     def check_unchanged(self) -> None:
         """Raises a `ValueError` if other questions were asked or adapters trained, before anything is written."""
-        for entry in (*self.config.zero_shot(), *self.config.grid_points(), *self.config.adapted()):
-            before = self._written(entry, self._asked(entry))
-            if entry.seed is not None and (before or self._adapter(entry).exists()):
-                self._check_recipe(entry)
+        from modeling_shirg.evaluation.study.tables import ENTRIES
+        from modeling_shirg.training.run_folder import is_finished, run_settings
 
-    def _written(self, entry: Any, facts: dict[str, Any]) -> dict[str, Any]:
-        """What was written of an entry, nothing if it is new; raises a `ValueError` if that has other `facts`."""
+        for entry in (*self.config.zero_shot(), *self.config.grid_points()):
+            self._written(entry)
+        for entry in self.config.adapted():
+            settings = run_settings(*self._train_arguments(entry, self._recipe(entry)))
+            is_finished(self._adapter(entry), settings)  # an error if it was begun with others
+            recipe = self._written(entry).get("recipe")
+            if recipe is not None:
+                before = run_settings(*self._train_arguments(entry, recipe))
+                _check_same(self.run / ENTRIES / entry.name, before, settings)
+
+    def _written(self, entry: Any) -> dict[str, Any]:
+        """What was written of an entry, nothing if it is new; raises a `ValueError` if it asked something else."""
         from modeling_shirg.evaluation.study.tables import ENTRIES, entry_facts
 
-        before = entry_facts(self.run, entry)
+        before, facts = entry_facts(self.run, entry), self._asked(entry)
         if before:
             _check_same(self.run / ENTRIES / entry.name, {name: before.get(name) for name in facts}, facts)
         return before
@@ -140,13 +148,13 @@ class _Study:
 
         from modeling_shirg.evaluation.answer_log import check_settings, read_json
         from modeling_shirg.evaluation.side_by_side import machine
-        from modeling_shirg.evaluation.study.tables import STUDY_FILE
+        from modeling_shirg.evaluation.study.tables import ENTRIES, STUDY_FILE
         from modeling_shirg.fingerprint_shirg import fingerprint
 
         from .loading import load, resolve_device
 
         weights = load(self.base, device="cpu").model
-        check_settings(self.run / "base.json", {"fingerprint": fingerprint(weights)})
+        check_settings(self.run / "base.json", {"fingerprint": fingerprint(weights)}, self.run / ENTRIES)
         file = self.run / STUDY_FILE
         before = read_json(file) if file.exists() else {}
         return {
@@ -163,16 +171,14 @@ class _Study:
 
         from . import evaluate
 
-        folder, facts = self.run / ENTRIES / entry.name, self._asked(entry)
-        before = self._written(entry, facts)
+        folder, before = self.run / ENTRIES / entry.name, self._written(entry)
         if before.get("status") == "finished":
             print(f"{entry.name}: finished before, skipped")
             return
-        model = self.base
+        model, facts = self.base, self._asked(entry)
         if entry.seed is not None:
             model = str(self._adapt(entry))
-            facts |= {"training": _training(Path(model))}
-            self._written(entry, facts)
+            facts |= {"recipe": self._recipe(entry), "training": self._training(entry)}
         print(f"{entry.name}: asking", flush=True)
         write_json(folder / ENTRY_FILE, {**facts, "status": "running", "seconds": before.get("seconds", 0.0)})
         start = time.monotonic()
@@ -197,19 +203,30 @@ class _Study:
 
         folder = self._adapter(entry)
         print(f"{folder.name}: training", flush=True)
-        train.main(_train_arguments(self._train_words(entry)))
+        train.main(self._train_arguments(entry, self._recipe(entry)))
         return folder
+
+    def _training(self, entry: Any) -> dict[str, Any]:
+        """What the training of an entry's adapter was; raises a `ValueError` if an entry was asked of another one."""
+        from modeling_shirg.evaluation.study.tables import ENTRIES, entry_facts
+        from modeling_shirg.training.run_folder import read_facts
+
+        folder = self._adapter(entry)
+        run = read_facts(folder)
+        told = {"steps": run["steps"], "samples": run["steps"] * run["effective_batch"]}
+        told |= {name: run[name] for name in ("metrics", "footprint", "trainable")}
+        for other in self.config.adapted():
+            before = entry_facts(self.run, other).get("training", told)
+            if self._adapter(other) == folder and before != told:
+                raise ValueError(
+                    f"{self.run / ENTRIES / other.name} was asked of another training of {folder}, which ended with "
+                    f"{before['metrics']}, this one with {told['metrics']}. Remove it, so that it is asked again."
+                )
+        return told
 
     def _recipe(self, entry: Any) -> dict[str, Any]:
         """Arguments of `shirg train` for the adapter of an entry."""
         return {**self.config.train, **entry.variant.train}
-
-    def _check_recipe(self, entry: Any) -> None:
-        import yaml
-
-        file = _recipe_file(self._adapter(entry))
-        if file.exists():
-            _check_same(file, yaml.safe_load(file.read_text()), self._recipe(entry))
 
     def _adapter(self, entry: Any) -> Path:
         """The folder of an entry's adapter; how `generate` is called does not change what is trained."""
@@ -222,15 +239,29 @@ class _Study:
         system = f"{row.preset}:{options}" if options else row.preset
         return self.run / ADAPTERS / replace(entry, variant=replace(entry.variant, system=system)).name
 
+    def _train_arguments(self, entry: Any, recipe: dict[str, Any]) -> tuple:
+        """Arguments of `shirg train`; what its parser refuses is a `ValueError` here."""
+        import yaml
+
+        from . import train
+
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "recipe.yaml")
+            file.write_text(yaml.safe_dump(recipe))
+            try:
+                return train.parse_args([str(file), *self._train_words(entry)])
+            except SystemExit:
+                raise ValueError(f"The recipe of {entry.title} is refused by shirg train; see above.") from None
+
     def _train_words(self, entry: Any) -> list[str]:
         from .bench_rows import parse_row
 
         row = parse_row(entry.variant.system)
         options = ["--option", *_option_words(row.options)] if row.options else []
+        words = ["--model", self.base, "--prune_method", row.preset, *options]
         on_cpu = ["--use_cpu", "true"] if self.device == "cpu" else []
-        seed, folder = str(entry.seed), self._adapter(entry)
-        words = [str(_recipe_file(folder)), "--model", self.base, "--prune_method", row.preset, *options]
-        return [*words, "--seed", seed, "--output_dir", str(folder), "--early_stopping_patience", "0", *on_cpu]
+        seed, folder = str(entry.seed), str(self._adapter(entry))
+        return [*words, "--seed", seed, "--output_dir", folder, "--early_stopping_patience", "0", *on_cpu]
 
     def _evaluate_words(self, entry: Any, model: str, folder: Path, controls: tuple[str, ...]) -> list[str]:
         config = self.config if entry.split == "test" else self.config.grid
@@ -242,9 +273,9 @@ class _Study:
 
     def _asked(self, entry: Any) -> dict[str, Any]:
         """What an entry asks, and of which adapter."""
-        asked = self.config if entry.split == "test" else self.config.grid
+        questions = self.config if entry.split == "test" else self.config.grid
         facts = {"system": entry.variant.system, "label": entry.variant.label, "arm": entry.arm, "split": entry.split}
-        facts |= {"tasks": list(asked.tasks), "limit": asked.limit}
+        facts |= {"tasks": list(questions.tasks), "limit": questions.limit}
         if entry.seed is None:
             return facts
         return facts | {"seed": entry.seed, "adapter": os.path.relpath(self._adapter(entry), self.run)}
@@ -288,45 +319,14 @@ def _option_words(options: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in written.items()]
 
 
-def _check_same(made: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises a `ValueError` if what was made with `before` would now be made with something else."""
     for name in {**before, **now}:
         if before.get(name) != now.get(name):
             raise ValueError(
-                f"{made} was made with {name}={before.get(name)!r}, the config asks for {now.get(name)!r}. "
-                "Take another --out, or remove what was made with it."
+                f"{folder} was made with {name}={before.get(name)!r}, the config asks for {now.get(name)!r}. "
+                "Take another --out, or remove that folder."
             )
-
-
-def _training(adapter: Path) -> dict[str, Any]:
-    """What the training of an adapter was."""
-    from modeling_shirg.training.run_folder import read_facts
-
-    run = read_facts(adapter)
-    told = {"steps": run["steps"], "samples": run["steps"] * run["effective_batch"]}
-    return told | {name: run[name] for name in ("metrics", "footprint", "trainable")}
-
-
-def _recipe_file(folder: Path) -> Path:
-    """The file of arguments beside an adapter's folder."""
-    return folder.with_name(f"{folder.name}.yaml")
-
-
-def _write_recipe(folder: Path, recipe: dict[str, Any]) -> None:
-    import yaml
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _recipe_file(folder).write_text(yaml.safe_dump(recipe, sort_keys=False))
-
-
-def _train_arguments(words: list[str]) -> tuple:
-    """Arguments of `shirg train`; what its parser refuses is a `ValueError` here."""
-    from . import train
-
-    try:
-        return train.parse_args(words)
-    except SystemExit:
-        raise ValueError(f"The recipe {words[0]} is refused by shirg train; see above.") from None
 
 
 def _gate_lines(gate: dict[str, Any]) -> list[str]:

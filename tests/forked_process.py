@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,26 +28,31 @@ def finish(*processes: multiprocessing.Process) -> list[int]:
     deadline = time.monotonic() + SECONDS
     for process in processes:
         process.join(max(0, deadline - time.monotonic()))
-        process.kill()
-        process.join()
+    _kill(processes)
     return [process.exitcode for process in processes]
 
 
-def kill_when(reached: Callable[[], Any], *processes: multiprocessing.Process) -> None:
-    """Kill -9 the processes, and all that they started, as soon as `reached()` is true; they must not end before."""
+def kill_when(reached: Callable[[], Any], *processes: multiprocessing.Process, delay: float = 0) -> None:
+    """Kill -9 the processes `delay` seconds after `reached()` is true; they must not end before that."""
     deadline = time.monotonic() + SECONDS
     try:
         while not reached():
             assert all(process.is_alive() for process in processes), "a process ended before it could be killed"
             assert time.monotonic() < deadline, f"what was waited for did not come in {SECONDS} seconds"
             time.sleep(0.005)
+        time.sleep(delay)
     finally:
-        for process in processes:
-            process.kill()
-            process.join()
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # a worker that was just starting would wait for ever
-                os.killpg(process.pid, signal.SIGKILL)
+        _kill(processes)
+
+
+def _kill(processes: Sequence[multiprocessing.Process]) -> None:
+    """Kill them, and what they started: a worker of theirs that was just starting would wait for ever."""
+    for process in processes:
+        process.kill()
+        process.join()
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):  # nothing is left of it
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _run(target: Callable[..., int | None], args: tuple) -> None:

@@ -249,7 +249,7 @@ def test_a_file_that_was_cut_is_named(tmp_path, capsys):
     answers.write_bytes(b"".join(whole.splitlines(keepends=True)[:-3]))
     assert main(["report", str(tmp_path), "--no_examples"]) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'entries' / 'shirg'}: 3 of 80 answers of shirg on chart, control 'none', are missing" in said
+    assert f"{tmp_path / 'entries' / 'shirg'}: of 80 answers of shirg on chart, control 'none', 3 are missing" in said
     answers.write_bytes(whole)
     (tmp_path / "study.json").write_text('{"status": ')
     assert main(["report", str(tmp_path), "--no_examples"]) == 2

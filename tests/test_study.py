@@ -22,6 +22,7 @@ from modeling_shirg.evaluation.study.config import Gate, config_of, read_content
 from modeling_shirg.evaluation.study.cuts import cuts
 from modeling_shirg.evaluation.study.gate import gate_verdict
 from modeling_shirg.evaluation.study.tables import chosen_point, grid_points, study_tables
+from modeling_shirg.evaluation.tasks import TASKS
 from modeling_shirg.training.footprints import named_footprint
 from shirg_scripts import study
 from shirg_scripts.bench_rows import parse_row
@@ -123,8 +124,7 @@ def test_the_packaged_configs_ask_for_what_there_is(name, tmp_path):
         assert not footprint.coordinates or fields.coordinate_embedding
     run = study._Study(Namespace(out=tmp_path, base="base", device="cpu"), config)
     first = config.adapted()[0]
-    study._write_recipe(run._adapter(first), config.train)
-    _, data, args = study._train_arguments(run._train_words(first))
+    _, data, args = run._train_arguments(first, config.train)
     assert len(data.data) == 4 and args.early_stopping_patience == 0 and args.use_cpu
     assert args.max_steps * args.effective_batch_size == config.samples
     if name == "cpu.yaml":
@@ -172,7 +172,7 @@ def test_the_gate_needs_the_blank_control():
 def test_the_gate_needs_the_largest_size():
     results = _gate_results(0.9, 0.9, 0.1, 0.1)
     results["groups"] = [row for row in results["groups"] if row["group"] == "8"]
-    with pytest.raises(ValueError, match="chart at 29 px, which was not asked: take a larger limit"):
+    with pytest.raises(ValueError, match="chart at 29 px, which is not asked: take a larger limit"):
         gate_verdict(Gate("lavida-980"), results)
 
 
@@ -310,6 +310,27 @@ def test_tables_name_what_is_missing_and_take_what_there_is(tmp_path):
     assert {row["title"]: row.get("status") for row in tables["entries"]}["uniform"] is None
 
 
+def _chart_score(tables: dict, arm: str, system: str) -> float:
+    """A system's score on charts in the first group of an arm."""
+    group = next(group for group in tables["groups"] if group["arm"] == arm)
+    rows = group["tables"]["scores"]
+    metric = TASKS["chart"].metric
+    return next(
+        r["value"] for r in rows if (r["task"], r["system"], r["by"], r["metric"]) == ("chart", system, "", metric)
+    )
+
+
+def test_gains_and_aims_take_all_seeds_of_a_system_that_another_group_adapts_with_one(tmp_path):
+    group = {"name": "again", "baseline": "lavida-980", "systems": [{"system": "lavida-980", "adapt": [0]}]}
+    config = write_study(tmp_path, text=yaml.safe_dump(changed(groups=[*CONTENT["groups"], group])))
+    tables = study_tables(tmp_path, config)
+    (row,) = (r for r in tables["gains"] if (r["system"], r["task"]) == ("lavida-980", "chart"))
+    adapted = next(group for group in tables["groups"] if group["arm"] == "adapted")
+    own = [each["tasks"]["chart"] for each in adapted["seeds"] if each["system"] == "lavida-980"]
+    before = _chart_score(tables, "zero-shot", "lavida-980")
+    assert own[0] != own[1] and row["difference"] == pytest.approx(sum(own) / 2 - before)
+
+
 def test_the_grid_is_decided_on_validation_rows_when_all_points_are_there(tmp_path):
     config = write_study(tmp_path, left_out=("shirg:attention_weight=0.5, validation",))
     assert len(grid_points(tmp_path, config)) == 1 and chosen_point(tmp_path, config) is None
@@ -401,7 +422,7 @@ def test_a_study_runs_what_its_config_asks_for(whole, base):
     assert adapted == {"shirg,seed-0", "shirg%3Aprefix_kv=0.5,seed-0"}
     assert {entries[name]["adapter"] for name in adapted} == {"adapters/shirg,seed-0"}
     assert all(entries[name]["training"]["samples"] == 8 for name in adapted)
-    assert [folder.name for folder in (whole / "adapters").iterdir() if folder.is_dir()] == ["shirg,seed-0"]
+    assert [folder.name for folder in (whole / "adapters").iterdir()] == ["shirg,seed-0"]
     for name, entry in entries.items():
         settings = json.loads((whole / "entries" / name / "settings.json").read_text())
         assert settings["split"] == entry["split"] and settings["limit"] == (6 if entry["split"] == "test" else 4)
@@ -430,7 +451,7 @@ def _is_written(file: Path) -> bool:
 def _assert_stopped_at_the_gate(out: Path) -> None:
     facts = json.loads((out / "study.json").read_text())
     assert facts["status"] == "stopped at the gate" and not facts["gate"]["passes"]
-    assert not any(folder.is_dir() for folder in (out / "adapters").iterdir())
+    assert not (out / "adapters").exists()
     results = json.loads((out / "results.json").read_text())
     adapted = next(group for group in results["groups"] if group["arm"] == "adapted")
     assert adapted["tables"] is None and adapted["missing"] == ["shirg, seed 0", "shirg:prefix_kv=0.5, seed 0"]
@@ -461,28 +482,55 @@ def test_a_killed_study_goes_on_where_it_stopped_also_at_the_gate(whole, base, t
     assert tables[0] == tables[1]
 
 
-def test_an_adapter_that_is_gone_is_trained_again_for_an_entry_that_is_not_finished(whole, base, tmp_path):
-    run = tmp_path / "run"
+ADAPTER, ENTRY = "adapters/shirg,seed-0", "entries/shirg,seed-0"
+OTHER_ENTRY = "entries/shirg%3Aprefix_kv=0.5,seed-0"
+
+
+def _copy_without(whole: Path, run: Path, *lost: str) -> Path:
     shutil.copytree(whole, run)
-    adapter = run / "adapters" / "shirg,seed-0"
-    shutil.rmtree(adapter)
-    assert main(_words(base, run)) == 0 and not adapter.exists()
-    shutil.rmtree(run / "entries" / "shirg,seed-0")
-    assert main(_words(base, run)) == 0 and (adapter / "adapter_model.safetensors").exists()
+    for folder in lost:
+        shutil.rmtree(run / folder)
+    return run
+
+
+def test_an_adapter_that_is_gone_is_trained_again_for_an_entry_that_is_not_finished(whole, base, tmp_path):
+    run = _copy_without(whole, tmp_path / "run", ADAPTER)
+    assert main(_words(base, run)) == 0 and not (run / ADAPTER).exists()
+    shutil.rmtree(run / ENTRY)
+    assert main(_words(base, run)) == 0 and (run / ADAPTER / "adapter_model.safetensors").exists()
     assert _answers_of(run) == _answers_of(whole)
 
 
-@pytest.mark.parametrize("lost", ["adapters/shirg,seed-0", "entries/shirg,seed-0"])
+@pytest.mark.parametrize("lost", [(), (ADAPTER,), (ENTRY, OTHER_ENTRY), (ENTRY, ADAPTER)])
 def test_another_recipe_is_refused_before_anything_is_written(whole, base, tmp_path, capsys, lost):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    shutil.rmtree(run / lost)
+    run = _copy_without(whole, tmp_path / "run", *lost)
     words, before = _words(base, run), contents(run)
     config = Path(words[words.index("--config") + 1])
     config.write_text(config.read_text().replace("max_steps: 4", "max_steps: 5"))
     assert main(words) == 2
-    assert "shirg,seed-0.yaml was made with max_steps=4, the config asks for 5" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search("shirg.*seed-0 (was made|holds a run) with max_steps=4,.* asks for (max_steps=)?5", said)
     assert contents(run) == before
+
+
+def test_how_an_adapter_is_computed_may_change(whole, base, tmp_path):
+    run = _copy_without(whole, tmp_path / "run", ENTRY)
+    words = _words(base, run)
+    config = Path(words[words.index("--config") + 1])
+    config.write_text(config.read_text().replace("per_device_train_batch_size: 2", "per_device_train_batch_size: 1"))
+    assert main(words) == 0 and (run / ENTRY / "results.json").exists()
+
+
+def test_entries_of_another_training_are_named(whole, base, tmp_path, capsys):
+    run = _copy_without(whole, tmp_path / "run", ADAPTER, ENTRY)
+    file = run / OTHER_ENTRY / "entry.json"
+    facts = json.loads(file.read_text())
+    facts["training"]["metrics"]["eval_loss"] += 0.1
+    file.write_text(json.dumps(facts))
+    assert main(_words(base, run)) == 2
+    assert f"{run / OTHER_ENTRY} was asked of another training of {run / ADAPTER}" in capsys.readouterr().err
+    shutil.rmtree(run / OTHER_ENTRY)
+    assert main(_words(base, run)) == 0
 
 
 def test_other_bases_other_limits_and_wrong_recipes_are_errors(whole, base, tmp_path, capsys, monkeypatch):

@@ -486,8 +486,10 @@ def _run_until_checkpoint(command: list[str], folder: Path) -> None:
         tempfile.TemporaryFile("w+") as said,  # a pipe that nobody reads would fill and stop the command
         subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True) as process,
     ):
+        deadline = time.monotonic() + 1200
         while not any(file.stat().st_size for file in folder.glob("checkpoint-*/trainer_state.json")):
-            if process.poll() is not None:
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
                 said.seek(0)
                 pytest.fail(said.read())
             time.sleep(0.02)

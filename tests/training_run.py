@@ -7,7 +7,6 @@ import random
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from multiprocessing import Process
 from pathlib import Path
@@ -115,14 +114,8 @@ def _into(file: str, words: list[str]) -> int:
 def run_and_kill(after_step: int, count: int = 1, **arguments: Any) -> Path:
     """Start the command and kill -9 all its processes some time after a step was logged; returns its folder."""
     folder = Path(arguments["output_dir"])
-
-    def reached() -> bool:
-        there = any(step >= after_step for step in losses(folder))
-        if there:
-            time.sleep(random.uniform(0, 0.5))
-        return there
-
-    kill_when(reached, *_start(count, **arguments))
+    started = _start(count, **arguments)
+    kill_when(lambda: any(step >= after_step for step in losses(folder)), *started, delay=random.uniform(0, 0.5))
     return folder
 
 

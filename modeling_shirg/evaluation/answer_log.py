@@ -138,9 +138,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}): bring it back, or take another folder.") from None
+        raise ValueError(f"{file} cannot be read ({error}): bring it back, or remove its folder.") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, no facts: bring it back, or take another folder.")
+        raise ValueError(f"{file} holds a {type(content).__name__}, no facts: bring it back, or remove its folder.")
     return content
 
 

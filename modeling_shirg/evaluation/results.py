@@ -162,12 +162,13 @@ def write_results(root: Path, results: dict[str, Any]) -> None:
 
 def _check_whole(root: Path, task: str, plan: Plan, answered: dict[tuple, Records]) -> None:
     for (system, control), records in answered.items():
-        lost = set(range(plan.rows[task])) - {record["row"] for record in records}
-        if lost:
+        asked, answers = set(range(plan.rows[task])), {record["row"] for record in records}
+        if answers != asked:
             roots = " and ".join(map(str, plan.where(root, system).roots))
             raise ValueError(
-                f"{roots}: {len(lost)} of {plan.rows[task]} answers of {system} on {task}, control {control!r}, are "
-                f"missing, the first to row {min(lost)}. Bring them back, or remove the folder and ask again."
+                f"{roots}: of {len(asked)} answers of {system} on {task}, control {control!r}, {len(asked - answers)} "
+                f"are missing, and {len(answers - asked)} are to other rows. Bring back what it was, or remove that "
+                "folder and ask again."
             )
 
 

@@ -12,7 +12,7 @@ A system is written as for `shirg evaluate`, or as a mapping {system, adapt, tra
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -150,6 +150,14 @@ class StudyConfig:
     def seeds(self) -> list[int]:
         """All seeds of adaptations."""
         return sorted({seed for group in self.groups for variant in group.variants for seed in variant.adapt})
+
+    def variants(self, arm: Arm) -> list[Variant]:
+        """Every line of the tables once, with all the seeds that groups adapt it with."""
+        lines: dict[str, Variant] = {}
+        for variant in (variant for group in self.groups for variant in group.of(arm)):
+            known = lines.get(variant.label, variant)
+            lines[variant.label] = replace(known, adapt=tuple(sorted({*known.adapt, *variant.adapt})))
+        return list(lines.values())
 
     def zero_shot(self) -> list[Entry]:
         """What is asked on the base's weights; the gate's system first."""

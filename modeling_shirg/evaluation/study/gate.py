@@ -39,8 +39,8 @@ def _family(gate: Gate, task: str, results: dict[str, Any]) -> dict[str, Any]:
     table, by = ("scores", "") if largest is None else ("groups", "glyph_px")
     rows = [r for r in results[table] if (r["task"], r["by"], r["system"]) == (task, by, gate.system)]
     rows = [row for row in rows if largest in (None, row["group"])]
-    if not rows:
-        raise ValueError(f"The gate needs {task} at {largest} px, which was not asked: take a larger limit.")
+    if largest is not None and not rows:
+        raise ValueError(f"The gate needs {task} at {largest} px, which is not asked: take a larger limit and --out.")
     seen, blank = (_only(rows, task, control) for control in ("none", "blank"))
     # A family's majority stands beside its own metric, whichever that is.
     majority = max(row["majority"] or 0.0 for row in rows if row["control"] == "none")

@@ -146,9 +146,8 @@ def _own_scores(run: Path, entry: Entry) -> dict[str, float]:
 
 
 def _gains(run: Path, config: StudyConfig) -> list[dict[str, Any]]:
-    variants = list({v.label: v for group in config.groups for v in group.of("adapted")}.values())
     rows = []
-    for variant in variants:
+    for variant in config.variants("adapted"):
         arms = (logged_variants(run, [variant], arm) for arm in ("zero-shot", "adapted"))
         before, after = (next(iter(found.values()), None) for found in arms)
         for task in config.tasks if before and after else ():
@@ -170,8 +169,7 @@ def _gain(run: Path, task: str, before: Logged, after: Logged) -> dict[str, Any]
 
 def _reader(run: Path, config: StudyConfig, arm: Arm) -> Any:
     """What `check_aims` reads the answers of an arm with."""
-    variants = [variant for group in config.groups for variant in group.of(arm)]
-    logged = logged_variants(run, variants, arm)
+    logged = logged_variants(run, config.variants(arm), arm)
     plan = Plan({}, [], [], "", SEED, MAX_BAD_SHARE, logged)
 
     @cache
