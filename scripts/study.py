@@ -10,6 +10,8 @@ on validation rows (modeling_shirg/evaluation/study/config.py). Every entry is a
 on the base's weights or on those of an adapter by `shirg train`. Finished entries are skipped, even without their
 adapter; a killed one continues.
 
+When all are finished, all systems are asked some rows once more in one run, for seconds that can be compared.
+
 The base must read the largest signs of every family: where it does not, nothing is adapted, and the report begins with
 that. What the config leaves out of plan.yaml is written into study.json.
 """
@@ -19,6 +21,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,6 +86,7 @@ def _run(study: "_Study", facts: dict[str, Any], ignore_gate: bool) -> None:
     stopped = not facts["gate"]["passes"] and not ignore_gate
     for entry in () if stopped else config.adapted():
         study.evaluate(entry)
+    study.time([*config.zero_shot(), *([] if chosen is None else [chosen])])
     facts["status"] = "stopped at the gate" if stopped and config.adapted() else "finished"
     write_json(file, facts)
     write_study_results(study.run, facts, config)
@@ -186,6 +190,26 @@ class _Study:
         evaluate.main(evaluate.parse_args(words), self._opened[entry.split])
         seconds = before.get("seconds", 0.0) + time.monotonic() - start
         write_json(folder / ENTRY_FILE, {**facts, "status": "finished", "seconds": round(seconds, 1)})
+
+    def time(self, entries: list[Any]) -> None:
+        """Ask the systems of the entries once more, in one run on the base's weights, so that seconds can be compared.
+
+        A run that was killed, or that lacks a system, is begun anew.
+        """
+        from modeling_shirg.evaluation.study.tables import TIMING, timing
+
+        from . import evaluate
+
+        systems, folder = list(dict.fromkeys(entry.variant.system for entry in entries)), self.run / TIMING
+        if timing(self.run).get("systems") == systems:
+            print("timing: finished before, skipped")
+            return
+        print("timing: asking", flush=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+        words = ["--model", self.base, "--systems", *systems, "--tasks", *self.config.tasks, "--out", str(folder)]
+        words += ["--limit", str(self.config.timed_rows), "--batch_size", str(self.config.batch_size)]
+        evaluate.main(evaluate.parse_args([*words, "--device", self.device, "--no_curves"]))
 
     def gate(self) -> dict[str, Any]:
         """Whether the base reads what it must."""

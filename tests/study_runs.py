@@ -11,7 +11,7 @@ from modeling_shirg.evaluation.results import RESULTS_FILE, Plan, tabulate, writ
 from modeling_shirg.evaluation.study.config import Entry, StudyConfig, config_of
 from modeling_shirg.evaluation.study.cuts import cuts
 from modeling_shirg.evaluation.study.gate import gate_verdict
-from modeling_shirg.evaluation.study.tables import ENTRIES, ENTRY_FILE, STUDY_FILE, chosen_point
+from modeling_shirg.evaluation.study.tables import ENTRIES, ENTRY_FILE, STUDY_FILE, TIMING, chosen_point
 from modeling_shirg.evaluation.tasks import TASKS
 from modeling_shirg.evaluation.timing import STAGES
 
@@ -138,8 +138,11 @@ def write_study(run: Path, left_out: tuple[str, ...] = (), text: str = STUDY) ->
     for entry in (*config.zero_shot(), *config.grid_points(), *config.adapted()):
         if entry.title not in left_out:
             write_entry(run, config, entry)
+    timed = [entry.variant.system for entry in config.zero_shot()]
     if chosen := chosen_point(run, config):
         write_entry(run, config, chosen)
+        timed.append(chosen.variant.system)
+    write_evaluation(run / TIMING, list(dict.fromkeys(timed)), list(config.tasks), rows=12)
     gate = gate_verdict(config.gate, _results(run, config.zero_shot()[0]))
     wider = config_of({**content, "limit": None, "tasks": [*content["tasks"], "entity_grid"]})
     facts = {"status": "finished", "base": {"name": "/nowhere/checkpoint", "fingerprint": "f"}, "config": content}

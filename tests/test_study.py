@@ -347,6 +347,7 @@ TINY = """
 tasks: [guard]
 limit: 6
 batch_size: 2
+timed_rows: 3
 gate: {system: lavida-980, at_least: AT_LEAST, margin: MARGIN}
 train:
   data: ["synthetic:guard,rows=12"]
@@ -415,6 +416,17 @@ def _answers_of(run: Path) -> dict[str, list[tuple]]:
     }
 
 
+ADAPTER, ENTRY = "adapters/shirg,seed-0", "entries/shirg,seed-0"
+OTHER_ENTRY = "entries/shirg%3Aprefix_kv=0.5,seed-0"
+
+
+def _copy_without(whole: Path, run: Path, *lost: str) -> Path:
+    shutil.copytree(whole, run)
+    for folder in lost:
+        shutil.rmtree(run / folder)
+    return run
+
+
 def test_a_study_runs_what_its_config_asks_for(whole, base):
     entries = _entries(whole)
     assert {entry["status"] for entry in entries.values()} == {"finished"}
@@ -436,11 +448,32 @@ def test_a_study_runs_what_its_config_asks_for(whole, base):
     assert [row["system"] for row in results["gains"]] == ["shirg", "shirg:prefix_kv=0.5"]
 
 
+def test_seconds_are_of_one_run_for_all_systems(whole, base, tmp_path, capsys):
+    timing = json.loads((whole / "timing" / "results.json").read_text())
+    results = json.loads((whole / "results.json").read_text())
+    assert timing["tasks"]["guard"]["rows"] == 3 and timing["settings"]["model"] == str(base)
+    assert results["timing"] == {"machine": timing["machine"], "rows": 3, "batch_size": 2}
+    seconds = {row["system"]: (row["seconds"], row["stage_seconds"]) for row in timing["efficiency"]}
+    groups = [*results["groups"], results["chosen"]]
+    told = [(group["arm"], row) for group in groups for row in group["tables"]["efficiency"]]
+    assert {row["system"] for _, row in told} == set(seconds) and {arm for arm, _ in told} == {"zero-shot", "adapted"}
+    assert all((row["seconds"], row["stage_seconds"]) == seconds[row["system"]] for _, row in told)
+    run = _copy_without(whole, tmp_path / "run", "timing")
+    words = _words(base, run)
+    assert main(["report", str(run), "--no_examples"]) == 0
+    assert "Seconds are not measured yet" in (run / "REPORT.md").read_text()
+    assert main(words) == 0 and "timing: asking" in capsys.readouterr().out
+    config = Path(words[words.index("--config") + 1])
+    config.write_text(config.read_text().replace("systems: [shirg]}", "systems: [shirg, random]}"))
+    assert main(words) == 0 and "timing: asking" in capsys.readouterr().out
+    assert "random" in json.loads((run / "timing" / "results.json").read_text())["systems"]
+
+
 def test_a_finished_study_does_nothing_again(whole, base, capsys):
     before = {file: file.stat().st_mtime_ns for file in whole.glob("entries/*/answers/*/*/*")}
     assert main(_words(base, whole)) == 0
     printed = capsys.readouterr().out
-    assert printed.count("finished before, skipped") == len(_entries(whole)) and "asking" not in printed
+    assert printed.count("finished before, skipped") == len(_entries(whole)) + 1 and "asking" not in printed
     assert {file: file.stat().st_mtime_ns for file in whole.glob("entries/*/answers/*/*/*")} == before
 
 
@@ -480,17 +513,6 @@ def test_a_killed_study_goes_on_where_it_stopped_also_at_the_gate(whole, base, t
         assert one[name] == other[name]
     tables = [[group["tables"]["scores"] for group in results["groups"]] for results in (one, other)]
     assert tables[0] == tables[1]
-
-
-ADAPTER, ENTRY = "adapters/shirg,seed-0", "entries/shirg,seed-0"
-OTHER_ENTRY = "entries/shirg%3Aprefix_kv=0.5,seed-0"
-
-
-def _copy_without(whole: Path, run: Path, *lost: str) -> Path:
-    shutil.copytree(whole, run)
-    for folder in lost:
-        shutil.rmtree(run / folder)
-    return run
 
 
 def test_an_adapter_that_is_gone_is_trained_again_for_an_entry_that_is_not_finished(whole, base, tmp_path):

@@ -141,15 +141,12 @@ def _results(source: Source, group: GroupView, examples: Sequence[Block]) -> Sli
 
 
 def _efficiency(source: Source, group: GroupView, examples: Sequence[Block]) -> Slide:
-    caption = "time of an answer by stage"
-    left: list[Block] = [Picture(picture_file(source, group, "latency"), f"{group.title}: {caption}.")]
-    memory = picture_file(source, group, "memory")
-    left += [Picture(memory, f"{group.title}: memory of a batch.")] if memory.exists() else []
-    pareto = [
-        Picture(picture_file(source, group, f"against_{cost}"), f"Accuracy against {label}.")
-        for cost, label in (("image_tokens", "image tokens"), ("seconds", "seconds per image"))
-    ]
-    return Slide("Efficiency: tokens, time, memory", left, pareto)
+    bars = {"latency": "time of an answer by stage", "memory": "memory of a batch"}
+    pareto = {"against_image_tokens": "Accuracy against image tokens", "against_seconds": "Accuracy against seconds"}
+    left = [(picture_file(source, group, name), f"{group.title}: {what}.") for name, what in bars.items()]
+    right = [(picture_file(source, group, name), f"{what} per image.") for name, what in pareto.items()]
+    sides = [[Picture(file, what) for file, what in side if file.exists()] for side in (left, right)]
+    return Slide("Efficiency: tokens, time, memory", *sides)
 
 
 def _ablations(source: Source, group: GroupView, examples: Sequence[Block]) -> Slide:

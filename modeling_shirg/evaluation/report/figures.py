@@ -42,12 +42,15 @@ def grouped_figure(file: Path, group: GroupView, by: str, systems: Sequence[str]
 
 
 def pareto_figure(file: Path, group: GroupView, cost: str, label: str) -> Path | None:
-    """One panel per task: scores against `cost`, and the line that no system is both better and cheaper than."""
+    """One panel per task: scores against `cost`, and the line that no system is both better and cheaper than.
+
+    `None` where the cost of none was measured.
+    """
     parts = []
     for task in group.tables["tasks"]:
-        rows = [group.total(system, task) for system in group.systems]
-        prices = {row["system"]: row[cost] for row in group.rows("efficiency", task=task)}
-        parts.append((rows, prices))
+        prices = {row["system"]: row[cost] for row in group.rows("efficiency", task=task) if row[cost] is not None}
+        if prices:
+            parts.append(([group.total(system, task) for system in prices], prices))
 
     def draw(axes: Any, part: tuple[list[dict], dict[str, float]]) -> None:
         rows, prices = part
@@ -67,12 +70,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def latency_figure(file: Path, group: GroupView) -> Path:
-    """Stacked bars: milliseconds per image by stage."""
-    parts = {system: costs(group, system)["stage_seconds"] for system in group.systems}
+def latency_figure(file: Path, group: GroupView) -> Path | None:
+    """Stacked bars: milliseconds per image by stage; `None` where none was measured."""
+    found = {system: costs(group, system)["stage_seconds"] for system in group.systems}
+    parts = {system: stages for system, stages in found.items() if stages is not None}
+    if not parts:
+        return None
     stages = [stage for stage in next(iter(parts.values())) if any(each[stage] > 0 for each in parts.values())]
-    stacks = {stage: [1000 * parts[system][stage] for system in group.systems] for stage in stages}
-    return _bars(file, group.systems, stacks, "ms per image, means over tasks of the medians")
+    stacks = {stage: [1000 * each[stage] for each in parts.values()] for stage in stages}
+    return _bars(file, list(parts), stacks, "ms per image, means over tasks of the medians")
 
 
 def memory_figure(file: Path, group: GroupView) -> Path | None:

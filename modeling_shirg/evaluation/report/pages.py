@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from modeling_shirg.evaluation.report import figures, tables
 from modeling_shirg.evaluation.report.blocks import (
@@ -78,13 +79,15 @@ def warnings(source: Source) -> list[str]:
 
 def machine_line(source: Source) -> str:
     """What ran, on what, when."""
-    machine = source.machine
-    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     weights = source.study["base"]["name"] if source.study else source.results["settings"]["model"]
-    load = machine["load_average"]
+    return f"Weights: {weights or 'the bundled toy checkpoint'}. Machine: {_machine_words(source.machine)}."
+
+
+def _machine_words(machine: dict[str, Any]) -> str:
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     return (
-        f"Weights: {weights or 'the bundled toy checkpoint'}. Machine: {where}, load average {load} at the start, "
-        f"torch {machine['torch']}, transformers {machine['transformers']}, {machine['date']}."
+        f"{where}, load average {machine['load_average']} at the start, torch {machine['torch']}, transformers "
+        f"{machine['transformers']}, {machine['date']}"
     )
 
 
@@ -179,7 +182,7 @@ def _closing(source: Source) -> list[Block]:
         "answered the same questions.",
         f"Rendered families have {PER_CELL} questions per cell when they are whole; their seeds are not those of "
         "training.",
-        "Seconds and memory are of the machine above, and of whatever else ran on it.",
+        _about_seconds(source),
     ]
     if source.study:
         notes.append(
@@ -190,3 +193,15 @@ def _closing(source: Source) -> list[Block]:
     if source.study:
         blocks += [Heading("Entries"), tables.entry_table(source.results["entries"])]
     return blocks
+
+
+def _about_seconds(source: Source) -> str:
+    if source.study is None:
+        return "Seconds and memory are of the machine above, and of whatever else ran on it."
+    run = source.results["timing"]
+    if run is None:
+        return "Seconds are not measured yet: all systems are timed in one run, when everything else is finished."
+    return (
+        f"Seconds are of one run for all systems, on the base's weights, {run['rows']} rows of each task in batches "
+        f"of {run['batch_size']}: {_machine_words(run['machine'])}. A merged adapter costs what its base does."
+    )

@@ -103,7 +103,7 @@ def efficiency_table(group: GroupView) -> Table:
                 system,
                 tokens(group, system),
                 f"{cost['forwards']:.1f}",
-                f"{1000 * cost['seconds']:.1f}",
+                NONE if cost["seconds"] is None else f"{1000 * cost['seconds']:.1f}",
                 NONE if cost["prefix_bytes"] is None else f"{cost['prefix_bytes'] / _MEGABYTE:.2f}",
                 NONE if cost["peak_memory_bytes"] is None else f"{cost['peak_memory_bytes'] / _MEGABYTE:.1f}",
             ]
@@ -121,8 +121,8 @@ def costs(group: GroupView, system: str) -> dict[str, Any]:
         return fmean(values) if values else None
 
     names = ("forwards", "seconds", "prefix_bytes", "weight_bytes", "activation_bytes", "peak_memory_bytes")
-    stages = rows[0]["stage_seconds"]
-    stage_seconds = {stage: fmean(row["stage_seconds"][stage] for row in rows) for stage in stages}
+    stages = [row["stage_seconds"] for row in rows if row["stage_seconds"] is not None]
+    stage_seconds = {stage: fmean(each[stage] for each in stages) for stage in stages[0]} if stages else None
     return {**{name: mean(name) for name in names}, "stage_seconds": stage_seconds}
 
 

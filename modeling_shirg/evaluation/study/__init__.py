@@ -7,6 +7,7 @@ scripts/study.py runs it. The folder of a study:
     RUN/base.json                      fingerprint of the base's weights, which no other base may follow
     RUN/entries/NAME/entry.json        facts of one entry; `status` becomes "finished" as the last thing
     RUN/entries/NAME/...               what `shirg evaluate` leaves
+    RUN/timing                         the run in which all systems were timed
     RUN/adapters/NAME                  what `shirg train` leaves
     RUN/results.json                   all tables, from the entries that are finished
 """

@@ -1,6 +1,7 @@
 """What a study runs, as its YAML file says it: groups of systems, the recipe, the gate, a grid over the score weights.
 
     tasks, limit, batch_size   of every evaluation, as for `shirg evaluate`
+    timed_rows                 rows of each task in the one run in which all systems are timed
     gate                       what the base must read before anything is adapted
     train                      the recipe of every adaptation, arguments of `shirg train`
     groups                     each a table: a name, a baseline, systems and the seeds to adapt them with
@@ -131,6 +132,7 @@ class StudyConfig:
     grid: Grid | None = None
     limit: int | None = None
     batch_size: int = 8
+    timed_rows: int = 64
 
     def __post_init__(self):
         for task in (*self.tasks, *(self.grid.tasks if self.grid else ())):

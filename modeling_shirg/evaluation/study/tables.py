@@ -13,13 +13,19 @@ from modeling_shirg.evaluation.study.config import Arm, Entry, Group, StudyConfi
 from modeling_shirg.evaluation.tasks import TASKS
 
 STUDY_FILE, ENTRY_FILE = "study.json", "entry.json"
-ENTRIES, ADAPTERS = "entries", "adapters"
+ENTRIES, ADAPTERS, TIMING = "entries", "adapters", "timing"
 SEED, MAX_BAD_SHARE = 0, 0.01
 
 
 def entry_facts(run: Path, entry: Entry) -> dict[str, Any]:
     """What entry.json says; nothing before it was written."""
     file = run / ENTRIES / entry.name / ENTRY_FILE
+    return read_json(file) if file.exists() else {}
+
+
+def timing(run: Path) -> dict[str, Any]:
+    """Results of the run in which all systems were timed; nothing before it is finished."""
+    file = run / TIMING / RESULTS_FILE
     return read_json(file) if file.exists() else {}
 
 
@@ -42,6 +48,7 @@ def study_tables(run: Path, config: StudyConfig) -> dict[str, Any]:
     - `gains`: of every adapted variant, adapted minus zero-shot, question by question;
     - `aims`: by arm, what `check_aims` returns;
     - `grid`: the points by their mean over tasks, the best first;
+    - `timing`: rows of each task, machine and batch size of the run whose seconds stand in `groups`; `None` before it;
     - `entries`: all facts.
     """
     arms: tuple[Arm, ...] = ("zero-shot", "adapted")
@@ -53,6 +60,7 @@ def study_tables(run: Path, config: StudyConfig) -> dict[str, Any]:
         "gains": _gains(run, config),
         "aims": {arm: check_aims(_reader(run, config, arm), SEED) for arm in arms},
         "grid": grid_points(run, config),
+        "timing": _timing_facts(run),
         "chosen": None if chosen is None else _group_tables(run, config, chosen_group(config, chosen), "zero-shot"),
         "entries": [{"title": entry.title, **entry_facts(run, entry)} for entry in entries],
     }
@@ -122,7 +130,27 @@ def _group_tables(run: Path, config: StudyConfig, group: Group, arm: Arm) -> dic
     }
     if label not in logged:
         return {**head, "tables": None}
-    return {**head, "tables": tabulate(run, _plan(config, logged, label))}
+    tables = tabulate(run, _plan(config, logged, label))
+    return {**head, "tables": {**tables, "efficiency": _timed(run, tables["efficiency"], logged)}}
+
+
+def _timed(run: Path, rows: list[dict[str, Any]], logged: dict[str, Logged]) -> list[dict[str, Any]]:
+    """Rows of costs with the seconds of one run for all systems: entries are asked at different times, beside others.
+
+    They are those of the base's weights, as those of an adapter that is merged into it.
+    """
+    known = {(row["task"], row["system"]): row for row in timing(run).get("efficiency", [])}
+    unknown = dict.fromkeys(("seconds", "stage_seconds"))
+    found = [known.get((row["task"], logged[row["system"]].system), unknown) for row in rows]
+    return [{**row, **{name: each[name] for name in unknown}} for row, each in zip(rows, found, strict=True)]
+
+
+def _timing_facts(run: Path) -> dict[str, Any] | None:
+    found = timing(run)
+    if not found:
+        return None
+    settings = found["settings"]
+    return {"machine": found["machine"], "rows": settings["limit"], "batch_size": settings["batch_size"]}
 
 
 def _plan(config: StudyConfig, logged: dict[str, Logged], baseline: str) -> Plan:
