@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     from modeling_shirg.evaluation.answer_log import write_json
     from modeling_shirg.evaluation.study.config import config_of, read_content
     from modeling_shirg.evaluation.study.cuts import cuts
-    from modeling_shirg.evaluation.study.tables import STUDY_FILE
+    from modeling_shirg.evaluation.study.tables import BASE_FILE, STUDY_FILE
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("shirg study runs in one process: start it without torchrun or accelerate launch.")
@@ -64,6 +64,7 @@ def main(args: argparse.Namespace) -> None:
         facts = study.facts() | {"config_file": str(name), "config": content, "cuts": cuts(plan, config)}
         study.check_systems()
         study.check_unchanged()
+        write_json(args.out / BASE_FILE, {"fingerprint": facts["base"]["fingerprint"]})
         write_json(args.out / STUDY_FILE, facts)
         _run(study, facts, args.ignore_gate)
 
@@ -116,7 +117,7 @@ class _Study:
         for entry in self.config.adapted():
             recipe = self._recipe(entry)
             named_footprint(recipe.get("footprint", "shirg-extra"), recipe.get("rank"), recipe.get("alpha"))
-            self._train_arguments(entry, recipe)
+            self._train_arguments(entry)
 
     def check_unchanged(self) -> None:
         """Raises a `ValueError` if other questions were asked or adapters trained, before anything is written."""
@@ -126,12 +127,10 @@ class _Study:
         for entry in (*self.config.zero_shot(), *self.config.grid_points()):
             self._written(entry)
         for entry in self.config.adapted():
-            settings = run_settings(*self._train_arguments(entry, self._recipe(entry)))
-            is_finished(self._adapter(entry), settings)  # an error if it was begun with others
-            recipe = self._written(entry).get("recipe")
-            if recipe is not None:
-                before = run_settings(*self._train_arguments(entry, recipe))
-                _check_same(self.run / ENTRIES / entry.name, before, settings)
+            before, now = self._written(entry), self._training_settings(entry)
+            _check_same(self.run / ENTRIES / entry.name, before.get("training_settings", now), now)
+            if before.get("status") != "finished":
+                is_finished(self._adapter(entry), run_settings(*self._train_arguments(entry)))  # or begun with others
 
     def _written(self, entry: Any) -> dict[str, Any]:
         """What was written of an entry, nothing if it is new; raises a `ValueError` if it asked something else."""
@@ -152,13 +151,14 @@ class _Study:
 
         from modeling_shirg.evaluation.answer_log import check_settings, read_json
         from modeling_shirg.evaluation.side_by_side import machine
-        from modeling_shirg.evaluation.study.tables import ENTRIES, STUDY_FILE
+        from modeling_shirg.evaluation.study.tables import BASE_FILE, STUDY_FILE
         from modeling_shirg.fingerprint_shirg import fingerprint
 
         from .loading import load, resolve_device
 
         weights = load(self.base, device="cpu").model
-        check_settings(self.run / "base.json", {"fingerprint": fingerprint(weights)}, self.run / ENTRIES)
+        if (self.run / BASE_FILE).exists():
+            check_settings(self.run / BASE_FILE, {"fingerprint": fingerprint(weights)})
         file = self.run / STUDY_FILE
         before = read_json(file) if file.exists() else {}
         return {
@@ -182,7 +182,7 @@ class _Study:
         model, facts = self.base, self._asked(entry)
         if entry.seed is not None:
             model = str(self._adapt(entry))
-            facts |= {"recipe": self._recipe(entry), "training": self._training(entry)}
+            facts |= {"training_settings": self._training_settings(entry), "training": self._training(entry)}
         print(f"{entry.name}: asking", flush=True)
         write_json(folder / ENTRY_FILE, {**facts, "status": "running", "seconds": before.get("seconds", 0.0)})
         start = time.monotonic()
@@ -194,22 +194,27 @@ class _Study:
     def time(self, entries: list[Any]) -> None:
         """Ask the systems of the entries once more, in one run on the base's weights, so that seconds can be compared.
 
-        A run that was killed, or that lacks a system, is begun anew.
+        A run that was killed, that lacks a system, or that asked otherwise is begun anew.
         """
         from modeling_shirg.evaluation.study.tables import TIMING, timing
 
         from . import evaluate
 
-        systems, folder = list(dict.fromkeys(entry.variant.system for entry in entries)), self.run / TIMING
-        if timing(self.run).get("systems") == systems:
+        config, done = self.config, timing(self.run)
+        systems = list(dict.fromkeys(entry.variant.system for entry in entries))
+        asked = {"limit": min(config.timed_rows, config.limit or config.timed_rows), "batch_size": config.batch_size}
+        if set(systems) <= set(done.get("systems", [])) and asked.items() <= done["settings"].items():
             print("timing: finished before, skipped")
             return
         print("timing: asking", flush=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        words = ["--model", self.base, "--systems", *systems, "--tasks", *self.config.tasks, "--out", str(folder)]
-        words += ["--limit", str(self.config.timed_rows), "--batch_size", str(self.config.batch_size)]
-        evaluate.main(evaluate.parse_args([*words, "--device", self.device, "--no_curves"]))
+        folder, new = self.run / TIMING, self.run / f"{TIMING}.unfinished"
+        shutil.rmtree(new, ignore_errors=True)
+        words = ["--model", self.base, "--systems", *systems, "--tasks", *config.tasks, "--split", "test"]
+        words += [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+        words += ["--device", self.device, "--out", str(new), "--max_bad_share", "0.99", "--no_curves"]
+        evaluate.main(evaluate.parse_args(words))
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
 
     def gate(self) -> dict[str, Any]:
         """Whether the base reads what it must."""
@@ -227,8 +232,15 @@ class _Study:
 
         folder = self._adapter(entry)
         print(f"{folder.name}: training", flush=True)
-        train.main(self._train_arguments(entry, self._recipe(entry)))
+        train.main(self._train_arguments(entry))
         return folder
+
+    def _training_settings(self, entry: Any) -> dict[str, Any]:
+        """What decides the weights of an entry's adapter, but for the base, which is the same for all."""
+        from modeling_shirg.training.run_folder import run_settings
+
+        settings = run_settings(*self._train_arguments(entry))
+        return {name: value for name, value in settings.items() if name != "model"}
 
     def _training(self, entry: Any) -> dict[str, Any]:
         """What the training of an entry's adapter was; raises a `ValueError` if an entry was asked of another one."""
@@ -239,13 +251,14 @@ class _Study:
         run = read_facts(folder)
         told = {"steps": run["steps"], "samples": run["steps"] * run["effective_batch"]}
         told |= {name: run[name] for name in ("metrics", "footprint", "trainable")}
-        for other in self.config.adapted():
-            before = entry_facts(self.run, other).get("training", told)
-            if self._adapter(other) == folder and before != told:
-                raise ValueError(
-                    f"{self.run / ENTRIES / other.name} was asked of another training of {folder}, which ended with "
-                    f"{before['metrics']}, this one with {told['metrics']}. Remove it, so that it is asked again."
-                )
+        same = [other for other in self.config.adapted() if self._adapter(other) == folder]
+        others = [other for other in same if entry_facts(self.run, other).get("training", told) != told]
+        if others:
+            folders = " and ".join(str(self.run / ENTRIES / other.name) for other in others)
+            raise ValueError(
+                f"{folder} was trained again and did not end as before: {folders} had another one. Remove them, so "
+                "that they are asked again."
+            )
         return told
 
     def _recipe(self, entry: Any) -> dict[str, Any]:
@@ -263,7 +276,7 @@ class _Study:
         system = f"{row.preset}:{options}" if options else row.preset
         return self.run / ADAPTERS / replace(entry, variant=replace(entry.variant, system=system)).name
 
-    def _train_arguments(self, entry: Any, recipe: dict[str, Any]) -> tuple:
+    def _train_arguments(self, entry: Any) -> tuple:
         """Arguments of `shirg train`; what its parser refuses is a `ValueError` here."""
         import yaml
 
@@ -271,7 +284,7 @@ class _Study:
 
         with TemporaryDirectory() as folder:
             file = Path(folder, "recipe.yaml")
-            file.write_text(yaml.safe_dump(recipe))
+            file.write_text(yaml.safe_dump(self._recipe(entry)))
             try:
                 return train.parse_args([str(file), *self._train_words(entry)])
             except SystemExit:

@@ -69,6 +69,8 @@ def test_one_adapter_serves_all_ways_to_answer(tmp_path):
     [
         ({"taks": 1}, "there is no 'taks'.*Did you mean 'tasks'"),
         ({"tasks": []}, "needs tasks"),
+        ({"timed_rows": None}, "timed_rows None: it must be an integer, 1 or more"),
+        ({"batch_size": 0}, "batch_size 0: it must be an integer, 1 or more"),
         ({"tasks": ["chrt"]}, "no task 'chrt'"),
         ({"gate": {"at_least": 0.9}}, "gate: missing 1 required"),
         ({"train": {**CONTENT["train"], "seed": 1}}, "seed=1 is for the study to say"),
@@ -124,7 +126,7 @@ def test_the_packaged_configs_ask_for_what_there_is(name, tmp_path):
         assert not footprint.coordinates or fields.coordinate_embedding
     run = study._Study(Namespace(out=tmp_path, base="base", device="cpu"), config)
     first = config.adapted()[0]
-    _, data, args = run._train_arguments(first, config.train)
+    _, data, args = run._train_arguments(first)
     assert len(data.data) == 4 and args.early_stopping_patience == 0 and args.use_cpu
     assert args.max_steps * args.effective_batch_size == config.samples
     if name == "cpu.yaml":
@@ -452,7 +454,7 @@ def test_seconds_are_of_one_run_for_all_systems(whole, base, tmp_path, capsys):
     timing = json.loads((whole / "timing" / "results.json").read_text())
     results = json.loads((whole / "results.json").read_text())
     assert timing["tasks"]["guard"]["rows"] == 3 and timing["settings"]["model"] == str(base)
-    assert results["timing"] == {"machine": timing["machine"], "rows": 3, "batch_size": 2}
+    assert results["timing"] == {"machine": timing["machine"], "rows": {"guard": 3}, "batch_size": 2}
     seconds = {row["system"]: (row["seconds"], row["stage_seconds"]) for row in timing["efficiency"]}
     groups = [*results["groups"], results["chosen"]]
     told = [(group["arm"], row) for group in groups for row in group["tables"]["efficiency"]]
@@ -550,7 +552,8 @@ def test_entries_of_another_training_are_named(whole, base, tmp_path, capsys):
     facts["training"]["metrics"]["eval_loss"] += 0.1
     file.write_text(json.dumps(facts))
     assert main(_words(base, run)) == 2
-    assert f"{run / OTHER_ENTRY} was asked of another training of {run / ADAPTER}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{run / ADAPTER} was trained again and did not end as before: {run / OTHER_ENTRY} had another" in said
     shutil.rmtree(run / OTHER_ENTRY)
     assert main(_words(base, run)) == 0
 

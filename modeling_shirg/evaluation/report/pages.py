@@ -1,7 +1,7 @@
 """REPORT.md and REPORT.html: all tables and pictures of an evaluation or a study."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +167,20 @@ def _cost_pictures(source: Source, group: GroupView) -> list[Block]:
     }
     blocks: list[Block] = []
     for name, (draw, what) in parts.items():
-        file = draw(picture_file(source, group, name), group)
-        blocks += [Picture(file, f"{group.title}: {what}.")] if file else []
+        blocks += _drawn(draw, picture_file(source, group, name), group, what=f"{group.title}: {what}.")
     for cost, label in {"image_tokens": "image tokens", "seconds": "seconds per image"}.items():
-        file = figures.pareto_figure(picture_file(source, group, f"against_{cost}"), group, cost, label)
         caption = f"{group.title}: accuracy against {label}; no system is above and left of the dashed line."
-        blocks += [Picture(file, caption)] if file else []
+        file = picture_file(source, group, f"against_{cost}")
+        blocks += _drawn(figures.pareto_figure, file, group, cost, label, what=caption)
     return blocks
+
+
+def _drawn(draw: Callable[..., Path | None], file: Path, *arguments: Any, what: str) -> list[Block]:
+    """The picture, or nothing where nothing was measured; then none of an earlier report stays."""
+    if draw(file, *arguments) is None:
+        file.unlink(missing_ok=True)
+        return []
+    return [Picture(file, what)]
 
 
 def _closing(source: Source) -> list[Block]:
@@ -201,7 +208,8 @@ def _about_seconds(source: Source) -> str:
     run = source.results["timing"]
     if run is None:
         return "Seconds are not measured yet: all systems are timed in one run, when everything else is finished."
+    rows = ", ".join(f"{count} of {task}" for task, count in run["rows"].items())
     return (
-        f"Seconds are of one run for all systems, on the base's weights, {run['rows']} rows of each task in batches "
-        f"of {run['batch_size']}: {_machine_words(run['machine'])}. A merged adapter costs what its base does."
+        f"Seconds are of one run for all systems, on the base's weights, in batches of {run['batch_size']} ({rows}): "
+        f"{_machine_words(run['machine'])}. A merged adapter costs per forward what its base does."
     )

@@ -137,6 +137,10 @@ class StudyConfig:
     def __post_init__(self):
         for task in (*self.tasks, *(self.grid.tasks if self.grid else ())):
             check_task(task)
+        for name in ("batch_size", "timed_rows"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} {value!r}: it must be an integer, 1 or more.")
         _refuse(self.train, _OWN, "train")
         if self.seeds() and not all(isinstance(self.train.get(name), int) for name in _SAMPLES):
             raise ValueError(f"train: give {' and '.join(_SAMPLES)}, so that all adaptations see as many samples.")

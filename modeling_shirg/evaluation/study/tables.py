@@ -12,7 +12,7 @@ from modeling_shirg.evaluation.results import RESULTS_FILE, Logged, Plan, Record
 from modeling_shirg.evaluation.study.config import Arm, Entry, Group, StudyConfig, Variant
 from modeling_shirg.evaluation.tasks import TASKS
 
-STUDY_FILE, ENTRY_FILE = "study.json", "entry.json"
+STUDY_FILE, BASE_FILE, ENTRY_FILE = "study.json", "base.json", "entry.json"
 ENTRIES, ADAPTERS, TIMING = "entries", "adapters", "timing"
 SEED, MAX_BAD_SHARE = 0, 0.01
 
@@ -137,7 +137,7 @@ def _group_tables(run: Path, config: StudyConfig, group: Group, arm: Arm) -> dic
 def _timed(run: Path, rows: list[dict[str, Any]], logged: dict[str, Logged]) -> list[dict[str, Any]]:
     """Rows of costs with the seconds of one run for all systems: entries are asked at different times, beside others.
 
-    They are those of the base's weights, as those of an adapter that is merged into it.
+    They are those of the base's weights; an adapter that is merged into it costs as much per forward.
     """
     known = {(row["task"], row["system"]): row for row in timing(run).get("efficiency", [])}
     unknown = dict.fromkeys(("seconds", "stage_seconds"))
@@ -149,8 +149,8 @@ def _timing_facts(run: Path) -> dict[str, Any] | None:
     found = timing(run)
     if not found:
         return None
-    settings = found["settings"]
-    return {"machine": found["machine"], "rows": settings["limit"], "batch_size": settings["batch_size"]}
+    rows = {task: facts["answered"] for task, facts in found["tasks"].items()}
+    return {"machine": found["machine"], "rows": rows, "batch_size": found["settings"]["batch_size"]}
 
 
 def _plan(config: StudyConfig, logged: dict[str, Logged], baseline: str) -> Plan:
