@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 
-from forked_process import finish, fork, kill_when
+from child_process import finish, fork, kill_when
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, check_settings, read_answers
 from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interval
 from modeling_shirg.evaluation.results import Plan, guard_verdicts, missing, tabulate, write_results

@@ -24,8 +24,8 @@ from adapter_runs import (
     save_base,
     save_run,
 )
+from child_process import fork, kill_when
 from faults.case import contents
-from forked_process import fork, kill_when
 from fresh_process import run_fresh
 from loopback_hub import metadata_errors
 from modeling_shirg import ShirgLavidaForConditionalGeneration

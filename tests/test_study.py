@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from child_process import finish, fork, kill_when
 from configuration_shirg import ShirgLavidaConfig
 from faults.case import contents
-from forked_process import finish, fork, kill_when
 from modeling_shirg.evaluation.aims import check_aims, readable_sizes
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, read_answers
 from modeling_shirg.evaluation.bootstrap import mean_interval, ratio_interval

@@ -15,7 +15,7 @@ from faults.case import contents
 from full_disk import full_beyond
 from modeling_shirg.training.run_log import read_log
 from modeling_shirg.training.stage import last_complete_checkpoint
-from training_run import facts, flags, losses, output_of, run, run_and_kill, save_base, sharded
+from training_run import facts, flags, losses, output_of, run, run_and_kill, save_base
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,9 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one(base, whole, tmp_path):
 
 
 def test_sharded_by_fsdp2_is_one_process(base, whole, tmp_path):
-    with sharded():
-        folder = run_and_kill(3, 2, model=base, output_dir=tmp_path / "sharded", per_device_train_batch_size=1)
-        run(2, model=base, output_dir=folder, per_device_train_batch_size=1)
+    arguments = {"model": base, "output_dir": tmp_path / "sharded", "per_device_train_batch_size": 1}
+    folder = run_and_kill(3, 2, sharded=True, **arguments)
+    run(2, sharded=True, **arguments)
     assert losses(folder) == pytest.approx(losses(whole), rel=1e-5)
     assert losses(folder, "eval_loss") == pytest.approx(losses(whole, "eval_loss"), rel=1e-5)
     one, other = _adapter(folder), _adapter(whole)
@@ -163,8 +163,7 @@ def test_a_run_killed_after_its_last_step_was_saved_takes_no_other(base, tmp_pat
 def test_fsdp2_takes_bfloat16_weights_with_float32_adapters(base, tmp_path):
     half = {"model": base, "dtype": "bfloat16", "bf16": True, "activation_checkpointing": True, "max_steps": 2}
     alone = run(output_dir=tmp_path / "one", **half)
-    with sharded():
-        two = run(2, output_dir=tmp_path / "two", per_device_train_batch_size=1, **half)
+    two = run(2, sharded=True, output_dir=tmp_path / "two", per_device_train_batch_size=1, **half)
     assert losses(two) == pytest.approx(losses(alone), rel=1e-2)
     assert {weight.dtype for weight in _adapter(two).values()} == {torch.float32}
 

@@ -16,7 +16,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from forked_process import finish, fork, kill_when
+from child_process import finish, fork, kill_when, spawn
 from modeling_shirg.training import collator, mixture  # noqa: F401  (once, for all processes that are forked here)
 from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.run_log import LOG_FILE, read_log
@@ -73,8 +73,8 @@ FSDP = {
 
 
 @contextlib.contextmanager
-def sharded() -> Iterator[None]:
-    """Processes that are started in here shard the model by FSDP2, which accelerate itself leaves out on the CPU."""
+def _fsdp2() -> Iterator[None]:
+    """In here the model is sharded by FSDP2, which accelerate itself leaves out on the CPU."""
     before = AcceleratorState.__init__
 
     def initialise(self, *args, **kwargs):
@@ -89,9 +89,9 @@ def sharded() -> Iterator[None]:
         yield
 
 
-def run(count: int = 1, **arguments: Any) -> Path:
+def run(count: int = 1, sharded: bool = False, **arguments: Any) -> Path:
     """Run the command to its end in `count` processes over gloo, as torchrun would start them; returns its folder."""
-    assert finish(*_start(count, **arguments)) == [0] * count
+    assert finish(*_start(count, sharded, **arguments)) == [0] * count
     return Path(arguments["output_dir"])
 
 
@@ -111,23 +111,24 @@ def _into(file: str, words: list[str]) -> int:
     return cli.main(["train", *words])
 
 
-def run_and_kill(after_step: int, count: int = 1, **arguments: Any) -> Path:
+def run_and_kill(after_step: int, count: int = 1, sharded: bool = False, **arguments: Any) -> Path:
     """Start the command and kill -9 all its processes some time after a step was logged; returns its folder."""
     folder = Path(arguments["output_dir"])
-    started = _start(count, **arguments)
+    started = _start(count, sharded, **arguments)
     kill_when(lambda: any(step >= after_step for step in losses(folder)), *started, delay=random.uniform(0, 0.5))
     return folder
 
 
-def _start(count: int, **arguments: Any) -> list[Process]:
+def _start(count: int, sharded: bool, **arguments: Any) -> list[Process]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = flags(**arguments, use_cpu=True)
-    return [fork(_as_rank, rank, count, port, words) for rank in range(count)]
+    start = fork if count == 1 else spawn
+    return [start(_as_rank, rank, count, port, sharded, words) for rank in range(count)]
 
 
-def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
+def _as_rank(rank: int, count: int, port: int, sharded: bool, words: list[str]) -> None:
     if count > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -137,7 +138,8 @@ def _as_rank(rank: int, count: int, port: int, words: list[str]) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    train.main(train.parse_args(words))
+    with _fsdp2() if sharded else contextlib.nullcontext():
+        train.main(train.parse_args(words))
 
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Commands in forked processes, which have everything imported already; some are killed."""
+"""Commands in processes of their own, some of which are killed: forked, with everything imported, or spawned."""
 
 import contextlib
 import multiprocessing
@@ -18,7 +18,16 @@ SECONDS = 240
 
 def fork(target: Callable[..., int | None], *args: Any) -> multiprocessing.Process:
     """Start `target(*args)` in a process and a session of its own; its exit status is what `target` returns."""
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(target, args))
+    return _start("fork", target, args)
+
+
+def spawn(target: Callable[..., int | None], *args: Any) -> multiprocessing.Process:
+    """As `fork`, but from nothing, which takes seconds: torch.distributed has crashed in forked processes."""
+    return _start("spawn", target, args)
+
+
+def _start(method: str, target: Callable[..., int | None], args: tuple) -> multiprocessing.Process:
+    process = multiprocessing.get_context(method).Process(target=_run, args=(target, args))
     process.start()
     return process
 
