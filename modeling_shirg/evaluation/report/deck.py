@@ -24,7 +24,7 @@ section { box-sizing: border-box; width: 1280px; min-height: 720px; margin: 24px
 h1 { margin: 0 0 18px; font-size: 34px; }
 .columns { display: flex; gap: 36px; }
 .columns > div { flex: 1 0 auto; max-width: 100%; }
-.columns > div:first-child:not(:last-child) { flex: 1 0 34%; max-width: 45%; }
+.columns > div:first-child:not(:last-child) { flex: 1 0 34%; max-width: 50%; }
 .columns > .wide { flex: 1.5 1 0; min-width: 0; }
 table { border-collapse: collapse; font-size: 14px; margin-bottom: 14px; }
 caption { text-align: left; font-weight: 600; }
@@ -41,7 +41,7 @@ footer { position: absolute; bottom: 12px; right: 56px; color: #59636e; font-siz
 .notice { background: #fff3cd; border-left: 4px solid #d39e00; padding: 6px 12px; }
 @media print { body { background: none; } section { margin: 0; } @page { size: 1280px 720px; margin: 0; } }
 """
-_MOST_ROWS, _MOST_ITEMS, _LONGEST = 18, 9, 150
+_MOST_ROWS, _MOST_ITEMS, _LONGEST = 20, 9, 150
 
 
 @dataclass
@@ -154,11 +154,18 @@ def _efficiency(source: Source, group: GroupView, examples: Sequence[Block]) -> 
 
 def _ablations(source: Source, group: GroupView, examples: Sequence[Block]) -> Slide:
     found = [each for each in source.others() if len(each.systems) > 1]
-    told = [_short(tables.difference_table(each)) for each in found]
-    if not told:
+    if not found:
         return Slide("Ablations", [Paragraph("Not measured: no group beside the main one has tables.", notice=True)])
-    half = (len(told) + 1) // 2
-    return Slide("Ablations", told[:half], told[half:])
+    told = [(each, tables.difference_table(each)) for each in found]
+    rows = [
+        [row[0], each.baseline, each.arm, *(cell.replace(" to ", "..") for cell in row[1:])]
+        for each, table in told
+        for row in table.rows
+    ]
+    header = ["system", "minus", "arm", *(name.partition(",")[0] for name in told[0][1].header[1:])]
+    more = [Paragraph(f"{len(rows) - _MOST_ROWS} more are in REPORT.html.")] if len(rows) > _MOST_ROWS else []
+    caption = "Paired differences in points, with 95% intervals"
+    return Slide("Ablations", [Table(header, rows[:_MOST_ROWS], caption), *more])
 
 
 def _failures(source: Source, group: GroupView, examples: Sequence[Block]) -> Slide:
@@ -233,12 +240,6 @@ def _turned(table: Table) -> Table:
     """The table with rows and columns swapped, for a narrow column."""
     columns = list(zip(table.header, *table.rows, strict=True))
     return Table(columns[0], columns[1:], table.caption)
-
-
-def _short(table: Table) -> Table:
-    """The table with differences alone, without their intervals' ends, where the report has them."""
-    rows = [[row[0], *(cell.replace(" to ", "..") for cell in row[1:])] for row in table.rows[:_MOST_ROWS]]
-    return Table([name.partition(",")[0] for name in table.header], rows, table.caption)
 
 
 def _shortened(items: Sequence[str]) -> list[str]:
