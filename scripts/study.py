@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -156,14 +156,14 @@ class _Study:
 
         from .loading import load, resolve_device
 
-        weights = load(self.base, device="cpu").model
+        digest = fingerprint(load(self.base, device="cpu").model)
         if (self.run / BASE_FILE).exists():
-            check_settings(self.run / BASE_FILE, {"fingerprint": fingerprint(weights)})
+            check_settings(self.run / BASE_FILE, {"fingerprint": digest})
         file = self.run / STUDY_FILE
         before = read_json(file) if file.exists() else {}
         return {
             "status": "running",
-            "base": {"name": self.given, "fingerprint": fingerprint(weights)},
+            "base": {"name": self.given, "fingerprint": digest},
             "gate": before.get("gate"),
             "machine": machine(resolve_device(self.device), torch.float32),
         }
@@ -186,7 +186,9 @@ class _Study:
         print(f"{entry.name}: asking", flush=True)
         write_json(folder / ENTRY_FILE, {**facts, "status": "running", "seconds": before.get("seconds", 0.0)})
         start = time.monotonic()
-        words = self._evaluate_words(entry, model, folder, controls)
+        systems, tasks, limit = [entry.variant.system], facts["tasks"], facts["limit"]
+        words = self._evaluate_words(model, systems, tasks, limit, entry.split, folder)
+        words += ["--control", *controls] if controls else []
         evaluate.main(evaluate.parse_args(words), self._opened[entry.split])
         seconds = before.get("seconds", 0.0) + time.monotonic() - start
         write_json(folder / ENTRY_FILE, {**facts, "status": "finished", "seconds": round(seconds, 1)})
@@ -209,10 +211,8 @@ class _Study:
         print("timing: asking", flush=True)
         folder, new = self.run / TIMING, self.run / f"{TIMING}.unfinished"
         shutil.rmtree(new, ignore_errors=True)
-        words = ["--model", self.base, "--systems", *systems, "--tasks", *config.tasks, "--split", "test"]
-        words += [word for name, value in asked.items() for word in (f"--{name}", str(value))]
-        words += ["--device", self.device, "--out", str(new), "--max_bad_share", "0.99", "--no_curves"]
-        evaluate.main(evaluate.parse_args(words))
+        words = self._evaluate_words(self.base, systems, config.tasks, asked["limit"], "test", new)
+        evaluate.main(evaluate.parse_args([*words, "--max_bad_share", "0.99"]))
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
 
@@ -300,13 +300,12 @@ class _Study:
         seed, folder = str(entry.seed), str(self._adapter(entry))
         return [*words, "--seed", seed, "--output_dir", folder, "--early_stopping_patience", "0", *on_cpu]
 
-    def _evaluate_words(self, entry: Any, model: str, folder: Path, controls: tuple[str, ...]) -> list[str]:
-        config = self.config if entry.split == "test" else self.config.grid
-        limit = [] if config.limit is None else ["--limit", str(config.limit)]
-        words = ["--model", model, "--systems", entry.variant.system, "--tasks", *config.tasks, *limit]
+    def _evaluate_words(
+        self, model: str, systems: Sequence[str], tasks: Sequence[str], limit: int | None, split: str, folder: Path
+    ) -> list[str]:
+        words = ["--model", model, "--systems", *systems, "--tasks", *tasks, "--split", split, "--no_curves"]
         words += ["--batch_size", str(self.config.batch_size), "--device", self.device, "--out", str(folder)]
-        words += ["--split", entry.split, "--no_curves"]
-        return [*words, "--control", *controls] if controls else words
+        return words if limit is None else [*words, "--limit", str(limit)]
 
     def _asked(self, entry: Any) -> dict[str, Any]:
         """What an entry asks, and of which adapter."""

@@ -155,8 +155,8 @@ def _pictures(source: Source, group: GroupView) -> list[Block]:
     more = f" {left_out} systems more are in the tables." if left_out else ""
     blocks: list[Block] = []
     for by, label in figures.BY.items():
-        file = figures.grouped_figure(picture_file(source, group, by), group, by)
-        blocks += [Picture(file, f"{group.title}: accuracy by {label}.{more}")] if file else []
+        what = f"{group.title}: accuracy by {label}.{more}"
+        blocks += _drawn(figures.grouped_figure, picture_file(source, group, by), group, by, what=what)
     return blocks
 
 

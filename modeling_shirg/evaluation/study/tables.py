@@ -53,15 +53,19 @@ def study_tables(run: Path, config: StudyConfig) -> dict[str, Any]:
     """
     arms: tuple[Arm, ...] = ("zero-shot", "adapted")
     entries = [*config.zero_shot(), *config.grid_points(), *config.adapted()]
-    chosen = chosen_point(run, config)
+    chosen, timed = chosen_point(run, config), timing(run)
     entries += [] if chosen is None else [chosen]
+
+    def tables_of(group: Group, arm: Arm) -> dict[str, Any]:
+        return _group_tables(run, config, group, arm, timed)
+
     return {
-        "groups": [_group_tables(run, config, group, arm) for group in config.groups for arm in arms if group.of(arm)],
+        "groups": [tables_of(group, arm) for group in config.groups for arm in arms if group.of(arm)],
         "gains": _gains(run, config),
         "aims": {arm: check_aims(_reader(run, config, arm), SEED) for arm in arms},
         "grid": grid_points(run, config),
-        "timing": _timing_facts(run),
-        "chosen": None if chosen is None else _group_tables(run, config, chosen_group(config, chosen), "zero-shot"),
+        "timing": _timing_facts(timed),
+        "chosen": None if chosen is None else tables_of(chosen_group(config, chosen), "zero-shot"),
         "entries": [{"title": entry.title, **entry_facts(run, entry)} for entry in entries],
     }
 
@@ -111,7 +115,7 @@ def _label(variant: Variant, arm: Arm) -> str:
     return variant.label if arm == "adapted" else variant.system
 
 
-def _group_tables(run: Path, config: StudyConfig, group: Group, arm: Arm) -> dict[str, Any]:
+def _group_tables(run: Path, config: StudyConfig, group: Group, arm: Arm, timed: dict[str, Any]) -> dict[str, Any]:
     variants = group.of(arm)
     entries = [entry for variant in variants for entry in _entries(variant, arm)]
     logged = logged_variants(run, variants, arm)
@@ -131,26 +135,25 @@ def _group_tables(run: Path, config: StudyConfig, group: Group, arm: Arm) -> dic
     if label not in logged:
         return {**head, "tables": None}
     tables = tabulate(run, _plan(config, logged, label))
-    return {**head, "tables": {**tables, "efficiency": _timed(run, tables["efficiency"], logged)}}
+    return {**head, "tables": {**tables, "efficiency": _retimed(tables["efficiency"], timed, logged)}}
 
 
-def _timed(run: Path, rows: list[dict[str, Any]], logged: dict[str, Logged]) -> list[dict[str, Any]]:
+def _retimed(rows: list[dict[str, Any]], timed: dict[str, Any], logged: dict[str, Logged]) -> list[dict[str, Any]]:
     """Rows of costs with the seconds of one run for all systems: entries are asked at different times, beside others.
 
     They are those of the base's weights; an adapter that is merged into it costs as much per forward.
     """
-    known = {(row["task"], row["system"]): row for row in timing(run).get("efficiency", [])}
+    known = {(row["task"], row["system"]): row for row in timed.get("efficiency", [])}
     unknown = dict.fromkeys(("seconds", "stage_seconds"))
     found = [known.get((row["task"], logged[row["system"]].system), unknown) for row in rows]
     return [{**row, **{name: each[name] for name in unknown}} for row, each in zip(rows, found, strict=True)]
 
 
-def _timing_facts(run: Path) -> dict[str, Any] | None:
-    found = timing(run)
-    if not found:
+def _timing_facts(timed: dict[str, Any]) -> dict[str, Any] | None:
+    if not timed:
         return None
-    rows = {task: facts["answered"] for task, facts in found["tasks"].items()}
-    return {"machine": found["machine"], "rows": rows, "batch_size": found["settings"]["batch_size"]}
+    rows = {task: facts["answered"] for task, facts in timed["tasks"].items()}
+    return {"machine": timed["machine"], "rows": rows, "batch_size": timed["settings"]["batch_size"]}
 
 
 def _plan(config: StudyConfig, logged: dict[str, Logged], baseline: str) -> Plan:
