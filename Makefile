@@ -15,7 +15,7 @@ SECONDS_PER_TEST := 600
 export IMAGE QUESTION
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install ask test test-slow quality style clean
+.PHONY: help venv install ask test test-slow test-floor test-newest quality style clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,17 @@ test-slow: $(VENV)/.installed-test ## Run the slow tests
 	@echo "==> Running the slow tests"
 	@$(PYTEST) --timeout 3600 -m slow
 
+# The oldest transformers that setup.cfg allows. FLOOR_TESTS is what continuous integration has the time for.
+FLOOR := 5.20.0
+FLOOR_TESTS ?= tests/test_fresh_process.py tests/test_hub.py tests/test_bundled.py tests/test_modeling.py tests/test_generation.py
+
+test-floor: .venv-floor/.installed-test ## Run loading and generation at the oldest transformers; FLOOR_TESTS=tests is all
+	@echo "==> Running $(FLOOR_TESTS) with transformers $(FLOOR)"
+	@OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n auto --dist loadfile --timeout $(SECONDS_PER_TEST) -m "not slow" $(FLOOR_TESTS)
+
+test-newest: ## Install as a user does, without constraints, in a fresh environment: answer, train, load as remote code
+	@.ci/newest
+
 quality: $(VENV)/.installed-test ## Check style and formatting, changing nothing
 	@echo "==> Checking style and formatting"
 	@$(VENV)/bin/ruff check .
@@ -47,7 +58,7 @@ style: $(VENV)/.installed-test ## Fix style and formatting where that can be don
 	@$(VENV)/bin/ruff format .
 
 clean: ## Remove the environment, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-floor build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps below are what lets a second run reuse the environment: a step is repeated only when a file it names changed.
@@ -71,4 +82,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml $(VENV)/.torch
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "==> Installing the test tools"
 	@$(PIP) -e ".[test]"
+	@touch $@
+
+.venv-floor/.installed-test: setup.cfg pyproject.toml constraints.txt
+	@echo "==> Creating an environment with transformers $(FLOOR) in .venv-floor"
+	@$(PYTHON) -m venv .venv-floor
+	@sed 's/^transformers==.*/transformers==$(FLOOR)/' constraints.txt > .venv-floor/constraints.txt
+	@.venv-floor/bin/python -m pip --disable-pip-version-check install --quiet -c .venv-floor/constraints.txt torch
+	@.venv-floor/bin/python -m pip --disable-pip-version-check install --quiet -c .venv-floor/constraints.txt -e ".[test]"
 	@touch $@

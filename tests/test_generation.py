@@ -40,6 +40,7 @@ from modeling_shirg.denoising_shirg import (
 )
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.generation_shirg_lavida import ShirgGenerationOutput, ShirgLavidaGenerationMixin
+from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
 from tiny_model import tiny_config as tiny_lavida_config
 from tiny_model import tiny_model as tiny_lavida
 
@@ -912,15 +913,15 @@ def test_the_dual_cache_sees_the_rest_of_the_response_as_it_was_in_the_blocks_fi
     for first in (0, 2, 4):  # forwards that begin a block
         before = torch.full((1, 12), MASK) if first == 0 else output.history[first - 1]
         start, cache = 2 * first, DynamicCache(config=language_model.config)
-        language_model(prompt, past_key_values=cache, use_cache=True, is_causal=False)
+        language_model(prompt, **{CACHE_ARGUMENT: cache}, use_cache=True, is_causal=False)
         positions = torch.arange(24, 36)[None]
-        language_model(before, position_ids=positions, past_key_values=cache, use_cache=True, is_causal=False)
+        language_model(before, position_ids=positions, **{CACHE_ARGUMENT: cache}, use_cache=True, is_causal=False)
         for layer in cache.layers:
             layer.keys, layer.values = (
                 torch.cat([part[:, :, : 24 + start], part[:, :, 28 + start :]], dim=2)
                 for part in (layer.keys, layer.values)
             )
-        block, kwargs = slice(start, start + 4), {"past_key_values": cache, "use_cache": True, "is_causal": False}
+        block, kwargs = slice(start, start + 4), {CACHE_ARGUMENT: cache, "use_cache": True, "is_causal": False}
         tokens = output.history[first][:, block]
         hidden = language_model(tokens, position_ids=positions[:, block], **kwargs).last_hidden_state
         expected = model.lm_head(hidden)[tokens == MASK]

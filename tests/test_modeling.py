@@ -10,6 +10,7 @@ from configuration_shirg import PRESETS
 from configuration_shirg.presets_shirg import preset_fields
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.modeling_shirg_lavida import ShirgLavidaModel
+from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 RELATIVE = 5e-5
@@ -255,18 +256,18 @@ def test_a_padded_prompt_can_be_continued_from_its_cache(padding_side):
     response = torch.randint(0, 200, (len(chats), 5), generator=torch.Generator().manual_seed(0))
     lengths = batch["attention_mask"].sum(-1, keepdim=True)
     with torch.no_grad():
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE_ARGUMENT]
         together = model(
             response,
             attention_mask=torch.cat([batch["attention_mask"], torch.ones_like(response)], dim=1),
             position_ids=lengths + torch.arange(5),
-            past_key_values=cache,
+            cache=cache,
         ).logits
         for row, one in enumerate(chats):
             alone = encode(processor, one)
-            cache = model(**alone, use_cache=True).past_key_values
+            cache = model(**alone, use_cache=True)[CACHE_ARGUMENT]
             places = alone["input_ids"].shape[1] + torch.arange(5)[None]
-            expected = model(response[row : row + 1], position_ids=places, past_key_values=cache).logits
+            expected = model(response[row : row + 1], position_ids=places, cache=cache).logits
             assert _close(together[row], expected[0])
 
 

@@ -14,6 +14,7 @@ from modeling_shirg.objective_shirg import (
     masked_ratio,
     prefix_lm_mask,
 )
+from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
 from tiny_model import chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 INFILL = 265
@@ -108,7 +109,7 @@ def _logits_by_hand(model, embeds: torch.Tensor, labels: torch.Tensor) -> torch.
     start = int((labels != -100).int().argmax())
     prompt = model(inputs_embeds=embeds[:, :start], use_cache=True)
     places = torch.arange(start, embeds.shape[1])[None]
-    answer = model(inputs_embeds=embeds[:, start:], position_ids=places, past_key_values=prompt.past_key_values)
+    answer = model(inputs_embeds=embeds[:, start:], position_ids=places, cache=prompt[CACHE_ARGUMENT])
     return torch.cat([prompt.logits[0], answer.logits[0]])
 
 
@@ -208,7 +209,7 @@ def test_what_cannot_be_trained_on_is_named():
         model(**batch, labels=torch.full_like(labels, -100))
     with pytest.raises(ValueError, match=r"labels \(2, 5\) do not fit prompts of \(2,"):
         model(**batch, labels=labels[:, :5])
-    with pytest.raises(ValueError, match="past_key_values or use_cache"):
+    with pytest.raises(ValueError, match="cache or use_cache"):
         model(**batch, labels=labels, use_cache=True)
     with pytest.raises(ValueError, match="no logits_to_keep"):
         model(**batch, labels=labels, logits_to_keep=4)

@@ -20,6 +20,7 @@ from modeling_shirg import (
 )
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.prefix_cache_shirg import (
+    CACHE_ARGUMENT,
     NarrowPrefixLayer,
     PrefixCache,
     PrefixLayer,
@@ -226,7 +227,7 @@ def test_the_prompt_is_read_as_the_stock_model_reads_it(model, prompts, side):
         compressed, same_LB = encode_compressed(language_model, embeds, mask.bool(), positions, 8, None, None)
         stock = DynamicCache(config=language_model.config)
         kwargs = {"attention_mask": mask, "position_ids": positions, "is_causal": False}
-        language_model(inputs_embeds=embeds, past_key_values=stock, use_cache=True, **kwargs)
+        language_model(inputs_embeds=embeds, **{CACHE_ARGUMENT: stock}, use_cache=True, **kwargs)
     assert lengths_LB.tolist() == same_LB.tolist() == [[11, 24, 17]] * LAYERS
     for layer, small, expected in zip(cache.layers, compressed.layers, stock.layers, strict=True):
         for row in range(3):
@@ -241,11 +242,11 @@ def test_a_step_runs_as_the_stock_model_runs_it(model, prompts):
     language_model = model.model.language_model
     with torch.no_grad():
         stock = DynamicCache(config=language_model.config)
-        language_model(prompts[1], past_key_values=stock, use_cache=True, is_causal=False)
+        language_model(prompts[1], **{CACHE_ARGUMENT: stock}, use_cache=True, is_causal=False)
         hidden = language_model(
             torch.full((1, 8), 500),
             position_ids=torch.arange(24, 32)[None],
-            past_key_values=stock,
+            **{CACHE_ARGUMENT: stock},
             use_cache=True,
             is_causal=False,
         ).last_hidden_state
@@ -280,7 +281,7 @@ def test_evicting_is_hiding(model, prompts):
     with torch.no_grad():
         language_model = model.model.language_model
         full = DynamicCache(config=language_model.config)
-        language_model(prompt, past_key_values=full, use_cache=True, is_causal=False)
+        language_model(prompt, **{CACHE_ARGUMENT: full}, use_cache=True, is_causal=False)
         masks = [torch.nn.functional.pad(kept_P, (0, 8), value=True).expand(1, 1, 8, -1) for kept_P in kept_LP]
         embeds = language_model.embed_tokens(torch.full((1, 8), 500))
         hidden = run_layers(language_model, embeds, rotation(model, 24, 8), masks, full)
@@ -343,7 +344,7 @@ def test_survivors_stay_in_the_order_of_the_prompt_and_hold_its_rotated_keys(mod
     language_model = model.model.language_model
     with torch.no_grad():
         full = DynamicCache(config=language_model.config)
-        language_model(prompt, past_key_values=full, use_cache=True, is_causal=False)
+        language_model(prompt, **{CACHE_ARGUMENT: full}, use_cache=True, is_causal=False)
         embeds = language_model.embed_tokens(prompt)
         cache, _ = encode_compressed(language_model, embeds, None, torch.arange(24)[None], 8, 0.5, None)
     kept_LP = kept_positions(torch.stack(layer_scores(model, prompt)), 0.5)

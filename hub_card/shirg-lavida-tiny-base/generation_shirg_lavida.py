@@ -59,6 +59,7 @@ _FORWARD_ONLY = {
     "dropped_tokens",
     "logits_to_keep",
     "past_key_values",
+    "cache",
     "output_attentions",
     "output_hidden_states",
 }

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel, SiglipTextModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -31,6 +31,7 @@ from .configuration_shirg_lavida import ShirgLavidaConfig
 from .foveal_variants_shirg import CoordinateEmbedding, ZeroLinear, mixed_values, patch_edges
 from .generation_shirg_lavida import ShirgLavidaGenerationMixin, visible_attention
 from .objective_shirg import additive_mask, check_draws, complementary_masks, diffusion_loss, prefix_lm_mask
+from .prefix_cache_shirg import CACHE_ARGUMENT
 from .quantization_shirg import language_model_only
 from .selection_methods_shirg import METHODS, SelectionMethod
 from .selection_shirg import Selection, ViewTokens, pool_square, text_relevance
@@ -71,7 +72,7 @@ class ShirgImageOutput(ModelOutput):
 
 
 @dataclass
-class ShirgLavidaOutput(ModelOutput):
+class ShirgLavidaOutput(CausalLMOutputWithPast):
     """Output of the model.
 
     Args:
@@ -80,18 +81,14 @@ class ShirgLavidaOutput(ModelOutput):
             labels `(M, vocab_size)`, those of the masked positions in row-major order.
         masked_positions (`torch.BoolTensor` of shape `(2 * B, L)`, *optional*): with labels, which answer tokens were
             masked, in the first use of every example and in the second.
-        past_key_values (`Cache`, *optional*): keys (rotated) and values of the prompt.
+        past_key_values (`Cache`, *optional*): keys (rotated) and values of the prompt; named `cache` from transformers
+            5.24 on.
         hidden_states (`tuple`, *optional*): the language model's, on request.
         attentions (`tuple`, *optional*): the language model's, on request.
         kept_indices, scores (*optional*): see `ShirgImageOutput`; with `output_selection=True`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
     masked_positions: torch.BoolTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
     kept_indices: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
 
@@ -118,7 +115,7 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["ShirgVisionTower", "LlamaDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -879,6 +876,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         fovea_size: torch.LongTensor | None = None,
         selection_noise: torch.Tensor | None = None,
         dropped_tokens: torch.BoolTensor | None = None,
+        cache: Cache | None = None,
     ) -> ShirgLavidaOutput:
         """One bidirectional forward over prompts (and whatever response tokens they end in).
 
@@ -894,7 +892,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             relevance_input_ids: each image's question in SigLIP's own ids, (I, T); needed, where there is a question,
                 by presets that score patches with `text_relevance="siglip"`.
             position_ids: (B, L); by default they count the real tokens of each row.
-            past_key_values: a cache to read and extend.
+            past_key_values, cache: a cache to read and extend, under the name of older and of newer transformers.
             use_cache: return a cache.
             labels: the answers' ids, (B, L), -100 elsewhere. Every example is then used twice, with complementary
                 masks on its answer, and the loss is returned (objective_shirg.py). Padding is masked in attention and
@@ -912,6 +910,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        cache = past_key_values if cache is None else cache
         images = None
         if inputs_embeds is not None and (pixel_values is not None or fovea_pixel_values is not None):
             raise ValueError("inputs_embeds hold the images already: give pixel_values with input_ids only.")
@@ -930,19 +929,14 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
                 dropped_tokens,
             )
             attention_mask = visible_attention(attention_mask, images)
-        if (
-            position_ids is None
-            and past_key_values is None
-            and attention_mask is not None
-            and attention_mask.ndim == 2
-        ):
+        if position_ids is None and cache is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         masked_positions = None
         if labels is None and (diffusion_time is not None or mask_noise is not None):
             raise ValueError("diffusion_time and mask_noise say how labels are masked: give labels too.")
         if labels is not None:
-            if past_key_values is not None or use_cache:
-                raise ValueError("labels are for training on whole sequences: give no past_key_values or use_cache.")
+            if cache is not None or use_cache:
+                raise ValueError("labels are for training on whole sequences: give no cache or use_cache.")
             if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
                 raise ValueError("With labels the logits are those of the masked positions: give no logits_to_keep.")
             check_draws(labels, diffusion_time, mask_noise)
@@ -957,7 +951,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE_ARGUMENT: cache},
             use_cache=use_cache,
             is_causal=False,
             output_hidden_states=output_hidden_states,
@@ -965,7 +959,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
         )
         if labels is None:
             loss = None
-            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+            logits = self.lm_head(_kept_positions(outputs.last_hidden_state, logits_to_keep))
         else:
             logits = self.lm_head(outputs.last_hidden_state[masked_positions])
             loss = diffusion_loss(logits, labels, masked_positions, diffusion_time, self.config.loss_weighting)
@@ -973,7 +967,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
             loss=loss,
             logits=logits,
             masked_positions=masked_positions,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_ARGUMENT: outputs.get(CACHE_ARGUMENT)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             kept_indices=images.kept_indices if output_selection and images is not None else None,
@@ -1037,6 +1031,11 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavid
                 f"{mask_BHLL.dtype}: is .bool() missing?"
             )
         return mask_BHLL
+
+
+def _kept_positions(hidden_BLC: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The last `logits_to_keep` positions, or these positions; 0 is all (transformers' own is of 5.22)."""
+    return hidden_BLC[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
 
 
 def _shared_value(name: str, values: torch.Tensor) -> int:

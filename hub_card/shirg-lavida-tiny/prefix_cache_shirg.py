@@ -22,6 +22,7 @@ H query heads, G key heads, C queries of a chunk, E head width, D hidden size.
 """
 
 import functools
+import inspect
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +40,8 @@ PREFIX_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": t
 _PROTECTED_FIRST, _PROTECTED_LAST = 4, 1
 # Queries whose attention is held at once, for all heads of one row.
 _QUERY_CHUNK = 128
+# The cache's name among the arguments and outputs of transformers: `past_key_values` before 5.24, `cache` since.
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(create_bidirectional_mask).parameters else "past_key_values"
 # What `compiled_layers` made.
 _COMPILED: dict[str, Callable[..., torch.Tensor]] = {}
 
@@ -359,7 +362,7 @@ def _run_layer(
     return layer(
         hidden_BND,
         attention_mask=mask,
-        past_key_values=cache,
+        **{CACHE_ARGUMENT: cache},
         use_cache=True,
         position_embeddings=rotary,
         is_causal=False,
@@ -462,7 +465,7 @@ def _attention_mask(
     if mask_BK is None:
         return None
     past = None if layer is None else Cache(layers=[layer])
-    return create_bidirectional_mask(language_model.config, embeds_BND, mask_BK, past_key_values=past)
+    return create_bidirectional_mask(language_model.config, embeds_BND, mask_BK, **{CACHE_ARGUMENT: past})
 
 
 def _append_ones(mask_BK: torch.Tensor, length: int) -> torch.Tensor:

@@ -26,6 +26,7 @@ from modeling_shirg.conversion import convert_checkpoint
 from modeling_shirg.conversion.plan import empty_model, expected_shapes, grafted_part, original_name
 from modeling_shirg.denoising_shirg import transfer_counts
 from modeling_shirg.objective_shirg import complementary_masks, first_masked, masked_ratio, token_losses
+from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
 from modeling_shirg.selection_shirg import pool_square
 
 # The reference's own tolerances, relative to the largest absolute value of a tensor.
@@ -262,14 +263,14 @@ def _forward_cases(model, embeds_1PC: torch.Tensor, golden: Golden) -> Iterator[
     places_1P = torch.arange(embeds_1PC.shape[1])[None]
     cos, sin = model.model.language_model.rotary_emb(embeds_1PC, places_1P)
     for layer in (0, 2):
-        held = prefix.past_key_values.layers[layer]
+        held = prefix[CACHE_ARGUMENT].layers[layer]
         key = golden[f"prefix_kv.{layer}.key_prerope"]
         rotated = key * cos[:, None] + rotate_half(key) * sin[:, None]
         yield compare(f"prefix keys of layer {layer}", held.keys, rotated, LANGUAGE_TOLERANCE)
         values = golden[f"prefix_kv.{layer}.value"]
         yield compare(f"prefix values of layer {layer}", held.values, values, LANGUAGE_TOLERANCE)
     places_1R = embeds_1PC.shape[1] + torch.arange(RESPONSE_LENGTH)[None]
-    first = model(inputs_embeds=masks_1RC, position_ids=places_1R, past_key_values=prefix.past_key_values)
+    first = model(inputs_embeds=masks_1RC, position_ids=places_1R, cache=prefix[CACHE_ARGUMENT])
     yield compare("first logits on the prefix", first.logits, golden["prefix_step0_logits"], LANGUAGE_TOLERANCE)
 
 
