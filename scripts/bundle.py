@@ -53,7 +53,17 @@ def main(args: argparse.Namespace) -> None:
             if folder.exists():
                 shutil.rmtree(folder)
             repository.rename(folder)
+            link_code(folder)
             print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
+
+
+def link_code(folder: Path) -> None:
+    """Replace the code files that were saved beside the weights by relative links to their sources in this checkout."""
+    for file in folder.glob("*.py"):
+        here = Path("configuration_shirg", file.name)
+        source = here if here.is_file() else Path("modeling_shirg", file.name)
+        file.unlink()
+        file.symlink_to(Path("..", "..", source))
 
 
 def _check_base(wanted: str, training: Path) -> None:
