@@ -28,7 +28,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .adapters_shirg import Adapter, activate, resolve
 from .configuration_shirg_lavida import ShirgLavidaConfig
-from .foveal_variants_shirg import CoordinateEmbedding, ZeroLinear, mixed_values, patch_edges
+from .foveal_selections_shirg import CoordinateEmbedding, ZeroLinear, mixed_values, patch_edges
 from .generation_shirg_lavida import ShirgLavidaGenerationMixin, visible_attention
 from .objective_shirg import additive_mask, check_draws, complementary_masks, diffusion_loss, prefix_lm_mask
 from .prefix_cache_shirg import CACHE_ARGUMENT

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .foveal_variants_shirg import adaptive_selection, fixed_selection, mixed_selection
-from .peers_shirg import PEERS
+from .foveal_selections_shirg import adaptive_selection, fixed_selection, mixed_selection
+from .published_selections_shirg import PEERS
 from .selection_shirg import Selection, ViewTokens, random_indices, shirg_scores, top_k, uniform_indices
 
 

@@ -48,11 +48,11 @@ def main(args: argparse.Namespace) -> None:
     from transformers import TextDiffusionStreamer
     from transformers.utils import logging
 
-    from modeling_shirg.evaluation.timing import StageClock
+    from modeling_shirg.running.ask import answer_question, check_writable, read_image, save_picture
+    from modeling_shirg.running.load import load, parse_options
+    from modeling_shirg.running.timing import StageClock
 
-    from .answering import answer_question, check_writable, read_image, save_picture
     from .arguments import answer_arguments
-    from .loading import load, parse_options
 
     logging.disable_progress_bar()
     if args.overlay:

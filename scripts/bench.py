@@ -67,8 +67,8 @@ def main(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from modeling_shirg.evaluation.side_by_side import load_average, machine, torch_threads
+    from modeling_shirg.running.systems import Bench
 
-    from .bench_rows import Bench
     from .bench_tables import render
 
     logging.disable_progress_bar()
@@ -135,8 +135,7 @@ def _settings(args: argparse.Namespace, bench) -> dict:
 def _answers(args: argparse.Namespace, bench) -> dict:
     """Whole answers of every row, with the limits if they are asked for."""
     from modeling_shirg.evaluation.side_by_side import prefix_savings
-
-    from .bench_rows import parse_row, smaller_caches, with_variants
+    from modeling_shirg.running.systems import parse_row, smaller_caches, with_variants
 
     variants = [f"{name}={getattr(args, name)}" for name in ("prefix_kv", "prefix_dtype") if getattr(args, name)]
     variants += ["use_cache=false"] * args.no_prefix_cache
@@ -151,7 +150,7 @@ def _answers(args: argparse.Namespace, bench) -> dict:
 def _limits(args: argparse.Namespace, systems: dict, spreads: dict) -> dict:
     """What this machine can do, every stage beside its floor, and where the time goes."""
     from modeling_shirg.evaluation.limits import limits, measure_rates, operators
-    from modeling_shirg.evaluation.timing import CLOCKS
+    from modeling_shirg.running.timing import CLOCKS
 
     weight = next(iter(systems.values())).model.lm_head.weight
     rates = measure_rates(weight.device, weight.dtype, now=CLOCKS[args.clock])
@@ -165,7 +164,7 @@ def _limits(args: argparse.Namespace, systems: dict, spreads: dict) -> dict:
 def _compare(args: argparse.Namespace, systems: dict, **how) -> dict:
     """`systems`, `ratios`, `facts` and the baseline's name, of systems that are timed in turn."""
     from modeling_shirg.evaluation.side_by_side import check_baseline, measure, ratios
-    from modeling_shirg.evaluation.timing import CLOCKS
+    from modeling_shirg.running.timing import CLOCKS
 
     baseline = args.baseline or next(iter(systems))
     check_baseline(baseline, systems)
@@ -178,10 +177,9 @@ def _compare(args: argparse.Namespace, systems: dict, **how) -> dict:
 def _selection(args: argparse.Namespace, bench) -> dict:
     """Every selection method in its own system and alone, and SHIRG's counted at full size."""
     from modeling_shirg.evaluation.selection_cost import full_size_share, growth, own_system, see
-    from modeling_shirg.evaluation.timing import CLOCKS
+    from modeling_shirg.running.systems import parse_row
+    from modeling_shirg.running.timing import CLOCKS
     from modeling_shirg.selection_methods_shirg import METHODS
-
-    from .bench_rows import parse_row
 
     own = {method: own_system(method) for method in METHODS}
     result = _compare(args, bench.systems(parse_row(name) for name in own.values()), ask=see)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modeling_shirg.evaluation.selection_cost import fitted_exponent
-
-from .bench_rows import Bench, Row, parse_row
+from modeling_shirg.running.systems import Bench, Row, parse_row
 
 
 @dataclass(frozen=True)

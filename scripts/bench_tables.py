@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from modeling_shirg.evaluation.timing import STAGES
+from modeling_shirg.running.timing import STAGES
 
 _MEGABYTE = 1e6
 _CLOCK_NAMES = {"wall": "time on the wall", "processor": "time on the processor"}

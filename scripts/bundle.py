@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     from modeling_shirg.publishing.base_model import BaseModel
     from modeling_shirg.publishing.contents import adapter_publication, merged_publication
     from modeling_shirg.publishing.run_folder import open_run
-    from modeling_shirg.training.tiny import TRAINING_FILE
+    from modeling_shirg.training.toy.recipe import TRAINING_FILE
 
     run = open_run(args.run, None)
     _check_base(run.run["base_model"]["fingerprint"], BASE / TRAINING_FILE)

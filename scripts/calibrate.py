@@ -51,7 +51,6 @@ def main(args: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
     from transformers.utils import logging
 
-    from modeling_shirg.conversion.output_folder import check_free
     from modeling_shirg.evaluation.calibrated_folder import (
         calibration_table,
         write_calibrated_copy,
@@ -59,8 +58,8 @@ def main(args: argparse.Namespace) -> None:
     )
     from modeling_shirg.evaluation.calibration import calibration_of, look, readable_signals, text_relevances
     from modeling_shirg.evaluation.labelled_boxes import read_boxes, rendered_boxes
-
-    from .loading import checkpoint_folder, load
+    from modeling_shirg.running.load import checkpoint_folder, load
+    from modeling_shirg.running.output_folder import check_free
 
     logging.disable_progress_bar()
     if args.images is not None and args.images < 1:

@@ -44,12 +44,11 @@ def main(args: argparse.Namespace) -> None:
     """Measure, then write figures.json and README.md into the folder."""
     from modeling_shirg.adapters_shirg import RUN_FILE, read_run
     from modeling_shirg.evaluation.calibrated_folder import with_calibration_section
-    from modeling_shirg.evaluation.exact_match import measure
-    from modeling_shirg.evaluation.scenes import FAMILIES
+    from modeling_shirg.evaluation.intervals import measure
     from modeling_shirg.publishing.cards import render
-    from modeling_shirg.training.tiny import TRAINING_FILE
-
-    from .loading import load
+    from modeling_shirg.running.load import load
+    from modeling_shirg.scenes import FAMILIES
+    from modeling_shirg.training.toy.recipe import TRAINING_FILE
 
     if not (args.model / TRAINING_FILE).is_file():
         raise ValueError(f"{args.model} has no {TRAINING_FILE}: train_tiny --export and bundle write it.")

@@ -14,7 +14,6 @@ COMMANDS = {
     "convert": "Convert an original LaViDa checkpoint.",
     "demo": "Ask in the browser, and see where each system looked.",
     "evaluate": "Score systems on benchmarks, with intervals and paired differences.",
-    "plan": "Print how much memory a training run needs.",
     "push": "Publish an adapter, a model or its position embeddings on the Hub.",
     "report": "Write pages and slides about an evaluation or a study.",
     "serve": "Serve a model over OpenAI's chat API, images included.",

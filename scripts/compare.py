@@ -72,11 +72,11 @@ def main(args: argparse.Namespace) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from modeling_shirg.evaluation.selection_quality import system_quality
-    from modeling_shirg.evaluation.timing import StageClock
+    from modeling_shirg.running.ask import answer_question, check_writable, read_image, save_picture
+    from modeling_shirg.running.load import load, parse_options
+    from modeling_shirg.running.timing import StageClock
 
-    from .answering import answer_question, check_writable, read_image, save_picture
     from .arguments import answer_arguments
-    from .loading import load, parse_options
 
     disable_progress_bar()
     check_writable(args.out, "--out")

@@ -79,7 +79,7 @@ def build_page(args: argparse.Namespace) -> Any:
     """The page that `args` describe, with its first system loaded."""
     from importlib.resources import files
 
-    from .extras import need
+    from modeling_shirg.running.extras import need
 
     need("demo", "gradio", "httpcore")
 
@@ -87,10 +87,10 @@ def build_page(args: argparse.Namespace) -> Any:
 
     from modeling_shirg.demo.asking import Asker
     from modeling_shirg.demo.page import Page
+    from modeling_shirg.running.ask import answer_question
+    from modeling_shirg.running.load import Loaded, load
 
-    from .answering import answer_question
     from .compare import errors_alone
-    from .loading import Loaded, load
 
     def load_system(name: str) -> Loaded:
         with errors_alone():

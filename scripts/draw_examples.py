@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Write the images."""
-    from modeling_shirg.evaluation.scenes import Cell, scene
+    from modeling_shirg.scenes import Cell, scene
 
     args.out.mkdir(parents=True, exist_ok=True)
     for name, (family, fixed) in EXAMPLES.items():

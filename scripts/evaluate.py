@@ -72,8 +72,7 @@ def main(args: argparse.Namespace, opened: dict[str, Any] | None = None) -> None
     """
     from modeling_shirg.evaluation.answer_log import SETTINGS_FILE, check_settings
     from modeling_shirg.evaluation.results import missing
-
-    from .bench_rows import parse_row
+    from modeling_shirg.running.systems import parse_row
 
     _check(args)
     rows = [parse_row(text) for text in dict.fromkeys(args.systems)]
@@ -136,10 +135,10 @@ def _ask(args: argparse.Namespace, rows: list, opened: dict[str, Any]) -> tuple[
     from modeling_shirg.evaluation.side_by_side import System, machine
     from modeling_shirg.evaluation.tasks import TASKS
     from modeling_shirg.fingerprint_shirg import fingerprint
+    from modeling_shirg.running.load import load
 
     from .arguments import answer_arguments
     from .compare import errors_alone
-    from .loading import load
 
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     given = {name: value for name, value in answer_arguments(args).items() if value is not None}

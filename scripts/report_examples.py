@@ -13,11 +13,10 @@ from modeling_shirg.evaluation.report.blocks import Block, Paragraph, Picture
 from modeling_shirg.evaluation.report.picks import Pick, pick_examples
 from modeling_shirg.evaluation.report.source import Source
 from modeling_shirg.evaluation.tasks import TASKS, Sample, TaskRows
-from modeling_shirg.evaluation.timing import StageClock
-
-from .answering import answer_question
-from .bench_rows import parse_row
-from .loading import Loaded, load
+from modeling_shirg.running.ask import answer_question
+from modeling_shirg.running.load import Loaded, load
+from modeling_shirg.running.systems import parse_row
+from modeling_shirg.running.timing import StageClock
 
 FOLDER, LIST_FILE = "examples", "examples.json"
 _HEIGHT, _GAP, _LINE = 448, 12, 22

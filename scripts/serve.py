@@ -48,17 +48,16 @@ def main(args: argparse.Namespace) -> None:
     """Load the model and serve until interrupted."""
     import sys
 
-    from .extras import need
+    from modeling_shirg.running.extras import need
 
     need("serve", "fastapi", "uvicorn", "openai", "httpcore")
 
     import uvicorn
 
+    from modeling_shirg.running.load import BUNDLED, load
     from modeling_shirg.serving import Limits
     from modeling_shirg.serving.served_model import ServedLavida
     from modeling_shirg.serving.server import LOOPBACK, build_app
-
-    from .loading import BUNDLED, load
 
     limits = Limits(**{field.name: getattr(args, field.name) for field in fields(Limits)})
     loaded = load(

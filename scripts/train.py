@@ -95,13 +95,12 @@ def _parts(model_args, args) -> _Parts:
     """The model with its adapter, and what makes batches for it."""
     from configuration_shirg import ShirgLavidaConfig
     from modeling_shirg import ShirgLavidaForConditionalGeneration
+    from modeling_shirg.running.load import load, parse_options
     from modeling_shirg.training.alignment import ShirgLavidaForAlignment
     from modeling_shirg.training.collator import RowCollator
     from modeling_shirg.training.draws import RowDraws
     from modeling_shirg.training.footprints import apply_footprint, load_adapter, named_footprint
     from modeling_shirg.training.run_facts import base_commit
-
-    from .loading import load, parse_options
 
     if args.stage == "align" and args.train_batch_size < 2:
         raise ValueError(
@@ -211,11 +210,11 @@ def _check_gradients(parts: _Parts, args, rows, say) -> None:
 
 
 def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, validation, say) -> None:
-    from modeling_shirg.conversion.whole_file import write_json, write_lines
+    from modeling_shirg.running.whole_file import write_json, write_lines
     from modeling_shirg.training.run_facts import closing_facts, starting_facts
     from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, SKIPPED_FILE
     from modeling_shirg.training.run_log import LOG_FILE, RunLog, draw_losses
-    from modeling_shirg.training.stage import last_complete_checkpoint
+    from modeling_shirg.training.toy.stage import last_complete_checkpoint
 
     if validation is None and args.then_evaluate:
         raise ValueError("then_evaluate answers the validation rows: give --validation_rows or --validation_data.")

@@ -49,7 +49,7 @@ def main(args: ScriptArguments) -> None:
 
     import torch
 
-    from modeling_shirg.training.tiny import export, train_practise, train_read, train_see, train_sharpen
+    from modeling_shirg.training.toy.recipe import export, train_practise, train_read, train_see, train_sharpen
 
     torch.set_flush_denormal(True)
     logging.basicConfig(format="%(message)s")

@@ -218,7 +218,7 @@ def test_hyphens_become_underscores_in_flag_names_only():
 
 
 def test_where_no_picture_can_be_written_nothing_is_computed(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("shirg_scripts.loading.load", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("modeling_shirg.running.load.load", lambda *args: pytest.fail("the model was loaded"))
     for path, reason in (
         (tmp_path / "none" / "o.png", "none"),
         (tmp_path, "picture file"),

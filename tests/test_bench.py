@@ -30,12 +30,12 @@ from modeling_shirg.evaluation.side_by_side import (
     ratios,
     torch_threads,
 )
-from modeling_shirg.evaluation.timing import STAGES, StageClock, spread
-from modeling_shirg.foveal_variants_shirg import mixed_values
+from modeling_shirg.foveal_selections_shirg import mixed_values
+from modeling_shirg.running.systems import parse_row, smaller_caches, with_variants
+from modeling_shirg.running.timing import STAGES, StageClock, spread
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import Selection
 from shirg_scripts.bench_curves import CURVES
-from shirg_scripts.bench_rows import parse_row, smaller_caches, with_variants
 from shirg_scripts.bench_tables import table
 from shirg_scripts.cli import main
 from shirg_scripts.speed_page import AIMS, MEASUREMENTS, aims_table, page
@@ -579,7 +579,7 @@ class TestCommand:
         assert _bench(capsys, "--model", str(folder), "--vocab_size", "4096")[0] == 2
 
     def test_systems_of_the_selection_stage_are_refused_before_any_work(self, capsys, monkeypatch):
-        monkeypatch.setattr("shirg_scripts.bench_rows.Bench", lambda *args: pytest.fail("a model was made"))
+        monkeypatch.setattr("modeling_shirg.running.systems.Bench", lambda *args: pytest.fail("a model was made"))
         status, _, err = _bench(capsys, "--stage", "selection", "--systems", "shirg")
         assert status == 2 and "--stage selection times every method; leave out --systems shirg" in err
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from configuration_shirg import ShirgLavidaProcessor
 from fresh_process import run_fresh
-from modeling_shirg.evaluation.scenes import FAMILIES
+from modeling_shirg.scenes import FAMILIES
 
 HUB_CARD = Path(str(files("shirg_hub_card")))
 BUNDLED, BASE, ADAPTER = (HUB_CARD / f"shirg-lavida-tiny{ending}" for ending in ("", "-base", "-lora"))
@@ -77,7 +77,7 @@ def test_a_stranger_gets_the_answer_that_the_command_gives(capsys):
 
 def test_it_is_its_adapter_merged_into_its_base(monkeypatch):
     """But for the last bits: merged weights are stored in bfloat16."""
-    from shirg_scripts.loading import load
+    from modeling_shirg.running.load import load
 
     monkeypatch.chdir(ROOT)
     merged, adapted, base = (load(f"hub_card/{each.name}", device="cpu") for each in (BUNDLED, ADAPTER, BASE))

@@ -34,9 +34,9 @@ from modeling_shirg.evaluation.calibration import (
     text_relevances,
 )
 from modeling_shirg.evaluation.labelled_boxes import LabelledBox, read_boxes, rendered_boxes
+from modeling_shirg.running.load import load, parse_options
 from modeling_shirg.selection_shirg import shirg_scores, top_k
 from shirg_scripts.cli import main
-from shirg_scripts.loading import load, parse_options
 from test_text_relevance import siglip_config, siglip_processor
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
@@ -512,7 +512,7 @@ def test_what_a_preset_does_not_read_is_not_looked_at():
 
 
 def test_rendered_scenes_are_those_of_validation_with_the_box_of_what_is_asked():
-    from modeling_shirg.evaluation.scenes import FAMILIES, scene
+    from modeling_shirg.scenes import FAMILIES, scene
 
     boxes = list(rendered_boxes(2 * len(FAMILIES) + 1))
     assert len({box.name for box in boxes}) == len(boxes)
@@ -735,7 +735,7 @@ def test_what_cannot_be_done_is_said_before_any_work(capsys, folder, monkeypatch
 
     data = ("--data", folder / "boxes.jsonl")
     with monkeypatch.context() as patched:
-        patched.setattr("shirg_scripts.loading.load", not_yet)
+        patched.setattr("modeling_shirg.running.load.load", not_yet)
         for arguments, named in (
             ((*data, "--in_place"), ("--model FOLDER", "None")),
             ((*data, "--in_place", "--model", "me/on-the-hub"), ("--model FOLDER", "me/on-the-hub")),

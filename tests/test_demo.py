@@ -23,11 +23,11 @@ from PIL import Image
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.demo.asking import Asker, Draft, Question, Result, image_options
 from modeling_shirg.demo.pictures import box_of, draft_html, with_box
-from modeling_shirg.evaluation.overlay import draw_scores
-from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.running.ask import answer_question, read_image
+from modeling_shirg.running.load import Loaded, load
+from modeling_shirg.running.overlay import draw_scores
+from modeling_shirg.running.timing import StageClock
 from shirg_scripts import demo
-from shirg_scripts.answering import answer_question, read_image
-from shirg_scripts.loading import Loaded, load
 
 EXAMPLES = Path(str(files("shirg_hub_card") / "examples"))
 SPACE = Path(__file__).parents[1] / "hub_card" / "space"
@@ -447,6 +447,6 @@ def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys)
     from shirg_scripts.cli import main
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.setattr("shirg_scripts.extras.find_spec", lambda name: None if name == "gradio" else object())
+    monkeypatch.setattr("modeling_shirg.running.extras.find_spec", lambda name: None if name == "gradio" else object())
     assert main(["demo"]) == 2
     assert "pip install 'shirg-lavida[demo]'" in capsys.readouterr().err

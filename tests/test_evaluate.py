@@ -16,8 +16,8 @@ from child_process import finish, fork, kill_when
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, check_settings, read_answers
 from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interval
 from modeling_shirg.evaluation.results import Plan, guard_verdicts, missing, tabulate, write_results
-from modeling_shirg.evaluation.scenes.benchmark import build_benchmark, num_cells
 from modeling_shirg.evaluation.tasks import TASKS, TaskRows
+from modeling_shirg.scenes.benchmark import build_benchmark, num_cells
 from modeling_shirg.training.data.bad_rows import BadRow
 from shirg_scripts import evaluate
 from shirg_scripts.cli import main

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.running.ask import answer_question, read_image
+from modeling_shirg.running.load import load
+from modeling_shirg.running.timing import StageClock
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import ViewTokens
-from shirg_scripts.answering import answer_question, read_image
-from shirg_scripts.loading import load
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
 IMAGES = Path(str(files("shirg_hub_card") / "examples"))

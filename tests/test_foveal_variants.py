@@ -16,7 +16,7 @@ from modeling_shirg.evaluation.selection_quality import (
     relevance_over_random,
     selection_quality,
 )
-from modeling_shirg.foveal_variants_shirg import (
+from modeling_shirg.foveal_selections_shirg import (
     CoordinateEmbedding,
     ZeroLinear,
     adaptive_selection,

@@ -37,7 +37,7 @@ def test_the_command_is_declared(wheel):
     (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
     declared = archive.read(name).decode()
     assert "[console_scripts]\nshirg = shirg_scripts.cli:main" in declared
-    assert "[lmms_eval.models]\nshirg = shirg_scripts.lmms_eval_model:manifest" in declared
+    assert "[lmms_eval.models]\nshirg = modeling_shirg.evaluation.lmms_eval_model:manifest" in declared
 
 
 def test_the_wheel_alone_answers(wheel, tmp_path):
@@ -61,7 +61,7 @@ def test_metrics_load_from_the_wheel_without_a_network(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         "import evaluate\n"
-        "from modeling_shirg.evaluation import scenes\n"
+        "from modeling_shirg import scenes\n"
         "from modeling_shirg.evaluation.metrics import METRICS, metric_folder\n"
         f"assert all(path.startswith({str(tmp_path)!r}) for path in (scenes.__file__, metric_folder('anls')))\n"
         "for name in METRICS:\n"

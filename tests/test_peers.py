@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from modeling_shirg.peers_shirg import PEERS, cdpruner, divprune, holov, saint, topv, visionzip, vispruner
+from modeling_shirg.published_selections_shirg import (
+    PEERS,
+    cdpruner,
+    divprune,
+    holov,
+    saint,
+    topv,
+    visionzip,
+    vispruner,
+)
 from modeling_shirg.selection_shirg import Selection, ViewTokens
 
 SEEDS = range(8)

@@ -14,9 +14,9 @@ from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.modeling_shirg_lavida import ShirgLavidaModel
 from modeling_shirg.quantization_shirg import language_model_only
+from modeling_shirg.running.load import load
 from shirg_scripts import evaluate
 from shirg_scripts.cli import main
-from shirg_scripts.loading import load
 from test_ask import BUNDLED, GRID, QUESTION, _report
 from test_text_relevance import TOWER
 from tiny_model import chat, encode, tiny_config, tiny_model
@@ -169,7 +169,7 @@ def test_the_commands_hand_the_type_on(capsys, tmp_path, monkeypatch, command):
     def refuse(quantize, place):
         raise ValueError(f"{quantize} on {place}")
 
-    monkeypatch.setattr("shirg_scripts.loading._quantized", refuse)
+    monkeypatch.setattr("modeling_shirg.running.load._quantized", refuse)
     out = {"compare": tmp_path / "sheet.png", "evaluate": tmp_path / "run"}.get(command)
     arguments = [GRID, QUESTION] if command in ("ask", "compare") else []
     arguments += [] if out is None else ["--out", str(out)]
@@ -183,7 +183,7 @@ def test_answers_of_another_type_are_not_continued():
 
 
 def test_without_bitsandbytes_the_extra_is_named(capsys, monkeypatch):
-    monkeypatch.setattr("shirg_scripts.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("modeling_shirg.running.extras.find_spec", lambda name: None)
     assert main(["ask", GRID, QUESTION, "--quantize", "int8"]) == 2
     assert "bitsandbytes is not installed: pip install 'shirg-lavida[quant]'" in capsys.readouterr().err
 

@@ -20,13 +20,13 @@ from faults.case import CommandError, checkpoint, command, contents
 from faults.commands import GRID
 from full_disk import full_beyond
 from modeling_shirg.conversion import convert_checkpoint
-from modeling_shirg.conversion.whole_file import write_json
 from modeling_shirg.evaluation import answer_log
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, read_answers
 from modeling_shirg.evaluation.calibrated_folder import write_calibrated_copy, write_calibration
 from modeling_shirg.publishing.publication import Publication
+from modeling_shirg.running.ask import save_picture
+from modeling_shirg.running.whole_file import write_json
 from shirg_scripts import cli
-from shirg_scripts.answering import save_picture
 
 REFERENCE = Path(__file__).parent / "fixtures" / "lavida" / "checkpoint"
 CALIBRATION = {"relevance": {}, "attention": []}

@@ -10,21 +10,21 @@ import pytest
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaImageProcessor
 from modeling_shirg.evaluation.metrics.vqa_scores import normalize
-from modeling_shirg.evaluation.scenes import FAMILIES, SPLITS, Cell, benchmark, chart, document, scene, scene_seed
-from modeling_shirg.evaluation.scenes.benchmark import (
+from modeling_shirg.scenes import FAMILIES, SPLITS, Cell, benchmark, chart, document, scene, scene_seed
+from modeling_shirg.scenes.benchmark import (
     PER_CELL,
     build_benchmark,
     majority_share,
     no_image_share,
     with_control,
 )
-from modeling_shirg.evaluation.scenes.drawing import SHAPES
-from modeling_shirg.evaluation.scenes.entity_grid import ENTITY_SIZES, PLACES
-from modeling_shirg.evaluation.scenes.placement import EDGES, FOVEA, GLYPH_SIZES, SIDE, eccentricity, inside_fovea
+from modeling_shirg.scenes.drawing import SHAPES
+from modeling_shirg.scenes.entity_grid import ENTITY_SIZES, PLACES
+from modeling_shirg.scenes.placement import EDGES, FOVEA, GLYPH_SIZES, SIDE, eccentricity, inside_fovea
 
 _DIGEST = """
 import hashlib
-from modeling_shirg.evaluation.scenes import FAMILIES, scene
+from modeling_shirg.scenes import FAMILIES, scene
 digest = hashlib.sha256()
 for family in FAMILIES:
     for index in range(5):

@@ -29,9 +29,11 @@ import torch
 import uvicorn
 from PIL import Image, ImageFile
 
-from modeling_shirg.evaluation.scenes import scene
-from modeling_shirg.evaluation.timing import StageClock
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
+from modeling_shirg.running.ask import answer_question
+from modeling_shirg.running.load import BUNDLED, Loaded, load
+from modeling_shirg.running.timing import StageClock
+from modeling_shirg.scenes import scene
 from modeling_shirg.serving import Limits
 from modeling_shirg.serving.chat_request import checked_messages, generation_config
 from modeling_shirg.serving.fetching import PublicBackend, fetch, is_public
@@ -39,8 +41,6 @@ from modeling_shirg.serving.images import read_images
 from modeling_shirg.serving.limits import LimitedRequests
 from modeling_shirg.serving.served_model import FinalTokens, ServedLavida
 from modeling_shirg.serving.server import build_app
-from shirg_scripts.answering import answer_question
-from shirg_scripts.loading import BUNDLED, Loaded, load
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
 QUESTION = "What is in cell 5?"
@@ -725,7 +725,7 @@ def test_a_fetched_page_is_no_image(elsewhere, monkeypatch):
 def test_a_port_that_is_none_is_an_error_before_anything_is_loaded(command, port, capsys, monkeypatch):
     from shirg_scripts.cli import main
 
-    monkeypatch.setattr("shirg_scripts.loading.load", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("modeling_shirg.running.load.load", lambda *args, **kwargs: pytest.fail("loaded"))
     with pytest.raises(SystemExit) as exit:
         main([command, f"--port={port}"])
     assert exit.value.code == 2 and f"{port!r} must be an integer from 0 to 65535" in capsys.readouterr().err

@@ -23,14 +23,22 @@ from transformers import TrainerCallback
 
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.evaluation.exact_match import wilson_interval
-from modeling_shirg.evaluation.scenes import FAMILIES, Mark, drawing, scene
-from modeling_shirg.evaluation.scenes.drawing import CHARACTERS, COLORS, SHAPES
+from modeling_shirg.evaluation.intervals import wilson_interval
+from modeling_shirg.scenes import FAMILIES, Mark, drawing, scene
+from modeling_shirg.scenes.drawing import CHARACTERS, COLORS, SHAPES
 from modeling_shirg.training import guides, packed, questions, tiny
-from modeling_shirg.training.dense import MARKS, WORDS, ViewDataset, base_view, fovea_view, patch_targets, tile_view
-from modeling_shirg.training.stage import STAGE_FILE, WEIGHTS_FILE
-from modeling_shirg.training.tiny import tiny_config as bundled_config
-from modeling_shirg.training.tiny import tiny_tokenizer
+from modeling_shirg.training.toy.dense import (
+    MARKS,
+    WORDS,
+    ViewDataset,
+    base_view,
+    fovea_view,
+    patch_targets,
+    tile_view,
+)
+from modeling_shirg.training.toy.recipe import tiny_config as bundled_config
+from modeling_shirg.training.toy.recipe import tiny_tokenizer
+from modeling_shirg.training.toy.stage import STAGE_FILE, WEIGHTS_FILE
 from shirg_scripts.train_tiny import ScriptArguments
 from tiny_model import TEXT, VISION, tiny_config, tiny_model
 

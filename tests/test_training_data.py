@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import HfArgumentParser
 
-from modeling_shirg.evaluation.scenes import scene
+from modeling_shirg.scenes import scene
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ZipIndex
 from modeling_shirg.training.data.mixing import EpochPlan, mixture_shares, rows_per_source

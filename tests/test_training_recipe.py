@@ -25,7 +25,7 @@ from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.mixture import DataArguments
 from modeling_shirg.training.run_facts import closing_facts
 from modeling_shirg.training.run_folder import is_finished, run_settings
-from modeling_shirg.training.stage import last_complete_checkpoint
+from modeling_shirg.training.toy.stage import last_complete_checkpoint
 from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
 from shirg_scripts import cli
 from tiny_model import TEXT, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor

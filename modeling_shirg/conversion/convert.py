@@ -20,12 +20,12 @@ from configuration_shirg.configuration_shirg_lavida import NEED_ATTENTION
 from configuration_shirg.geometry_shirg import grid_side
 from configuration_shirg.presets_shirg import GEOMETRIES, preset_fields
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
-from modeling_shirg.foveal_variants_shirg import CoordinateEmbedding
+from modeling_shirg.foveal_selections_shirg import CoordinateEmbedding
+from modeling_shirg.running.output_folder import check_free, new_folder, write_record
 from modeling_shirg.vision_shirg import FovealPositionEmbedding
 
 from .card import write_card
 from .original_config import attention_heads, check_original, text_fields, view_fields, vision_fields
-from .output_folder import check_free, new_folder, write_record
 from .plan import BASE_POSITIONS, COORDINATES, FOVEAL, empty_model, expected_shapes, match_tensors
 from .safetensors_stream import DTYPES, StoredTensor, write_shards
 from .source import Source, load_tokenizer, open_source, read_tensors, with_weights

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import TextDiffusionStreamer
 
-from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.running.timing import StageClock
 from modeling_shirg.selection_methods_shirg import METHODS
 
 
@@ -54,8 +54,8 @@ class Asker:
     """Asks systems, of which it keeps the last two loaded.
 
     Args:
-        load: from a preset's name to model and processor, as `shirg_scripts.loading.load` returns them.
-        answer: `shirg_scripts.answering.answer_question`.
+        load: from a preset's name to model and processor, as `modeling_shirg.running.load.load` returns them.
+        answer: `modeling_shirg.running.ask.answer_question`.
     """
 
     def __init__(self, load: Callable[[str], Any], answer: Callable[..., Any]):

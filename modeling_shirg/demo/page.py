@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from configuration_shirg.image_reading_shirg import upright_rgb
-from modeling_shirg.evaluation.overlay import enlargement
+from modeling_shirg.running.overlay import enlargement
 from modeling_shirg.serving import Limits
 from modeling_shirg.serving.images import open_checked
 

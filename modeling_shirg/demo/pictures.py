@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from modeling_shirg.evaluation.overlay import draw_scores, enlarged, enlargement
+from modeling_shirg.running.overlay import draw_scores, enlarged, enlargement
 
 from .asking import Draft, Result
 

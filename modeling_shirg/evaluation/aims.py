@@ -10,8 +10,8 @@ from typing import Any
 
 from modeling_shirg.evaluation.bootstrap import mean_interval, ratio_interval
 from modeling_shirg.evaluation.results import GUARD_MARGIN, GUARD_ROWS, Records
-from modeling_shirg.evaluation.scenes.benchmark import majority_share
 from modeling_shirg.evaluation.tasks import TASKS
+from modeling_shirg.scenes.benchmark import majority_share
 
 READING = ("chart", "document", "entity_grid")
 BASELINE, BOUND, OURS, SALIENT = "lavida-980", "lavida-full", "shirg", "shirg-salient"

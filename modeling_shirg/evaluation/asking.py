@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from modeling_shirg.evaluation.answer_log import MEMORY_FILE, AnswerLog, Place, read_answers, write_json
 from modeling_shirg.evaluation.side_by_side import System, answer, peak_memory
 from modeling_shirg.evaluation.tasks import Sample, TaskRows
-from modeling_shirg.evaluation.timing import STAGES, StageClock
+from modeling_shirg.running.timing import STAGES, StageClock
 from modeling_shirg.training.data.bad_rows import BadRow
 
 

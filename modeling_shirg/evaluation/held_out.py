@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from modeling_shirg.evaluation.exact_match import wilson_interval
+from modeling_shirg.evaluation.intervals import wilson_interval
 
 
 def references(rows: Dataset) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from modeling_shirg.evaluation.scenes import FAMILIES, scene
+from modeling_shirg.scenes import FAMILIES, scene
 
 _FIELDS = ("image", "question", "box")
 _OF_SEVERAL_THINGS = ("count", "difference")

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from modeling_shirg.evaluation.operations import OperationCount, Operations
 from modeling_shirg.evaluation.side_by_side import System, answer
-from modeling_shirg.evaluation.timing import StageClock, repeated_seconds, wall_seconds
+from modeling_shirg.running.timing import StageClock, repeated_seconds, wall_seconds
 
 # Large enough that no cache holds it, and for products to run at their full rate.
 _COPY_BYTES = {"cpu": 1 << 30, "accelerator": 1 << 31}

@@ -8,14 +8,14 @@ from statistics import fmean, median
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from modeling_shirg.conversion.whole_file import write_whole
 from modeling_shirg.evaluation.answer_log import MEMORY_FILE, Place, read_answers, read_json, write_json
 from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interval
 from modeling_shirg.evaluation.metrics.cider_scores import cider
-from modeling_shirg.evaluation.scenes.benchmark import majority_share
-from modeling_shirg.evaluation.scenes.placement import EDGES
 from modeling_shirg.evaluation.tasks import TASKS
-from modeling_shirg.evaluation.timing import STAGES
+from modeling_shirg.running.timing import STAGES
+from modeling_shirg.running.whole_file import write_whole
+from modeling_shirg.scenes.benchmark import majority_share
+from modeling_shirg.scenes.placement import EDGES
 from modeling_shirg.training.data.bad_rows import Skipped, check_share
 
 RESULTS_FILE, TABLE_FILE, GROUPS_FILE = "results.json", "results.csv", "groups.csv"

@@ -19,8 +19,8 @@ from configuration_shirg import PRESETS, ShirgLavidaConfig
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.operations import OperationCount, Operations, counts_without_weights
 from modeling_shirg.evaluation.side_by_side import Answered, System
-from modeling_shirg.evaluation.timing import StageClock, repeated_seconds, wall_seconds
-from modeling_shirg.foveal_variants_shirg import mixed_values, patch_edges
+from modeling_shirg.foveal_selections_shirg import mixed_values, patch_edges
+from modeling_shirg.running.timing import StageClock, repeated_seconds, wall_seconds
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import ViewTokens, text_relevance
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
-from modeling_shirg.foveal_variants_shirg import block_ids, mixed_values
+from modeling_shirg.foveal_selections_shirg import block_ids, mixed_values
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import Selection, ViewTokens, min_max
 

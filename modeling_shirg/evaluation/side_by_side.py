@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.evaluation.timing import STAGES, StageClock, spread, wall_seconds
+from modeling_shirg.running.timing import STAGES, StageClock, spread, wall_seconds
 
 QUESTION = "What is written in the middle of the picture?"
 

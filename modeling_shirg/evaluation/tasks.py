@@ -15,7 +15,7 @@ from PIL import Image
 
 from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, relaxed_accuracy, token_f1
 from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, vqa_accuracy
-from modeling_shirg.evaluation.scenes.benchmark import PER_CELL, blank_image, build_benchmark, num_cells, with_control
+from modeling_shirg.scenes.benchmark import PER_CELL, blank_image, build_benchmark, num_cells, with_control
 from modeling_shirg.training.data.adapters import ADAPTERS
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ImageFiles

@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_shirg.adapters_shirg import RUN_FILE, Adapter, read_run
 from modeling_shirg.training.run_log import LOG_FILE, read_log
-from modeling_shirg.training.stage import is_complete
+from modeling_shirg.training.toy.stage import is_complete
 
 # What a card is written from; the second are known when a run ends.
 _REPORTED = (

@@ -11,11 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
-from modeling_shirg.evaluation.scenes import scene
-from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.running.ask import answer_question, read_image
+from modeling_shirg.running.load import load
+from modeling_shirg.running.timing import StageClock
+from modeling_shirg.scenes import scene
 from shirg_scripts import cli
-from shirg_scripts.answering import answer_question, read_image
-from shirg_scripts.loading import load
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

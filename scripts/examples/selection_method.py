@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from modeling_shirg.evaluation.scenes import scene
-from modeling_shirg.evaluation.timing import StageClock
+from modeling_shirg.running.ask import answer_question
+from modeling_shirg.running.load import Loaded, load
+from modeling_shirg.running.timing import StageClock
+from modeling_shirg.scenes import scene
 from modeling_shirg.selection_methods_shirg import METHODS, SelectionMethod
 from modeling_shirg.selection_shirg import Selection, ViewTokens, top_k
-from shirg_scripts.answering import answer_question
-from shirg_scripts.loading import Loaded, load
 
 
 def most_edges(view: ViewTokens, budget: int, config: Any) -> Selection:

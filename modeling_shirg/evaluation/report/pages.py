@@ -17,7 +17,7 @@ from modeling_shirg.evaluation.report.blocks import (
     to_markdown,
 )
 from modeling_shirg.evaluation.report.source import GroupView, Source
-from modeling_shirg.evaluation.scenes.benchmark import PER_CELL
+from modeling_shirg.scenes.benchmark import PER_CELL
 
 FIGURES = "figures"
 _STYLE = """

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_shirg.evaluation.scenes import FAMILIES, scene
+from modeling_shirg.scenes import FAMILIES, scene
 
 SPLITS = ("train", "validation")
 DEFAULT_ROWS = 10_000

@@ -1,0 +1,1 @@
+../../modeling_shirg/foveal_selections_shirg.py

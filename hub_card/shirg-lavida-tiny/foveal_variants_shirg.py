@@ -1,1 +1,0 @@
-../../modeling_shirg/foveal_variants_shirg.py

@@ -1,1 +1,0 @@
-../../modeling_shirg/peers_shirg.py

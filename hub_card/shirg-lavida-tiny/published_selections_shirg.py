@@ -1,0 +1,1 @@
+../../modeling_shirg/published_selections_shirg.py

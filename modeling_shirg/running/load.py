@@ -1,0 +1,194 @@
+"""Loading a checkpoint or an adapter for a command: the bundled one by default, any folder or Hub id, any preset."""
+
+import json
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from transformers import BitsAndBytesConfig
+
+from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
+from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
+from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.adapters_shirg import Adapter, Resolved, resolve
+from modeling_shirg.conversion import DTYPES
+from modeling_shirg.conversion.safetensors_stream import INDEX
+from modeling_shirg.conversion.source import open_source, weight_map
+from modeling_shirg.running.extras import need
+from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.unconverted import UnconvertedLavidaConfig
+
+BUNDLED = "shirg-lavida-tiny"
+# What `quantize` may be, as bitsandbytes calls it.
+QUANTIZATIONS = {"int8": {"load_in_8bit": True}, "int4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+
+
+@dataclass
+class Loaded:
+    """A model in evaluation mode with the processor of its preset, and where it came from."""
+
+    model: ShirgLavidaForConditionalGeneration
+    processor: ShirgLavidaProcessor
+    name: str
+
+
+def load(
+    model: str | None = None,
+    prune_method: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    text_relevance: str | None = None,
+    options: dict[str, Any] | None = None,
+    revision: str | None = None,
+    model_class: type[ShirgLavidaForConditionalGeneration] = ShirgLavidaForConditionalGeneration,
+    quantize: str | None = None,
+) -> Loaded:
+    """Load `model` under preset `prune_method`.
+
+    `model` is the folder or the Hub id of a checkpoint, or of an adapter, which brings its base and the system that it
+    was trained for; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None` keep its own.
+    `options` are other fields of the config, such as an ablation's. `revision` is a branch, tag or commit of `model`
+    on the Hub. `model_class` is a subclass with the same weights. `quantize` is the type of the language model's
+    matrices, one of `QUANTIZATIONS`; all other weights have `dtype`.
+
+    Raises:
+        ValueError: the checkpoint is not a SHIRG-LaViDa one, the adapter does not fit, the device or a type is
+            unknown, bitsandbytes is not installed, or the text relevance needs a tower that the checkpoint lacks or
+            scores under a preset that has none.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(DTYPES)}.")
+    place = resolve_device(device)
+    weights = {"dtype": dtype} if quantize is None else {"dtype": dtype, **_quantized(quantize, place)}
+    with ExitStack() as stack:
+        source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
+        fields = {"prune_method": prune_method, "text_relevance": text_relevance}
+        fields = {name: value for name, value in fields.items() if value is not None} | (options or {})
+        config = _resolved(source, revision, fields).config
+        method = METHODS.get(config.selection_method)
+        if text_relevance is not None and (method is None or "relevance" not in method.needs):
+            raise ValueError(
+                f"text_relevance={text_relevance!r} is a choice of presets that score patches; "
+                f"prune_method={config.prune_method!r} scores none."
+            )
+        saved = ShirgLavidaProcessor.from_pretrained(source, revision=revision)
+        processor = ShirgLavidaProcessor.from_config(
+            config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
+        )
+        try:
+            network = model_class.from_pretrained(source, revision=revision, **weights, **fields)
+        except SafetensorError as error:
+            raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
+    return Loaded(network.to(place).eval(), processor, model or f"{BUNDLED} (bundled)")
+
+
+def checkpoint_folder(model: str | None, revision: str | None = None) -> Path:
+    """The folder with the files of `model`, which `load` took: its own, or the one that the Hub's files are in."""
+    if model is None:
+        return Path(str(files("shirg_hub_card") / BUNDLED))
+    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, revision=revision))
+
+
+def parse_options(entries: list[str]) -> dict[str, Any]:
+    """Config fields given as `FIELD=VALUE` on a command line; values are JSON, or else plain text.
+
+    Raises:
+        ValueError: an entry has no `=`, or names no field.
+    """
+    options = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise ValueError(f"--option {entry!r}: write it as FIELD=VALUE, for example selection_budget=410.")
+        if name not in ShirgLavidaConfig.__annotations__:
+            nearest = get_close_matches(name, ShirgLavidaConfig.__annotations__, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"--option {entry!r}: ShirgLavidaConfig has no field {name!r}.{hint}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know the device, or the machine does not have it.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device {device!r}: {str(error).splitlines()[0]}") from None
+    missing = accelerator is None or chosen.type != accelerator.type
+    if chosen.type != "cpu" and (missing or (chosen.index or 0) >= torch.accelerator.device_count()):
+        raise ValueError(
+            f"Device {device!r} is not available here; this machine has: cpu {accelerator or ''}".rstrip()
+        )
+    return chosen
+
+
+def _quantized(quantize: str, place: torch.device) -> dict[str, Any]:
+    """The arguments of `from_pretrained` for `quantize`; weights are quantized where they will be."""
+    if quantize not in QUANTIZATIONS:
+        raise ValueError(f"Unknown quantize {quantize!r}. Known: {', '.join(QUANTIZATIONS)}.")
+    need("quant", "bitsandbytes")
+    # It says the type in which it computes at every product.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[quantize]), "device_map": place}
+
+
+def _check_files(folder: Path) -> None:
+    """Raises a `ValueError` naming a JSON file that loading reads and that is none, or an index that leads out."""
+    if not folder.is_dir():
+        return
+    source = open_source(folder)
+    for pattern in ("*config.json", "tokenizer.json", INDEX):
+        for file in sorted(folder.glob(pattern)):
+            source.read_json(file.name)
+    if (folder / INDEX).is_file():
+        weight_map(source)
+
+
+def _resolved(source: str, revision: str | None, fields: dict[str, Any]) -> Resolved:
+    """What `source` with these fields of the config is, before any weights are read."""
+    if not Path(source).is_dir():
+        try:
+            validate_repo_id(source)
+        except HFValidationError:
+            raise ValueError(f"There is no folder {source!r}, and it is no Hub id (OWNER/NAME).") from None
+    _check_files(Path(source))
+    adapter = Adapter.open(source, revision=revision)
+    base, base_revision = (source, revision) if adapter is None else (adapter.base_name, adapter.base_revision)
+    try:
+        if Path(base).is_dir() and not (Path(base) / "config.json").is_file():
+            raise FileNotFoundError(f"{base} has no config.json")
+        model_type = ShirgLavidaConfig.get_config_dict(base, revision=base_revision)[0].get("model_type")
+    except OSError as error:
+        raise ValueError(
+            f"There is no checkpoint at {base!r}{'' if adapter is None else f', the base of {source}'}: give a folder "
+            "with a config.json or an adapter_config.json, or a Hub id that can be reached "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    if model_type == UnconvertedLavidaConfig.model_type:
+        raise ValueError(f"{base}: {UNCONVERTED}")
+    if model_type != ShirgLavidaConfig.model_type:
+        raise ValueError(
+            f"{base} has model_type {model_type!r}, not {ShirgLavidaConfig.model_type!r}: it is no SHIRG-LaViDa "
+            "checkpoint."
+        )
+    return resolve(ShirgLavidaConfig, source, None, {"revision": revision, **fields})

@@ -1,0 +1,61 @@
+"""Rendered scenes with known answers, four families: what SHIRG's toy-scale study is trained and measured on.
+
+A scene is a pure function of (family, split, index) and of what the caller fixes; splits draw from seeds that never
+meet. Fonts are matplotlib's: pip install 'shirg-lavida[eval]'.
+"""
+
+import numpy as np
+
+from modeling_shirg.scenes.chart import draw_chart
+from modeling_shirg.scenes.document import draw_document
+from modeling_shirg.scenes.drawing import Mark, Question, Scene
+from modeling_shirg.scenes.entity_grid import draw_entity_grid
+from modeling_shirg.scenes.guard import draw_guard
+from modeling_shirg.scenes.page import draw_page
+from modeling_shirg.scenes.placement import SIDE, Cell
+
+FAMILIES = {"chart": draw_chart, "document": draw_document, "entity_grid": draw_entity_grid, "guard": draw_guard}
+_PAINTERS = {**FAMILIES, "page": draw_page}
+SPLITS = ("train", "validation", "test")
+# Scenes at scale 1 are for toy models, and ask what one can learn to read.
+TOY = {
+    "document": {"rows": (3, 8), "code_length": (1, 1), "pitch": 30.0},
+    "chart": {"values": (1, 9)},
+}
+
+__all__ = ["FAMILIES", "SPLITS", "TOY", "Cell", "Mark", "Question", "Scene", "scene", "scene_seed"]
+
+
+def scene_seed(family: str, split: str, index: int) -> list[int]:
+    """What seeds the generator of one scene; no two scenes share it.
+
+    Raises:
+        ValueError: an unknown family or split, a negative index.
+    """
+    if family not in _PAINTERS or split not in SPLITS or index < 0:
+        raise ValueError(
+            f"No scene {index} of family {family!r} in split {split!r}: families are {list(_PAINTERS)}, splits "
+            f"{SPLITS}, indices count from 0."
+        )
+    return [SPLITS.index(split), list(_PAINTERS).index(family), index]
+
+
+def scene(family: str, split: str, index: int, scale: float = 1.0, **fixed) -> Scene:
+    """Scene number `index` of `family` in `split`.
+
+    Args:
+        family: a key of `FAMILIES`, or `"page"`, which asks nothing.
+        split: one of `SPLITS`. Scenes of `"train"` have sides of 384 to 512 pixels at scale 1, the others are square.
+        index: at least 0.
+        scale: 1 fits the toy geometry's views, 2 the full geometry's.
+        fixed: what the family's function takes beyond that, `cell` for example; by default what `TOY` says at scale 1
+            and the function itself at others.
+
+    Raises:
+        ValueError: an unknown family or split, a negative index, or something fixed that no drawing can be.
+    """
+    rng = np.random.default_rng(scene_seed(family, split, index))
+    width, height = rng.integers(384, 513, size=2) if split == "train" else (SIDE, SIDE)
+    if scale == 1:
+        fixed = {**TOY.get(family, {}), **fixed}
+    return _PAINTERS[family](rng, round(int(width) * scale), round(int(height) * scale), scale, **fixed)

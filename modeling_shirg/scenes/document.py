@@ -1,0 +1,167 @@
+"""SynthDoc: forms and receipts, rows of a key and a random code; asks for the code of a key.
+
+Keys are single letters and no two rows share one; codes have no language prior. Rows differ in size, the row that is
+asked about lies where the cell says.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import ImageDraw
+
+from modeling_shirg.scenes.drawing import (
+    CHARACTERS,
+    INKS,
+    LETTERS,
+    Box,
+    Question,
+    Scene,
+    canvas,
+    pick,
+    text_ink,
+    text_width,
+    union,
+)
+from modeling_shirg.scenes.placement import FOVEA, GLYPH_SIZES, MOST_TRIES, Cell, in_cell
+
+_LINE = 1.5  # distance of two rows over their cap height
+_REWRITTEN = ("THE", "TEN")  # what VQA metrics drop or turn into a number
+
+
+def draw_document(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    scale: float,
+    cell: Cell | None = None,
+    rows: tuple[int, int] = (6, 20),
+    code_length: tuple[int, int] = (2, 4),
+    pitch: float = 0.0,
+) -> Scene:
+    """A form or a receipt; the first question is about the row that `cell` asks for.
+
+    Args:
+        rng: decides everything else.
+        width, height: of the image in pixels.
+        scale: glyph sizes of `cell` and of the other rows are multiplied with it.
+        cell: size and eccentricity bin of the first question's row; drawn freely by default.
+        rows: least and most rows; a page that has no room for the drawn number has fewer.
+        code_length: least and most characters of a value.
+        pitch: least distance of two rows in pixels at scale 1, whatever their size.
+    """
+    page = Scene(canvas(rng, width, height))
+    is_receipt = rng.random() < 0.4
+    count = int(rng.integers(rows[0], rows[1] + 1))
+    keys = [str(key) for key in rng.permutation(list(LETTERS))[:count]]
+    codes = [_code(rng, code_length) for _ in keys]
+    sizes = [scale * float(pick(rng, GLYPH_SIZES[:4])) for _ in keys]
+    sizes[0] = scale * (cell.glyph_px if cell else float(pick(rng, GLYPH_SIZES)))
+    gap = scale * rng.uniform(24, 52)
+    row_width = max(gap + text_width(k + c, s) for k, c, s in zip(keys, codes, sizes, strict=True))
+
+    def first_row_ink(left: float, middle: float) -> Box:
+        code_left = left + text_width(keys[0], sizes[0]) + gap
+        texts = ((keys[0], left), (codes[0], code_left))
+        return union([text_ink(text, at, middle, sizes[0]) for text, at in texts])
+
+    left, middle = _place(rng, width, height, sizes[0], first_row_ink, row_width, cell, FOVEA * scale)
+    lines = [max(size * _LINE * rng.uniform(1.0, 1.3), pitch * scale) for size in sizes]
+    spots = _stack(rng, left, middle, lines, row_width, width, height)
+    for key, code, size, spot in zip(keys, codes, sizes, spots, strict=False):
+        _draw_row(page, rng, key, code, size, spot, gap, is_receipt)
+    return page
+
+
+def _code(rng: np.random.Generator, length: tuple[int, int]) -> str:
+    while True:
+        code = "".join(pick(rng, CHARACTERS) for _ in range(int(rng.integers(length[0], length[1] + 1))))
+        if code not in _REWRITTEN:
+            return code
+
+
+def _place(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    row_height: float,
+    ink: Callable[[float, float], Box],
+    column_width: float,
+    cell: Cell | None,
+    fovea: float,
+) -> tuple[float, float]:
+    """Left edge and middle line of the first row: its ink, a function of them, in the cell, its column on the page."""
+    margin = 0.02 * width
+    highest, lowest = margin + row_height, height - margin - row_height
+    for _ in range(MOST_TRIES if highest <= lowest else 0):
+        left = rng.uniform(margin, max(margin + 1, width - margin - column_width))
+        middle = rng.uniform(highest, lowest)
+        if cell is None or in_cell(ink(left, middle), width, height, cell.place, fovea):
+            return left, middle
+    raise ValueError(f"No row {row_height} pixels high on {width}x{height} pixels lies in {cell}.")
+
+
+def _stack(rng, left: float, middle: float, lines, row_width: float, width: int, height: int) -> list[tuple]:
+    """Where each row goes, (left, middle) by row: first above and below the first one, then in columns beside it.
+
+    `lines` are the rows' heights with the space between them.
+
+    Rows for which there is no room get no place; the list is then shorter.
+    """
+    spots = [(left, middle)]
+    top, bottom = middle - lines[0] / 2, middle + lines[0] / 2
+    room = 0.02 * width
+    columns = [left]
+    for line in lines[1:]:
+        fits_above, fits_below = top - line > room, bottom + line < height - room
+        if not (fits_above or fits_below):
+            column = _free_column(columns, row_width + room, width)
+            if column is None:
+                break
+            columns.append(column)
+            top = bottom = rng.uniform(0.2, 0.8) * height
+            fits_above = fits_below = True
+        if fits_above and (not fits_below or rng.random() < 0.5):
+            top -= line
+            spots.append((columns[-1], top + line / 2))
+        else:
+            bottom += line
+            spots.append((columns[-1], bottom - line / 2))
+    return spots
+
+
+def _free_column(columns: list[float], pitch: float, width: int) -> float | None:
+    """The left edge of a column beside those there are; `None` where none fits."""
+    right, left = max(columns) + pitch, min(columns) - pitch
+    if right + pitch <= width:
+        return right
+    return left if left > 0.02 * width else None
+
+
+def _draw_row(page: Scene, rng, key: str, code: str, size: float, spot, gap: float, is_receipt) -> None:
+    left, middle = spot
+    key_marks = page.write(key, left, middle, size, "black")
+    value_left = left + text_width(key, size) + gap
+    code_marks = page.write(code, value_left, middle, size, pick(rng, INKS))
+    _draw_leader(page, page.marks[key_marks[0]].box[2], value_left, middle + size / 2, is_receipt)
+    page.questions.append(
+        Question(
+            text=f"What is the value of {key}?",
+            answer=code,
+            kind="read_field",
+            box=page.ink_box([*key_marks, *code_marks]),
+            glyph_px=size,
+            answer_marks=tuple((mark,) for mark in code_marks),
+            name=key,
+            name_marks=tuple(key_marks),
+        )
+    )
+
+
+def _draw_leader(page: Scene, start: float, stop: float, baseline: float, dotted: bool) -> None:
+    """What leads the eye from key to value: dots on a receipt, a thin rule on a form."""
+    draw = ImageDraw.Draw(page.image)
+    if dotted:
+        for x in range(round(start) + 4, round(stop) - 3, 5):
+            draw.point((x, round(baseline) - 1), fill=(120, 120, 120))
+    else:
+        draw.line([(start + 3, baseline), (stop - 3, baseline)], fill=(190, 190, 190))
