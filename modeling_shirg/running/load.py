@@ -20,14 +20,12 @@ from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import Adapter, Resolved, resolve
-from modeling_shirg.conversion import DTYPES
-from modeling_shirg.conversion.safetensors_stream import INDEX
-from modeling_shirg.conversion.source import open_source, weight_map
 from modeling_shirg.running.extras import need
 from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.unconverted import UnconvertedLavidaConfig
 
 BUNDLED = "shirg-lavida-tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What `quantize` may be, as bitsandbytes calls it.
 QUANTIZATIONS = {"int8": {"load_in_8bit": True}, "int4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
 
@@ -153,15 +151,15 @@ def _quantized(quantize: str, place: torch.device) -> dict[str, Any]:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises a `ValueError` naming a JSON file that loading reads and that is none, or an index that leads out."""
-    if not folder.is_dir():
-        return
-    source = open_source(folder)
-    for pattern in ("*config.json", "tokenizer.json", INDEX):
+    """Raises a `ValueError` naming a JSON file that loading reads and that does not parse."""
+    for pattern in ("*config.json", "tokenizer.json", "model.safetensors.index.json"):
         for file in sorted(folder.glob(pattern)):
-            source.read_json(file.name)
-    if (folder / INDEX).is_file():
-        weight_map(source)
+            try:
+                fields = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{file} does not parse: {error}.") from None
+            if not isinstance(fields, dict):
+                raise ValueError(f"{file} holds a {type(fields).__name__}, not a JSON object.")
 
 
 def _resolved(source: str, revision: str | None, fields: dict[str, Any]) -> Resolved:

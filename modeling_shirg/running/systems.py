@@ -12,11 +12,10 @@ import torch
 
 from configuration_shirg import PRESETS, ShirgLavidaProcessor
 from configuration_shirg.presets_shirg import geometry_of
-from modeling_shirg.conversion import DTYPES
 from modeling_shirg.evaluation.profiles import PROFILES, profile_config, random_model, under_system
 from modeling_shirg.evaluation.side_by_side import System
 from modeling_shirg.generation_config_shirg import GENERATION_DEFAULTS
-from modeling_shirg.running.load import Loaded, load, parse_options, resolve_device
+from modeling_shirg.running.load import DTYPES, Loaded, load, parse_options, resolve_device
 
 # A comma before the next FIELD=; other commas belong to a value, which may be JSON.
 _SEPARATOR = re.compile(r",(?=\s*[A-Za-z_][\w-]*=)")
