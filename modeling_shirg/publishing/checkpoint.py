@@ -54,7 +54,8 @@ class Checkpoint:
                 return get_local_safetensors_metadata(self.name)
             return HfApi().get_safetensors_metadata(self.name, revision=self.revision)
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-            raise ValueError(f"{self.name} has no weights that can be read: {error}") from None
+            why = "only safetensors is read, because a pickle file can run code"
+            raise ValueError(f"{self.name} has no weights that can be read ({why}): {error}") from None
 
     def config(self) -> ShirgLavidaConfig:
         """The config beside the weights."""
