@@ -210,7 +210,7 @@ def _check_gradients(parts: _Parts, args, rows, say) -> None:
 
 
 def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, validation, say) -> None:
-    from modeling_shirg.running.whole_file import write_json, write_lines
+    from modeling_shirg.running.files import write_json, write_lines
     from modeling_shirg.training.run_facts import closing_facts, starting_facts
     from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, SKIPPED_FILE
     from modeling_shirg.training.run_log import LOG_FILE, RunLog, draw_losses

@@ -25,7 +25,7 @@ from modeling_shirg.evaluation.answer_log import AnswerLog, Place, read_answers
 from modeling_shirg.evaluation.calibrated_folder import write_calibrated_copy, write_calibration
 from modeling_shirg.publishing.publication import Publication
 from modeling_shirg.running.ask import save_picture
-from modeling_shirg.running.whole_file import write_json
+from modeling_shirg.running.files import write_json
 from shirg_scripts import cli
 
 REFERENCE = Path(__file__).parent / "fixtures" / "lavida" / "checkpoint"

@@ -21,7 +21,7 @@ from configuration_shirg.geometry_shirg import grid_side
 from configuration_shirg.presets_shirg import GEOMETRIES, preset_fields
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
 from modeling_shirg.foveal_selections_shirg import CoordinateEmbedding
-from modeling_shirg.running.output_folder import check_free, new_folder, write_record
+from modeling_shirg.running.files import check_free, new_folder, write_json
 from modeling_shirg.vision_shirg import FovealPositionEmbedding
 
 from .card import write_card
@@ -174,7 +174,7 @@ def convert_checkpoint(
             kept_layers=kept["num_hidden_layers"],
         )
         write_card(folder, facts, config)
-        write_record(folder, asdict(facts))
+        write_json(folder / "conversion.json", asdict(facts))
     return facts
 
 

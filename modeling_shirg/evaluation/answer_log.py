@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from modeling_shirg.running.whole_file import write_whole
+from modeling_shirg.running.files import write_whole
 
 SETTINGS_FILE = "settings.json"
 WEIGHTS_FILE = "weights.json"

@@ -13,8 +13,7 @@ from jinja2 import Template
 
 from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.calibration_shirg import joined_calibration
-from modeling_shirg.running.output_folder import new_folder
-from modeling_shirg.running.whole_file import write_whole
+from modeling_shirg.running.files import new_folder, write_whole
 
 _TEMPLATE = "calibration_section.md"
 _START, _END = "<!-- calibration: written by shirg calibrate -->", "<!-- end of calibration -->"

@@ -13,7 +13,7 @@ from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interv
 from modeling_shirg.evaluation.metrics.cider_scores import cider
 from modeling_shirg.evaluation.tasks import TASKS
 from modeling_shirg.running.timing import STAGES
-from modeling_shirg.running.whole_file import write_whole
+from modeling_shirg.running.files import write_whole
 from modeling_shirg.scenes.benchmark import majority_share
 from modeling_shirg.scenes.placement import EDGES
 from modeling_shirg.training.data.bad_rows import Skipped, check_share
