@@ -31,9 +31,9 @@ from modeling_shirg.evaluation.side_by_side import (
     torch_threads,
 )
 from modeling_shirg.foveal_selections_shirg import mixed_values
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.systems import parse_row, smaller_caches, with_variants
 from modeling_shirg.running.timing import STAGES, StageClock, spread
-from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import Selection
 from shirg_scripts.bench_curves import CURVES
 from shirg_scripts.bench_tables import table

@@ -20,8 +20,8 @@ from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.operations import OperationCount, Operations, counts_without_weights
 from modeling_shirg.evaluation.side_by_side import Answered, System
 from modeling_shirg.foveal_selections_shirg import mixed_values, patch_edges
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.timing import StageClock, repeated_seconds, wall_seconds
-from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import ViewTokens, text_relevance
 
 # Square grids next to 256, 512, 1,024, 2,048 and 4,096 patches: some methods know rows and columns.

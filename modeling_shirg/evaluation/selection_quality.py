@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from modeling_shirg.foveal_selections_shirg import block_ids, mixed_values
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.selection_shirg import Selection, ViewTokens, min_max
 
 FIGURES = ("gini", "relevance_over_random", "coherence", "block_coverage", "grid_correlation")

@@ -23,8 +23,8 @@ from modeling_shirg.adapters_shirg import Adapter, Resolved, resolve
 from modeling_shirg.conversion import DTYPES
 from modeling_shirg.conversion.safetensors_stream import INDEX
 from modeling_shirg.conversion.source import open_source, weight_map
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.extras import need
-from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.unconverted import UnconvertedLavidaConfig
 
 BUNDLED = "shirg-lavida-tiny"

@@ -14,7 +14,7 @@ from functools import wraps
 import torch
 from torch import nn
 
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 
 # In the order in which an answer passes them. `encode` is the vision tower; `project` the projector. What happens
 # between and after them, from scores to gather, pooling and joining, is `select` where a method selects, else
