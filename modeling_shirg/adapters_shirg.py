@@ -347,7 +347,7 @@ def attach(model: nn.Module, source: str, name: str, trainable: bool, hub: dict[
     if lacking:
         delete_adapter(model, name)
         raise ValueError(
-            f"{source} lacks {len(lacking)} tensors that its adapter_config.json asks for, the first for {lacking[0]}. "
+            f"{source} lacks {len(lacking)} tensors that its adapter_config.json asks for, such as {lacking[0]}. "
             "Publish the adapter again from its run folder."
         )
     activate(model, name, trainable)
