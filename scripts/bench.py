@@ -177,9 +177,9 @@ def _compare(args: argparse.Namespace, systems: dict, **how) -> dict:
 def _selection(args: argparse.Namespace, bench) -> dict:
     """Every selection method in its own system and alone, and SHIRG's counted at full size."""
     from modeling_shirg.evaluation.selection_cost import full_size_share, growth, own_system, see
+    from modeling_shirg.published_selections_shirg import METHODS
     from modeling_shirg.running.systems import parse_row
     from modeling_shirg.running.timing import CLOCKS
-    from modeling_shirg.selection_methods_shirg import METHODS
 
     own = {method: own_system(method) for method in METHODS}
     result = _compare(args, bench.systems(parse_row(name) for name in own.values()), ask=see)

@@ -30,10 +30,10 @@ from modeling_shirg.evaluation.side_by_side import (
     ratios,
     torch_threads,
 )
-from modeling_shirg.foveal_selections_shirg import mixed_values
+from modeling_shirg.foveal_selections_shirg import merged_values
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.systems import parse_row, smaller_caches, with_variants
 from modeling_shirg.running.timing import STAGES, StageClock, spread
-from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import Selection
 from shirg_scripts.bench_curves import CURVES
 from shirg_scripts.bench_tables import table
@@ -358,10 +358,10 @@ class TestSelectionCost:
         gathered = []
 
         def gather(features: torch.Tensor, selection: Selection) -> torch.Tensor:
-            gathered.append(mixed_values(features, selection).shape)
+            gathered.append(merged_values(features, selection).shape)
             return features
 
-        monkeypatch.setattr("modeling_shirg.evaluation.selection_cost.mixed_values", gather)
+        monkeypatch.setattr("modeling_shirg.evaluation.selection_cost.merged_values", gather)
         growth(tiny_model(tiny_config()), "fixed", repeats=1, grids=(12, 24))
         assert set(gathered) == {(48, 32), (192, 32)}  # a third of the patches, as shirg-fixed keeps
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from study_runs import SYSTEMS, write_evaluation, write_study
 
 from modeling_shirg.evaluation.report.figures import pareto_front, shown
 from modeling_shirg.evaluation.report.picks import pick_examples
 from modeling_shirg.evaluation.report.source import open_source
 from modeling_shirg.evaluation.tasks import TASKS
 from shirg_scripts.cli import main
-from study_runs import SYSTEMS, write_evaluation, write_study
 from tiny_model import tiny_config, tiny_model, tiny_processor
 
 SLIDES = (

@@ -23,7 +23,7 @@ from PIL import Image
 
 from configuration_shirg import ShirgLavidaConfig
 from modeling_shirg.evaluation.labelled_boxes import LabelledBox
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 
 _RESAMPLES = 2000
 _FEWEST_IMAGES = 4

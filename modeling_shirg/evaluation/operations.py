@@ -19,8 +19,8 @@ from transformers.initialization import no_init_weights
 from configuration_shirg import ShirgLavidaConfig
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.prefix_cache_shirg import encode_whole, run_layers
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.timing import StageClock
-from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import text_relevance
 
 aten = torch.ops.aten

@@ -19,9 +19,9 @@ from configuration_shirg import PRESETS, ShirgLavidaConfig
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.operations import OperationCount, Operations, counts_without_weights
 from modeling_shirg.evaluation.side_by_side import Answered, System
-from modeling_shirg.foveal_selections_shirg import mixed_values, patch_edges
+from modeling_shirg.foveal_selections_shirg import merged_values, patch_edges
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.timing import StageClock, repeated_seconds, wall_seconds
-from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import ViewTokens, text_relevance
 
 # Square grids next to 256, 512, 1,024, 2,048 and 4,096 patches: some methods know rows and columns.
@@ -180,7 +180,7 @@ class _Alone:
     @torch.no_grad()
     def select(self) -> torch.Tensor:
         """Scores, choice and gather."""
-        return mixed_values(self.features_ND, self.method(self.view, self.budget, self.config))
+        return merged_values(self.features_ND, self.method(self.view, self.budget, self.config))
 
 
 def _count(run: Callable[[], object]) -> Operations:
