@@ -144,7 +144,7 @@ def test_what_is_missing_or_wrong_is_named():
     inputs = dict(encode(processor, CHATS[0]))
     with pytest.raises(ValueError, match="'lavida' needs mosaic_windows"):
         model(**{**inputs, "mosaic_windows": None})
-    with pytest.raises(ValueError, match="4 views.*1 images need 5"):
+    with pytest.raises(ValueError, match="4 views.*needs 5"):
         model(**{**inputs, "pixel_values": inputs["pixel_values"][:4]})
     other = encode(processor, CHATS[1])["mosaic_windows"]
     with pytest.raises(ValueError, match="199 image tokens.*1 images give 217"):
