@@ -289,7 +289,7 @@ def test_forward_refuses_what_it_would_ignore_or_misread():
         model(torch.tensor([[65, 66]]), fovea_pixel_values=inputs["fovea_pixel_values"])
     with pytest.raises(ValueError, match=r"question_mask .*\(2, .*got \(1, "):
         model(**{**inputs, "question_mask": inputs["question_mask"][:1]})
-    with pytest.raises(TypeError, match="pixel_value'"):
+    with pytest.raises(TypeError, match="argument pixel_value[.]"):
         model(**inputs, pixel_value=inputs["pixel_values"])
 
 
