@@ -12,8 +12,8 @@ from modeling_shirg.evaluation.answer_log import MEMORY_FILE, Place, read_answer
 from modeling_shirg.evaluation.bootstrap import difference_interval, mean_interval
 from modeling_shirg.evaluation.metrics.cider_scores import cider
 from modeling_shirg.evaluation.tasks import TASKS
-from modeling_shirg.running.timing import STAGES
 from modeling_shirg.running.files import write_whole
+from modeling_shirg.running.timing import STAGES
 from modeling_shirg.scenes.benchmark import majority_share
 from modeling_shirg.scenes.placement import EDGES
 from modeling_shirg.training.data.bad_rows import Skipped, check_share
