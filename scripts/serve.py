@@ -67,9 +67,8 @@ def main(args: argparse.Namespace) -> None:
         args.dtype,
         args.text_relevance,
         revision=args.revision,
-        model_class=ServedLavida,
         quantize=args.quantize,
-    )
+    ).as_class(ServedLavida)
     local = args.host in LOOPBACK
     name = BUNDLED if args.model is None else Path(args.model).name if Path(args.model).is_dir() else args.model
     app = build_app(loaded.model, loaded.processor, name, limits, args.allow_urls, LOOPBACK if local else None)

@@ -39,6 +39,11 @@ class Loaded:
     processor: ShirgLavidaProcessor
     name: str
 
+    def as_class(self, model_class: type[ShirgLavidaForConditionalGeneration]) -> "Loaded":
+        """The same with the methods of a subclass that has the same weights."""
+        self.model.__class__ = model_class
+        return self
+
 
 def load(
     model: str | None = None,
