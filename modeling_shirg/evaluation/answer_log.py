@@ -67,19 +67,13 @@ class AnswerLog:
 
 
 def read_answers(root: Path, place: Place) -> list[dict]:
-    """All records of a place, of all processes, by row.
-
-    Raises:
-        ValueError: a row was answered twice, or a line is no record.
-    """
+    """All records of a place, of all processes, by row; a row answered twice is a `ValueError`, as is a bad line."""
     records: dict[int, dict] = {}
     for file in sorted(place.folder(root).glob(f"{place.control}.*.jsonl")):
         for number, line in enumerate(_whole_lines(file).splitlines(), start=1):
             record = _record(line, f"{file}, line {number}")
             if record["row"] in records:
-                raise ValueError(
-                    f"{file}, line {number}: row {record['row']} was answered before. Delete one of them."
-                )
+                raise ValueError(f"{file}, line {number}: row {record['row']} was answered before. Delete one.")
             records[record["row"]] = record
     return [records[row] for row in sorted(records)]
 
@@ -94,20 +88,13 @@ def _record(line: bytes, where: str) -> dict:
     raise ValueError(f"{where} is no answer (a row number with scores), got {line[:80]!r}: delete that line.")
 
 
-def check_settings(file: Path, settings: dict[str, Any], answers: Path | None = None) -> None:
-    """Write `settings` to the file, or compare them with the settings there.
+def check_settings(file: Path, settings: dict[str, Any], answers: Path) -> None:
+    """Write `settings` to the file, or raise a `ValueError` if other settings are there.
 
-    Args:
-        file: of the settings.
-        settings: this run's.
-        answers: folder of the answers. While it holds none, the file is replaced; by default it binds from the start.
-
-    Raises:
-        ValueError: the settings differ, or the file cannot be read.
+    `answers` is the folder of the answers: while it holds none, the file is replaced.
     """
     settings = json.loads(json.dumps(settings))
-    has_answers = answers is None or any(_whole_lines(log) for log in answers.rglob("*.jsonl"))
-    if not file.exists() or not has_answers:
+    if not file.exists() or not any(_whole_lines(log) for log in answers.rglob("*.jsonl")):
         write_json(file, settings)
         return
     before = read_json(file)

@@ -1,12 +1,24 @@
 """Asks a system the rows of a task in batches, and logs every answer with its scores and its cost."""
 
+import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tqdm.auto import tqdm
 
-from modeling_shirg.evaluation.answer_log import MEMORY_FILE, AnswerLog, Place, read_answers
+from configuration_shirg import ShirgLavidaConfig
+from configuration_shirg.presets_shirg import GEOMETRIES
+from modeling_shirg.evaluation.answer_log import (
+    MEMORY_FILE,
+    ROWS_FILE,
+    AnswerLog,
+    Place,
+    check_settings,
+    read_answers,
+)
 from modeling_shirg.evaluation.costs import peak_memory
 from modeling_shirg.evaluation.tasks import TASKS, Sample, TaskRows
 from modeling_shirg.running.ask import ask
@@ -29,6 +41,29 @@ class Share(NamedTuple):
     rank: int = 0
     world: int = 1
 
+    def device(self, device: str) -> str:
+        """The accelerator of this process, where `device` is "auto" and there is one."""
+        if device != "auto" or not torch.accelerator.is_available():
+            return device
+        return f"{torch.accelerator.current_accelerator().type}:{os.environ.get('LOCAL_RANK', 0)}"
+
+
+def open_tasks(
+    root: Path,
+    names: Sequence[str],
+    places: Mapping[str, str],
+    split: str | None,
+    limit: int | None,
+    config: ShirgLavidaConfig,
+) -> dict[str, TaskRows]:
+    """The rows of every task, rendered at the scale of the config's views, and checked against the answers in `root`."""
+    scale, tasks = config.vision_config.image_size / GEOMETRIES["toy"]["image_size"], {}
+    for task in dict.fromkeys(names):
+        tasks[task] = TaskRows(task, places.get(task), split, limit, scale)
+        folder = root / "answers" / task
+        check_settings(folder / ROWS_FILE, {"data": places.get(task), "rows": len(tasks[task])}, folder)
+    return tasks
+
 
 def generation_of(task: str, given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `generate`: the task's length and one step per token, unless `given` says otherwise."""
@@ -42,10 +77,7 @@ def ask_rows(root: Path, place: Place, asked: Asked, rows: TaskRows, share: Shar
     """Answer those of this process's rows that have no answer yet, `asked.batch` at a time.
 
     Batches consist of the same rows however often the run is continued. An unreadable row is logged with the reason
-    under `bad`. The first process also measures the memory of one batch.
-
-    Raises:
-        RuntimeError, ValueError: from the model, with a note that names the rows.
+    under `bad`. The first process also measures the memory of one batch. Errors of the model get a note with the rows.
     """
     done = {record["row"] for record in read_answers(root, place)}
     mine = list(range(len(rows)))[share.rank :: share.world]
@@ -64,7 +96,10 @@ def ask_rows(root: Path, place: Place, asked: Asked, rows: TaskRows, share: Shar
                 records += _answered(place, asked, rows, samples)
                 memory = place.folder(root) / MEMORY_FILE
                 if share.rank == 0 and not memory.exists():
-                    write_json(memory, _memory(asked, samples))
+                    model, chats = asked.loaded.model, [sample.chat for sample in samples]
+                    measured = peak_memory(model, lambda chats=chats: ask(asked.loaded, chats, **asked.generation))
+                    facts = {"memory_batch_size": len(samples), "memory_device": model.device.type}
+                    write_json(memory, measured | facts)
             log.append(records)
             bar.update(len(batch))
 
@@ -72,16 +107,12 @@ def ask_rows(root: Path, place: Place, asked: Asked, rows: TaskRows, share: Shar
 def _answered(place: Place, asked: Asked, rows: TaskRows, samples: list[Sample]) -> list[dict]:
     start = time.perf_counter()
     try:
-        answers = ask(asked.loaded, [sample.chat() for sample in samples], **asked.generation)
+        answers = ask(asked.loaded, [sample.chat for sample in samples], **asked.generation)
     except (RuntimeError, ValueError) as error:
         error.add_note(f"while {place.system} answered {place.task}, rows {[sample.row for sample in samples]}")
         raise
-    held = answers.outputs.prefix_bytes
-    batch = {
-        "size": len(samples),
-        "seconds": time.perf_counter() - start,
-        "prefix_bytes": None if held is None else sum(held),
-    }
+    seconds, held = time.perf_counter() - start, answers.outputs.prefix_bytes
+    batch = {"size": len(samples), "seconds": seconds, "prefix_bytes": None if held is None else sum(held)}
     return [
         {
             **place._asdict(),
@@ -98,9 +129,3 @@ def _answered(place: Place, asked: Asked, rows: TaskRows, samples: list[Sample])
         }
         for sample, text, tokens in zip(samples, answers.texts, answers.num_image_tokens, strict=True)
     ]
-
-
-def _memory(asked: Asked, samples: list[Sample]) -> dict:
-    model, chats = asked.loaded.model, [sample.chat() for sample in samples]
-    measured = peak_memory(model, lambda: ask(asked.loaded, chats, **asked.generation))
-    return {**measured, "memory_batch_size": len(samples), "memory_device": model.device.type}

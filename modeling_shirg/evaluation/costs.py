@@ -19,11 +19,7 @@ from modeling_shirg import ShirgLavidaForConditionalGeneration
 
 
 def peak_memory(model: ShirgLavidaForConditionalGeneration, run: Callable[[], Any]) -> dict[str, int]:
-    """Bytes of the weights, the peak of torch's allocations beside them during one run, and both together.
-
-    CUDA: `max_memory_allocated`. CPU: the peak of the profiler's sum of allocations. Neither counts the interpreter,
-    libraries and their scratch memory, or pixels before they are tensors.
-    """
+    """Bytes of the weights, the peak of torch's allocations beside them during one run, and both together."""
     weights = {tensor.untyped_storage()._cdata: tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     gc.collect()
     beside = _cuda_peak(run) if model.device.type == "cuda" else _cpu_peak(run)
@@ -54,7 +50,11 @@ def _cpu_peak(run: Callable[[], Any]) -> int:
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Where and when a measurement is taken, and how busy the machine is."""
     cpu = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2] for line in cpu.read_text().splitlines() if "model name" in line] if cpu.exists() else []
+    names = (
+        [line.partition(":")[2] for line in cpu.read_text().splitlines() if "model name" in line]
+        if cpu.exists()
+        else []
+    )
     return {
         "cpu": names[0].strip() if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

@@ -1,6 +1,6 @@
 """From logged answers to tables: scores with intervals, paired differences to a baseline, groups, cost, the guard."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
@@ -28,13 +28,9 @@ Records = list[dict]
 
 
 class Logged(NamedTuple):
-    """The evaluations with a system's answers, and the system's name there.
+    """The evaluation with a system's answers, and the system's name there."""
 
-    Several evaluations are runs of one system with different seeds: scores are averaged question by question; text,
-    cost and CIDEr are those of the first.
-    """
-
-    roots: tuple[Path, ...]
+    root: Path
     system: str
 
 
@@ -54,7 +50,7 @@ class Plan(NamedTuple):
 
     def where(self, root: Path, system: str) -> Logged:
         """The answers of a system, for a table of the evaluation in `root`."""
-        return self.logged.get(system, Logged((root,), system))
+        return self.logged.get(system, Logged(root, system))
 
 
 def missing(root: Path, plan: Plan) -> dict[Place, int]:
@@ -81,48 +77,26 @@ def tabulate(root: Path, plan: Plan) -> dict[str, Any]:
     """
     tables: dict[str, Any] = {name: [] for name in ("scores", "groups", "discrepancy", "efficiency")} | {"tasks": {}}
     for task in plan.rows:
-        answered = {
-            (system, control): logged_answers(root, plan, Place(task, system, control))
-            for system, control in product(plan.systems, plan.controls)
-        }
-        _check_whole(root, task, plan, answered)
+        answered = {}
+        for system, control in product(plan.systems, plan.controls):
+            folder, name = plan.where(root, system)
+            answered[system, control] = read_answers(folder, Place(task, name, control))
+            _check_whole(folder, Place(task, name, control), plan.rows[task], answered[system, control])
         tables["tasks"][task], answered = _usable(task, plan, answered)
         for row in _score_rows(task, plan, answered):
             tables["scores" if row["by"] in ("", "subset", "kind") else "groups"].append(row)
         tables["discrepancy"] += _discrepancy(task, plan, answered)
         for system in plan.systems:
-            roots, name = plan.where(root, system)
-            memory = Place(task, name).folder(roots[0]) / MEMORY_FILE
+            folder, name = plan.where(root, system)
+            memory = Place(task, name).folder(folder) / MEMORY_FILE
             held = read_json(memory) if memory.exists() else {}
             tables["efficiency"].append({**_efficiency(task, system, answered[system, "none"]), **held})
     return tables | {"guard": guard_verdicts(tables["scores"])}
 
 
-def logged_answers(root: Path, plan: Plan, place: Place) -> Records:
-    """The records of a place, wherever they are.
-
-    Raises:
-        ValueError: the runs did not answer the same rows.
-    """
-    roots, name = plan.where(root, place.system)
-    runs = [read_answers(run, place._replace(system=name)) for run in roots]
-    if len({tuple(record["row"] for record in records) for records in runs}) > 1:
-        raise ValueError(f"{place.system}, {place.task}: its runs {', '.join(map(str, roots))} have different rows.")
-    return [_averaged(records) for records in zip(*runs, strict=True)]
-
-
-def _averaged(records: Sequence[dict]) -> dict:
-    """One question answered by several runs; bad if it is bad in one of them."""
-    first = next((record for record in records if "bad" in record), records[0])
-    if "bad" in first:
-        return first
-    return {**first, "scores": {name: fmean(r["scores"][name] for r in records) for name in first["scores"]}}
-
-
 def guard_verdicts(scores: Iterable[dict]) -> dict[str, dict]:
     """Whether each system but the baseline `passes`: the interval of its difference stays above the margin."""
-    metric = TASKS["guard"].metric
-    rows = [r for r in scores if (r["task"], r["control"], r["metric"], r["by"]) == ("guard", "none", metric, "")]
+    wanted = ("guard", "none", TASKS["guard"].metric, "")
     return {
         row["system"]: {
             "passes": row["difference_low"] > GUARD_MARGIN,
@@ -133,8 +107,8 @@ def guard_verdicts(scores: Iterable[dict]) -> dict[str, dict]:
             "n": row["n"],
             "enough_rows": row["n"] >= GUARD_ROWS,
         }
-        for row in rows
-        if row["difference"] is not None
+        for row in scores
+        if (row["task"], row["control"], row["metric"], row["by"]) == wanted and row["difference"] is not None
     }
 
 
@@ -145,42 +119,37 @@ def write_results(root: Path, results: dict[str, Any]) -> None:
         write_whole(root / file, pandas.DataFrame(results[table]).to_csv(index=False))
 
 
-def _check_whole(root: Path, task: str, plan: Plan, answered: dict[tuple, Records]) -> None:
-    for (system, control), records in answered.items():
-        asked, answers = set(range(plan.rows[task])), {record["row"] for record in records}
-        if answers != asked:
-            roots = " and ".join(map(str, plan.where(root, system).roots))
-            raise ValueError(
-                f"{roots}: of {len(asked)} answers of {system} on {task}, control {control!r}, {len(asked - answers)} "
-                f"are missing, and {len(answers - asked)} are to other rows. Bring the answers back, or remove that "
-                "folder and ask again."
-            )
+def _check_whole(root: Path, place: Place, rows: int, records: Records) -> None:
+    answers = {record["row"] for record in records}
+    if answers != set(range(rows)):
+        lacking, strange = len(set(range(rows)) - answers), len(answers - set(range(rows)))
+        raise ValueError(
+            f"{root}: of {rows} answers of {place.system} on {place.task}, control {place.control!r}, {lacking} are "
+            f"missing, and {strange} are to other rows. Bring the answers back, or remove that folder and ask again."
+        )
 
 
 def _usable(task: str, plan: Plan, answered: dict[tuple, Records]) -> tuple[dict[str, Any], dict[tuple, Records]]:
-    """The numbers of a task's rows, and the records of rows that are bad for no system, with CIDEr if the task has it."""
-    bad = {record["row"]: record["bad"] for records in answered.values() for record in records if "bad" in record}
-    listed = [Skipped(task, row, bad[row]) for row in sorted(bad)]
-    total = plan.rows[task]
-    check_share(task, len(bad), total, plan.max_bad_share, lambda: listed)
+    """The numbers of a task's rows; the records of rows that are bad for no system, with CIDEr if the task has it."""
+    reasons = {record["row"]: record["bad"] for records in answered.values() for record in records if "bad" in record}
+    bad, total = [Skipped(task, row, reasons[row]) for row in sorted(reasons)], plan.rows[task]
+    check_share(task, len(bad), total, plan.max_bad_share, lambda: bad)
     if len(bad) == total:
-        raise ValueError(f"{task}: none of {total} rows could be asked; the first: {listed[0].reason}.")
-    counts = {"rows": total, "answered": total - len(bad)}
-    counts["bad"] = [{"row": skipped.row, "reason": skipped.reason} for skipped in listed]
-    usable = {key: [r for r in records if r["row"] not in bad] for key, records in answered.items()}
-    if TASKS[task].has_cider:
-        for records in usable.values():
-            found = cider([r["prediction"] for r in records], [r["answers"] for r in records])
-            records[:] = [{**r, "scores": {**r["scores"], "cider": s}} for r, s in zip(records, found, strict=True)]
-    return counts, usable
+        raise ValueError(f"{task}: none of {total} rows could be asked; the first: {bad[0].reason}.")
+    usable = {key: [r for r in records if r["row"] not in reasons] for key, records in answered.items()}
+    for records in usable.values() if TASKS[task].has_cider else ():
+        found = cider([r["prediction"] for r in records], [r["answers"] for r in records])
+        records[:] = [{**r, "scores": {**r["scores"], "cider": s}} for r, s in zip(records, found, strict=True)]
+    listed = [{"row": skipped.row, "reason": skipped.reason} for skipped in bad]
+    return {"rows": total, "answered": total - len(bad), "bad": listed}, usable
 
 
 # Groupings: the group of a record, or `None`.
 
 
-def _nominal_size(record: dict) -> str | None:
+def _nominal_size(record: dict, inside: bool | None = None) -> str | None:
     size = record.get("cell_glyph_px")
-    return None if size is None else f"{size:g}"
+    return None if size is None or inside not in (None, record["in_fovea"]) else f"{size:g}"
 
 
 def _eccentricity_bin(record: dict) -> str | None:
@@ -190,17 +159,13 @@ def _eccentricity_bin(record: dict) -> str | None:
     return f"{EDGES[number - 1]:g}-{EDGES[number]:g}"
 
 
-def _size_where(is_inside: bool) -> Callable[[dict], str | None]:
-    return lambda record: _nominal_size(record) if record.get("in_fovea") is is_inside else None
-
-
 GROUPINGS: dict[str, Callable[[dict], str | None]] = {
     "": lambda record: "",
     "subset": lambda record: record.get("subset"),
     "kind": lambda record: record.get("kind"),
     "glyph_px": _nominal_size,
-    "glyph_px_in_fovea": _size_where(True),
-    "glyph_px_outside_fovea": _size_where(False),
+    "glyph_px_in_fovea": lambda record: _nominal_size(record, True),
+    "glyph_px_outside_fovea": lambda record: _nominal_size(record, False),
     "eccentricity": _eccentricity_bin,
     "place": lambda record: record["cell_place"] if record["task"] == "entity_grid" else None,
 }
@@ -237,14 +202,11 @@ def _figures(task: str, metric: str, mine: Records, base: Records | None, seed: 
         low, high = mean_interval(differences, seed)
         figures |= {"difference": fmean(differences), "difference_low": low, "difference_high": high}
     has_majority = TASKS[task].golds is None and metric == TASKS[task].metric
-    return {**figures, "majority": majority(mine) if has_majority else None}
-
-
-def majority(records: Records) -> float:
-    """Share of rendered questions with the most frequent answer of their kind."""
-    kinds = [record["kind"] for record in records]
-    shares = majority_share([record["answers"][0] for record in records], kinds)
-    return fmean(shares[kind] for kind in kinds)
+    if not has_majority:
+        return {**figures, "majority": None}
+    kinds = [record["kind"] for record in mine]
+    shares = majority_share([record["answers"][0] for record in mine], kinds)
+    return {**figures, "majority": fmean(shares[kind] for kind in kinds)}
 
 
 def _discrepancy(task: str, plan: Plan, answered: dict[tuple, Records]) -> list[dict]:
@@ -275,3 +237,42 @@ def _efficiency(task: str, system: str, records: Records) -> dict[str, Any]:
         "prefix_bytes": median(held) if held else None,
         "batch_size": max(batch["size"] for batch in batches),
     }
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The scores over all questions with differences and costs, the guard and bad rows, as text."""
+    costs = {(cost["task"], cost["system"]): cost for cost in results["efficiency"]}
+    lines = []
+    for row in results["scores"]:
+        if row["by"] in ("", "subset") and row["metric"] != "cider":
+            names = (row["task"], row["group"], row["control"].replace("none", ""))
+            against = "baseline" if row["difference"] is None else percent_interval(row, "difference", "+.1f")
+            cost = costs[row["task"], row["system"]]
+            lines.append(
+                {
+                    "task": " ".join(filter(None, names)),
+                    "system": row["system"],
+                    "metric": row["metric"],
+                    "percent": percent_interval(row),
+                    f"minus {results['baseline']}": against,
+                    "image tokens": f"{cost['image_tokens']:.0f}",
+                    "seconds": f"{cost['seconds']:.3f}",
+                }
+            )
+    text = [pandas.DataFrame(lines).to_string(index=False)]
+    for system, verdict in results["guard"].items():
+        few = "" if verdict["enough_rows"] else f"; {verdict['n']} rows are too few to rely on it"
+        outcome = "passes" if verdict["passes"] else "does not pass"
+        text.append(f"guard: {system} {outcome} (lower end {100 * verdict['low']:+.2f} points{few})")
+    for task, counts in results["tasks"].items():
+        for bad in counts["bad"][:1]:
+            count = f"{len(counts['bad'])} of {counts['rows']}"
+            text.append(f"{task}: {count} rows were bad, row {bad['row']}: {bad['reason']}")
+    return "\n".join(text)
+
+
+def percent_interval(row: dict[str, Any], name: str = "", form: str = ".1f") -> str:
+    """A score, or the difference called `name`, with its interval in percent or points."""
+    names = (name, f"{name}_low", f"{name}_high") if name else ("value", "low", "high")
+    value, low, high = (format(100 * row[key], form) for key in names)
+    return f"{value} ({low} to {high})"

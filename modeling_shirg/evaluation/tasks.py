@@ -1,13 +1,11 @@
 """The registry of tasks: their rows, length of answer and scores.
 
-A task is one entry of `TASKS`. Rows of data sets are read by training's adapters, so that a question is written as in
-training; rendered families come from scenes/benchmark.py.
+Rows of data sets are read by training's adapters, so that a question is written as in training.
 """
 
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +33,9 @@ def textvqa_accuracy(prediction: str, golds: Sequence[str]) -> float:
 class Task(NamedTuple):
     """How a task is asked and scored.
 
-    Attributes:
-        scores: by name, of one answer, 0..1; the first is the task's own metric.
-        length: tokens of an answer, and denoising steps.
-        split: the default split.
-        golds: the accepted texts of a data set's row; `None` for a rendered family.
-        facts: further facts of a data set's row, kept with the answer.
-        has_cider: CIDEr of the whole task is a secondary column.
+    `scores` of one answer are 0..1, the first is the task's own metric. `length` is tokens of an answer, and steps.
+    `golds` are the accepted texts of a data set's row, `None` for a rendered family; `facts` are kept with the answer.
+    With `has_cider`, CIDEr of the whole task is a secondary column.
     """
 
     scores: dict[str, Score]
@@ -90,8 +84,7 @@ _FAMILY_FACTS = (
 ).split()
 
 
-@dataclass
-class Sample:
+class Sample(NamedTuple):
     """One question with its image and accepted answers."""
 
     row: int
@@ -101,6 +94,7 @@ class Sample:
     image: Image.Image
     facts: dict[str, Any]
 
+    @property
     def chat(self) -> list[dict]:
         """The prompt."""
         return conversation(self.image, self.question)
@@ -118,12 +112,7 @@ class TaskRows:
     """
 
     def __init__(
-        self,
-        name: str,
-        place: str | None = None,
-        split: str | None = None,
-        limit: int | None = None,
-        scale: float = 1.0,
+        self, name: str, place: str | None = None, split: str | None = None, limit: int | None = None, scale=1.0
     ):
         self.name, self.task = check_task(name), TASKS[name]
         self.is_rendered = self.task.golds is None
@@ -133,11 +122,11 @@ class TaskRows:
                 raise ValueError(f"--data {name}={place}: {name} is rendered here and takes no place.")
             per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / num_cells(name)))
             self.table = build_benchmark(name, split, per_cell, scale)
-            self._reader = _reader(name, name, "plain", "", ImageFiles(Path()))
+            self._reader = RowReader(0, name, name, None, ADAPTERS["plain"].adapt, "", ImageFiles(Path()))
         else:
             spec = SourceSpec(name) if place is None else read_specs([f"{name}:{place}"], None, "--data")[0]
             self.table, files = open_whole_table(spec, split, streaming=False)
-            self._reader = _reader(spec.name, spec.path, name, spec.suffix, files)
+            self._reader = RowReader(0, spec.name, spec.path, None, ADAPTERS[name].adapt, spec.suffix, files)
         self._count = len(self.table) if limit is None else min(limit, len(self.table))
         if not self._count:
             raise ValueError(f"{name} has no row in {self._reader.place}, split {split!r}.")
@@ -147,11 +136,7 @@ class TaskRows:
         return self._count
 
     def sample(self, row: int, control: str = "none") -> Sample:
-        """Row number `row`, under one of the benchmark's `CONTROLS`.
-
-        Raises:
-            BadRow: the row cannot be asked or judged.
-        """
+        """Row number `row`, under one of the benchmark's `CONTROLS`; a `BadRow` if it cannot be asked or judged."""
         raw = self.table[row]
         item = self._reader.item(raw, row)
         image, question = item["images"][0], item["messages"][0]["content"][-1]["text"]
@@ -170,7 +155,6 @@ class TaskRows:
         return Sample(row, str(row if number is None else number), question, golds, image, facts)
 
     def _other_question(self, row: int) -> str:
-        """The question of another row of the task, as in its prompt."""
         if self.is_rendered:
             if self._shuffled is None:
                 self._shuffled = list(with_control(self.table, "shuffled_question")["question"])
@@ -192,7 +176,3 @@ def check_task(name: str) -> str:
         hint = "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(name, TASKS, n=1))
         raise ValueError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{hint}")
     return name
-
-
-def _reader(name: str, place: str, adapter: str, suffix: str, files: ImageFiles) -> RowReader:
-    return RowReader(0, name, place, None, ADAPTERS[adapter].adapt, suffix, files)

@@ -25,13 +25,10 @@ _HEIGHT, _GAP, _LINE = 448, 12, 22
 
 @dataclass(frozen=True)
 class Example:
-    """One question, answered by the baseline and by another system.
+    """One question, answered by the baseline and by another system: `kind` says which of the two is right.
 
-    Attributes:
-        kind: which of the two is right, in words.
-        task, row, question, gold: of the question.
-        systems, given: names in the tables, and answers, of the two.
-        roots, logged: the evaluations with those answers, and the systems' names there.
+    `systems`, `given`, `roots` and `logged` are of the two: names in the tables, answers, the evaluations with those
+    answers, and the systems' names there.
     """
 
     kind: str
@@ -39,8 +36,8 @@ class Example:
     row: int
     question: str
     gold: str
-    systems: tuple[str, str]
     given: tuple[str, str]
+    systems: tuple[str, str]
     roots: tuple[Path, Path]
     logged: tuple[str, str]
 
@@ -65,7 +62,7 @@ def pick_examples(table: SystemTable) -> list[Example]:
     }
     found: dict[str, list[Example]] = {kind: [] for kind in kinds.values()}
     logged = [table.logged[system] for system in pair]
-    roots, names = (tuple(values) for values in zip(*((each.roots[0], each.system) for each in logged), strict=True))
+    roots, names = (tuple(values) for values in zip(*logged, strict=True))
     for task in table.tasks:
         one, other = (read_answers(root, Place(task, name)) for root, name in zip(roots, names, strict=True))
         taken = set()
@@ -75,8 +72,8 @@ def pick_examples(table: SystemTable) -> list[Example]:
             kind = kinds[tuple(record["scores"][TASKS[task].metric] >= 0.5 for record in (mine, theirs))]
             if kind not in taken:
                 given = (mine["prediction"], theirs["prediction"])
-                question = (kind, task, mine["row"], mine["question"], mine["answers"][0])
-                found[kind].append(Example(*question, pair, given, roots, names))
+                told = (kind, task, mine["row"], mine["question"], mine["answers"][0], given)
+                found[kind].append(Example(*told, pair, roots, names))
                 taken.add(kind)
     chosen: list[Example] = []
     for examples in found.values():
@@ -106,7 +103,7 @@ def draw_examples(folder: Path, examples: list[Example], device: str) -> list[Pa
             if (root, name) in zip(example.roots, example.logged, strict=True):
                 given = {name: settings[name] for name in settings if name in GENERATION_DEFAULTS} | row.generation
                 sample = _sample(root, settings, example, loaded.model.config)
-                answers = ask(loaded, [sample.chat()], **generation_of(example.task, given))
+                answers = ask(loaded, [sample.chat], **generation_of(example.task, given))
                 looked[root, name, example.task, example.row] = answers.overlay(sample.image)
     for example, file in zip(examples, files, strict=True):
         keys = [(*pair, example.task, example.row) for pair in zip(example.roots, example.logged, strict=True)]

@@ -31,16 +31,14 @@ def shown(table: SystemTable) -> list[str]:
 def grouped_figure(file: Path, table: SystemTable, by: str, systems: Sequence[str] | None = None) -> bool:
     """Draw a panel per task over sizes or eccentricities; false without such groups."""
     wanted = systems or shown(table)
-    parts = [[row for row in table.scores(task, by) if row["system"] in wanted] for task in table.tasks]
+    parts = [[row for row in table.scores(task, by).values() if row["system"] in wanted] for task in table.tasks]
     return _panels(file, [part for part in parts if part], BY[by], _plot_groups)
 
 
 def pareto_figure(file: Path, table: SystemTable, cost: str) -> bool:
     """Draw a panel per task: scores against `cost`, and the front that no system beats in both."""
-    parts = []
-    for task in table.tasks:
-        prices = {row["system"]: row[cost] for row in table.rows("efficiency", task=task)}
-        parts.append([{**table.total(system, task), "cost": price} for system, price in prices.items()])
+    costs = table.results["efficiency"]
+    parts = [[{**table.total(c["system"], t), "cost": c[cost]} for c in costs if c["task"] == t] for t in table.tasks]
     return _panels(file, parts, COSTS[cost], _plot_costs)
 
 

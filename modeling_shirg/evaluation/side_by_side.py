@@ -1,0 +1,137 @@
+"""Systems timed side by side: the same pictures and question, repeats in turn (A B C, A B C, ...)."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from modeling_shirg.evaluation.costs import machine_words, peak_memory
+from modeling_shirg.running.ask import Answers, ask, conversation
+from modeling_shirg.running.load import Loaded
+from modeling_shirg.running.timing import stage_seconds
+
+QUESTION = "What is written in the middle of the picture?"
+STAGES = ("preprocess", "encode", "select", "project", "prefix", "denoise")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A system with its arguments of `generate`, and the number and size of the pictures it is asked about."""
+
+    loaded: Loaded
+    generation: dict[str, Any]
+    batch: int = 1
+    image_size: tuple[int, int] = (1024, 768)
+
+    def chats(self) -> list[list[dict]]:
+        """The prompts: pictures of noise, which cost as much as others."""
+        width, height = self.image_size
+        draws = (
+            np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed in range(self.batch)
+        )
+        return [conversation(Image.fromarray(pixels), QUESTION) for pixels in draws]
+
+
+def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[str, dict[str, Any]]:
+    """Time every system `repeats` times in turn after `warmup` rounds that do not count; then count, once each.
+
+    Returns:
+        By system: `seconds`, the spread over the repeats, and `first_seconds`; `stages`, seconds of one profiled
+        answer; `flops` of matrix products and attention; tokens, forwards and bytes.
+    """
+    chats = {name: system.chats() for name, system in systems.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    answers: dict[str, Answers] = {}
+    for _ in range(warmup + repeats):
+        for name, system in systems.items():
+            start = _now()
+            answers[name] = ask(system.loaded, chats[name], **system.generation)
+            seconds[name].append(_now() - start)
+    found = {}
+    for name, system in systems.items():
+
+        def once(system: Timed = system, asked: list = chats[name]) -> Answers:
+            return ask(system.loaded, asked, **system.generation)
+
+        with stage_seconds() as stages:
+            once()
+        with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+            once()
+        held = answers[name].outputs.prefix_bytes
+        found[name] = {
+            "seconds": spread(seconds[name][warmup:]),
+            "first_seconds": seconds[name][0],
+            "stages": {stage: stages.get(stage, 0.0) for stage in STAGES},
+            "image_tokens": answers[name].num_image_tokens[0],
+            "prompt_tokens": answers[name].inputs["input_ids"].shape[1],
+            "forwards": answers[name].outputs.forwards,
+            "prefix_bytes": None if held is None else sum(held),
+            "flops": counter.get_total_flops(),
+            **peak_memory(system.loaded.model, once),
+        }
+    return found
+
+
+def _now() -> float:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def _attention_flops(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+# Attention on the CPU, missing from torch's own registry.
+_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, minimum, maximum and quartiles."""
+    names = ("min", "q1", "median", "q3", "max")
+    return dict(zip(names, np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True))
+
+
+def check_baseline(baseline: str, systems: Iterable[str]) -> None:
+    """Raises a `ValueError` unless `baseline` is one of `systems`."""
+    names = list(systems)
+    if baseline not in names:
+        raise ValueError(f"The baseline {baseline!r} is none of the systems: {', '.join(names)}.")
+
+
+def ratios(systems: dict[str, dict[str, Any]], baseline: str) -> dict[str, dict[str, float]]:
+    """Each system's median seconds and counts over the baseline's; a zero of the baseline has no ratio."""
+    flat = {
+        name: {key: value["median"] if key == "seconds" else value for key, value in found.items() if key != "stages"}
+        for name, found in systems.items()
+    }
+    return {
+        name: {key: own[key] / base for key, base in flat[baseline].items() if base and own[key] is not None}
+        for name, own in flat.items()
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurement as text: what was timed and where, and a line per system."""
+    settings, base, rows = result["settings"], result["baseline"], []
+    for name, found in result["systems"].items():
+        ratio, seconds, stages = result["ratios"][name], found["seconds"], found["stages"]
+        whole = sum(stages.values()) or 1.0
+        row = {"system": name, "image tokens": found["image_tokens"], "forwards": found["forwards"]}
+        row["ms (min..max)"] = (
+            f"{1e3 * seconds['median']:,.1f} ({1e3 * seconds['min']:,.1f}..{1e3 * seconds['max']:,.1f})"
+        )
+        row |= {f"of {base}": f"{ratio['seconds']:.2f}"}
+        row |= {f"{stage} %": f"{100 * stages[stage] / whole:.1f}" for stage in STAGES}
+        row |= {"GFLOP": f"{found['flops'] / 1e9:,.2f}", "GFLOP ratio": f"{ratio['flops']:.2f}"}
+        row["prefix cache MB"] = "none" if found["prefix_bytes"] is None else f"{found['prefix_bytes'] / 1e6:,.1f}"
+        row["peak MB"] = f"{found['peak_memory_bytes'] / 1e6:,.1f}"
+        rows.append(row | {"peak ratio": f"{ratio['peak_memory_bytes']:.2f}"})
+    about = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{about}. {machine_words(result['machine'])}.\n\n{pandas.DataFrame(rows).to_string(index=False)}"
