@@ -26,17 +26,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Open the run, draw the examples, write pages and slides."""
     from modeling_shirg.evaluation.report.examples import draw_examples, pick_examples
-    from modeling_shirg.evaluation.report.pages import paragraph, picture, write_pages
+    from modeling_shirg.evaluation.report.pages import write_pages
     from modeling_shirg.evaluation.report.reported import open_report
 
     report = open_report(args.run)
-    examples = [] if args.no_examples else pick_examples(report.main)
+    picks = [] if args.no_examples else pick_examples(report.main)
+    told = [{"caption": pick.caption, "file": None} for pick in picks]
     try:
-        files = draw_examples(args.run, examples, args.device)
-        blocks = [picture(file, example.caption) for file, example in zip(files, examples, strict=True)]
+        files = draw_examples(args.run, picks, args.device) if picks else []
+        told = [{"caption": pick.caption, "file": file} for pick, file in zip(picks, files, strict=True)]
     except (ValueError, OSError) as error:
-        blocks = [paragraph(text) for text in (f"No overlays: {error}", *(example.caption for example in examples))]
-    print("\n".join(map(str, write_pages(report, blocks))))
+        told.insert(0, {"caption": f"No overlays: {error}", "file": None})
+    print("\n".join(map(str, write_pages(report, told))))
 
 
 if __name__ == "__main__":
