@@ -7,8 +7,8 @@
     shirg bench --model me/my-lavida --profile gpu --systems lavida shirg
 
 A system is a preset, or one that differs: shirg:prefix_kv=0.6,steps=8 takes arguments of `generate`, fields of the
-config and `batch`. Repeats are taken in turn (A B C, A B C, ...) after a warm-up that does not count; stages are shares
-of one profiled answer. The last line is one JSON object: `systems`, `ratios` to the baseline, `machine`, `settings`.
+config and `batch`. Repeats are taken in turn (A B C, A B C, ...) after a warm-up that does not count; stages are
+shares of one profiled answer. The last line is one JSON object: `systems`, `ratios`, `machine`, `settings`.
 """
 
 import argparse
@@ -84,8 +84,7 @@ def _systems(args: argparse.Namespace, rows: list) -> dict:
     """Every row's system; all share the language model of the first."""
     import torch
 
-    from modeling_shirg.evaluation.profiles import PROFILES, random_system
-    from modeling_shirg.evaluation.side_by_side import Timed
+    from modeling_shirg.evaluation.side_by_side import PROFILES, Timed, random_system
     from modeling_shirg.running.load import load, resolve_device
 
     profile, device, loaded, systems = PROFILES[args.profile], resolve_device(args.device), {}, {}

@@ -8,12 +8,9 @@ r"""Ask systems the questions of benchmarks, score the answers, and table them w
     shirg evaluate --tasks chartqa --data chartqa=data/charts,split=test --out runs/local
 
 A system is a preset, or one that differs: shirg:prefix_kv=0.6,steps=8 takes arguments of `generate` and fields of the
-config. All systems run on the weights of --model, a checkpoint or an adapter.
-
-Processes of torchrun or accelerate launch answer a part each. The same command continues a killed run and asks nothing
-twice; --systems, --tasks and --control may grow in the same --out. There are then: answers/, one JSON line per
-question; results.json with all tables; results.csv; groups.csv, accuracy by glyph size, eccentricity and place.
-Pictures: shirg report. Seconds and memory are of this machine and --batch_size.
+config. All run on the weights of --model, a checkpoint or an adapter. Processes of torchrun or accelerate launch answer
+a part each. The same command continues a killed run; --systems, --tasks and --control may grow in the same --out. It
+then has answers/, results.json, results.csv and groups.csv (by glyph size, eccentricity, place). Pictures: shirg report.
 """
 
 import argparse
@@ -21,8 +18,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-_SYSTEMS = ["lavida-980", "shirg"]
-_TASKS = ["chart", "document", "entity_grid", "guard"]
+_SYSTEMS, _TASKS = ["lavida-980", "shirg"], ["chart", "document", "entity_grid", "guard"]
 # Answers depend on these; --systems, --tasks and --control have files of their own.
 _SETTINGS = ("revision", "dtype", "quantize", "split", "limit", "batch_size")
 
@@ -56,7 +52,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Answer this process's share; the process that finds all answers complete writes the tables."""
     from modeling_shirg.evaluation.answer_log import SETTINGS_FILE, check_settings
-    from modeling_shirg.evaluation.results import Plan, missing, summary, tabulate, write_results
+    from modeling_shirg.evaluation.report import frames
+    from modeling_shirg.evaluation.report.reported import open_report
+    from modeling_shirg.evaluation.results import Plan, missing, tabulate, write_results
     from modeling_shirg.running.systems import parse_row
 
     from .arguments import answer_arguments
@@ -77,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     results = {"settings": settings, "machine": facts, "baseline": baseline, "systems": plan.systems}
     results |= tabulate(args.out, plan)
     write_results(args.out, results)
-    print(f"{summary(results)}\nTables and answers: {args.out}")
+    print(f"{frames.summary(open_report(args.out).tables[0])}\n\nTables and answers: {args.out}")
 
 
 def _check(args: argparse.Namespace, rows: list, places: dict[str, str]) -> None:
@@ -92,8 +90,8 @@ def _check(args: argparse.Namespace, rows: list, places: dict[str, str]) -> None
     for row in rows:
         if row.batch is not None:
             raise ValueError(f"{row.label}: all systems have the same batch; say --batch_size {row.batch}.")
-    for name in ("limit", "batch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
+    for name, valid in (("limit", args.limit is None or args.limit > 0), ("batch_size", args.batch_size > 0)):
+        if not valid:
             raise ValueError(f"--{name} {getattr(args, name)}: it must be 1 or more.")
     if not 0 <= args.max_bad_share < 1:
         raise ValueError(f"--max_bad_share {args.max_bad_share}: it is a share, from 0 to below 1.")
@@ -101,17 +99,18 @@ def _check(args: argparse.Namespace, rows: list, places: dict[str, str]) -> None
 
 def _places(args: argparse.Namespace) -> dict[str, str]:
     """Where the rows of tasks are, for tasks in `--data`."""
-    entries = [entry.partition("=") for entry in args.data]
-    for task, _, place in entries:
+    places = dict(entry.partition("=")[::2] for entry in args.data)
+    for task, place in places.items():
         if not place:
             raise ValueError(f"--data {task}: write it as TASK=PLACE, for example chartqa=data/charts.")
-    return {task: place for task, _, place in entries}
+    return places
 
 
 def _ask(args: argparse.Namespace, rows: list, places: dict[str, str]) -> tuple[dict[str, int], dict[str, Any]]:
     """Let every system answer this process's share; returns the number of rows by task, and the machine."""
+    from configuration_shirg.presets_shirg import GEOMETRIES
     from modeling_shirg.evaluation.answer_log import WEIGHTS_FILE, Place, check_settings
-    from modeling_shirg.evaluation.asking import Asked, Share, ask_rows, generation_of, open_tasks
+    from modeling_shirg.evaluation.asking import Share, ask_rows, generation_of, open_tasks
     from modeling_shirg.evaluation.costs import machine
     from modeling_shirg.fingerprint_shirg import fingerprint
     from modeling_shirg.running.load import load
@@ -124,11 +123,12 @@ def _ask(args: argparse.Namespace, rows: list, places: dict[str, str]) -> tuple[
         loaded = load(args.model, row.preset, *asked, row.options, args.revision, quantize=args.quantize)
         weights = {"weights": fingerprint(loaded.model)}
         check_settings(args.out / WEIGHTS_FILE, weights, args.out / "answers")
-        tasks = tasks or open_tasks(args.out, args.tasks, places, args.split, args.limit, loaded.model.config)
+        scale = loaded.model.config.vision_config.image_size / GEOMETRIES["toy"]["image_size"]
+        tasks = tasks or open_tasks(args.out, args.tasks, places, args.split, args.limit, scale)
         for task, table in tasks.items():
-            system = Asked(loaded, generation_of(task, answer_arguments(args) | row.generation), args.batch_size)
+            generation = generation_of(task, answer_arguments(args) | row.generation)
             for control in ("none", *args.control):
-                ask_rows(args.out, Place(task, row.label, control), system, table, share)
+                ask_rows(args.out, Place(task, row.label, control), loaded, generation, args.batch_size, table, share)
     return {task: len(table) for task, table in tasks.items()}, machine(loaded.model.device, loaded.model.dtype)
 
 

@@ -1,12 +1,9 @@
 """The files of an evaluation: a JSON line per answered question, so that a killed run can continue.
 
-    DIR/settings.json                               the settings of every answer in DIR
-    DIR/weights.json                                fingerprint of the base weights
-    DIR/answers/TASK/rows.json                      where the task's rows came from, and how many
-    DIR/answers/TASK/SYSTEM/CONTROL.RANK.jsonl      answers of one process; no other process writes there
-    DIR/answers/TASK/SYSTEM/memory.json             peak memory of the first batch
-
-An unfinished last line, left by a killed process, is cut off.
+DIR/settings.json, DIR/weights.json             settings of every answer, fingerprint of the base weights
+DIR/answers/TASK/rows.json                      where the task's rows came from, and how many
+DIR/answers/TASK/SYSTEM/CONTROL.RANK.jsonl      answers of one process; its unfinished last line does not count
+DIR/answers/TASK/SYSTEM/memory.json             peak memory of the first batch
 """
 
 import fcntl

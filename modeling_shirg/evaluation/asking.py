@@ -2,15 +2,14 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
-from configuration_shirg import ShirgLavidaConfig
-from configuration_shirg.presets_shirg import GEOMETRIES
 from modeling_shirg.evaluation.answer_log import (
     MEMORY_FILE,
     ROWS_FILE,
@@ -21,18 +20,10 @@ from modeling_shirg.evaluation.answer_log import (
 )
 from modeling_shirg.evaluation.costs import peak_memory
 from modeling_shirg.evaluation.tasks import TASKS, Sample, TaskRows
-from modeling_shirg.running.ask import ask
+from modeling_shirg.running.ask import Answers, ask
 from modeling_shirg.running.files import write_json
 from modeling_shirg.running.load import Loaded
 from modeling_shirg.training.data.bad_rows import BadRow
-
-
-class Asked(NamedTuple):
-    """A loaded system with its arguments of `generate` and the number of questions in a batch."""
-
-    loaded: Loaded
-    generation: dict[str, Any]
-    batch: int
 
 
 class Share(NamedTuple):
@@ -49,20 +40,14 @@ class Share(NamedTuple):
 
 
 def open_tasks(
-    root: Path,
-    names: Sequence[str],
-    places: Mapping[str, str],
-    split: str | None,
-    limit: int | None,
-    config: ShirgLavidaConfig,
+    root: Path, tasks: Sequence[str], places: Mapping[str, str], split: str | None, limit: int | None, scale: float
 ) -> dict[str, TaskRows]:
-    """The rows of every task, rendered at the scale of the config's views, and checked against the answers in `root`."""
-    scale, tasks = config.vision_config.image_size / GEOMETRIES["toy"]["image_size"], {}
-    for task in dict.fromkeys(names):
-        tasks[task] = TaskRows(task, places.get(task), split, limit, scale)
+    """The rows of every task, checked against the rows of the answers in `root`; other arguments: `TaskRows`."""
+    opened = {task: TaskRows(task, places.get(task), split, limit, scale) for task in dict.fromkeys(tasks)}
+    for task, rows in opened.items():
         folder = root / "answers" / task
-        check_settings(folder / ROWS_FILE, {"data": places.get(task), "rows": len(tasks[task])}, folder)
-    return tasks
+        check_settings(folder / ROWS_FILE, {"data": places.get(task), "rows": len(rows)}, folder)
+    return opened
 
 
 def generation_of(task: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -73,44 +58,42 @@ def generation_of(task: str, given: dict[str, Any]) -> dict[str, Any]:
     return generation
 
 
-def ask_rows(root: Path, place: Place, asked: Asked, rows: TaskRows, share: Share) -> None:
-    """Answer those of this process's rows that have no answer yet, `asked.batch` at a time.
+def ask_rows(
+    root: Path, place: Place, loaded: Loaded, generation: dict[str, Any], batch_size: int, rows: TaskRows, share: Share
+) -> None:
+    """Answer those of this process's rows that have no answer yet, `batch_size` at a time.
 
     Batches consist of the same rows however often the run is continued. An unreadable row is logged with the reason
     under `bad`. The first process also measures the memory of one batch. Errors of the model get a note with the rows.
     """
     done = {record["row"] for record in read_answers(root, place)}
     mine = list(range(len(rows)))[share.rank :: share.world]
-    name = " ".join(part for part in place if part != "none")
+    name, memory = " ".join(part for part in place if part != "none"), place.folder(root) / MEMORY_FILE
     bar = tqdm(total=len(mine), initial=sum(row in done for row in mine), desc=name, disable=share.rank > 0)
     with AnswerLog(root, place, share.rank) as log, bar:
-        for start in range(0, len(mine), asked.batch):
-            batch = [row for row in mine[start : start + asked.batch] if row not in done]
+        for start in range(0, len(mine), batch_size):
+            batch = [row for row in mine[start : start + batch_size] if row not in done]
             records, samples = [], []
             for row in batch:
                 try:
                     samples.append(rows.sample(row, place.control))
                 except BadRow as error:
                     records.append({"row": row, "bad": str(error)})
-            if samples:
-                records += _answered(place, asked, rows, samples)
-                memory = place.folder(root) / MEMORY_FILE
-                if share.rank == 0 and not memory.exists():
-                    model, chats = asked.loaded.model, [sample.chat for sample in samples]
-                    measured = peak_memory(model, lambda chats=chats: ask(asked.loaded, chats, **asked.generation))
-                    facts = {"memory_batch_size": len(samples), "memory_device": model.device.type}
-                    write_json(memory, measured | facts)
+            answer = partial(ask, loaded, [sample.chat for sample in samples], **generation)
+            try:
+                records += _answered(place, answer, rows, samples) if samples else []
+                if samples and share.rank == 0 and not memory.exists():
+                    facts = {"memory_batch_size": len(samples), "memory_device": loaded.model.device.type}
+                    write_json(memory, peak_memory(loaded.model, answer) | facts)
+            except (RuntimeError, ValueError) as error:
+                error.add_note(f"while {place.system} answered {place.task}, rows {batch}")
+                raise
             log.append(records)
             bar.update(len(batch))
 
 
-def _answered(place: Place, asked: Asked, rows: TaskRows, samples: list[Sample]) -> list[dict]:
-    start = time.perf_counter()
-    try:
-        answers = ask(asked.loaded, [sample.chat for sample in samples], **asked.generation)
-    except (RuntimeError, ValueError) as error:
-        error.add_note(f"while {place.system} answered {place.task}, rows {[sample.row for sample in samples]}")
-        raise
+def _answered(place: Place, answer: Callable[[], Answers], rows: TaskRows, samples: list[Sample]) -> list[dict]:
+    start, answers = time.perf_counter(), answer()
     seconds, held = time.perf_counter() - start, answers.outputs.prefix_bytes
     batch = {"size": len(samples), "seconds": seconds, "prefix_bytes": None if held is None else sum(held)}
     return [

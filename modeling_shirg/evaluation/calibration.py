@@ -72,7 +72,7 @@ class Seen:
 
 
 def auc(scores_N: torch.Tensor, inside_N: torch.Tensor) -> float:
-    """The probability that a patch inside scores higher than one outside, equal scores counting half (Mann-Whitney)."""
+    """The probability that a patch inside scores higher than one outside, equal scores counting half."""
     ordered_N = scores_N.double().sort().values
     first_N, last_N = (torch.searchsorted(ordered_N, scores_N.double(), right=right) for right in (False, True))
     ranks_N = (first_N + last_N + 1) / 2  # equal scores share their mean rank
@@ -206,12 +206,9 @@ def _per_image(seen: list[Seen], signal_of: Callable[[Seen], torch.Tensor]) -> l
 def _sign(deciding: list[Seen], reporting: list[Seen], source: str) -> dict[str, Any]:
     decided = bootstrapped(_per_image(deciding, lambda question: question.relevance[source]))
     side = decided.side_of(0.5)
-    sign = -1 if side < 0 else 1
-    before, after = (
-        bootstrapped(_per_image(reporting, lambda question, factor=factor: factor * question.relevance[source]))
-        for factor in (1, sign)
-    )
-    verdict = {1: "follows", -1: "inverted", 0: "undecided"}[side]
+    sign, verdict = {1: (1, "follows"), -1: (-1, "inverted"), 0: (1, "undecided")}[side]
+    before = bootstrapped(_per_image(reporting, lambda question: question.relevance[source]))
+    after = bootstrapped(_per_image(reporting, lambda question: sign * question.relevance[source]))
     return {"sign": sign, "verdict": verdict, **_figures(decided, before, after)}
 
 

@@ -23,15 +23,6 @@ def difference_interval(one: Sequence[float], other: Sequence[float], seed: int)
     return _ends(_means(one, rng, DRAWS) - _means(other, rng, DRAWS))
 
 
-def ratio_interval(one: Sequence[float], other: Sequence[float], seed: int) -> tuple[float, float]:
-    """The same of mean(one) / mean(other) for answers to the same questions; infinite where a resampled other is 0."""
-    pairs, counts = np.unique(np.stack([one, other], axis=1).astype(np.float64), axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(one), counts / len(one), size=DRAWS)
-    sums = drawn @ pairs
-    ratios = np.divide(sums[:, 0], sums[:, 1], out=np.full(DRAWS, np.inf), where=sums[:, 1] > 0)
-    return _ends(ratios, method="nearest")
-
-
 def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a share, 95% by default."""
     share = right / count
@@ -47,6 +38,6 @@ def _means(values: Sequence[float], rng: np.random.Generator, draws: int) -> np.
     return drawn @ distinct / len(values)
 
 
-def _ends(means: np.ndarray, method: str = "linear") -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=method)
+def _ends(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

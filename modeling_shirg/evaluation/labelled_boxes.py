@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -47,33 +46,26 @@ def rendered_boxes(num_images: int) -> Iterator[LabelledBox]:
 def read_boxes(path: Path, num_images: int | None = None) -> list[LabelledBox]:
     """The questions of a file, about its first `num_images` images.
 
-    The file is JSON (a list) or JSONL of `{"image": path, "question": str, "box": [left, top, right, bottom]}`: pixels
-    of the upright image, paths relative to the file. Another record is a `ValueError` that names its line.
+    A line is `{"image": path, "question": str, "box": [left, top, right, bottom]}`: pixels of the upright image, paths
+    relative to the file. Another line is a `ValueError` that names it.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a text file: {error}") from None
-    if text.lstrip().startswith("["):
-        records = [(f"{path}, record {number}", each) for number, each in enumerate(_parsed(text, str(path)), 1)]
-    else:
-        lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        records = [(where, _parsed(line, where)) for where, line in lines]
-    boxes = [_labelled(record, where, path.parent) for where, record in records]
+    lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    boxes = [_labelled(line, where, path.parent) for where, line in lines]
     if not boxes:
         raise ValueError(f'{path} holds no record {{"image": ..., "question": ..., "box": [...]}}.')
     names = set(list(dict.fromkeys(box.name for box in boxes))[:num_images])
     return [box for box in boxes if box.name in names]
 
 
-def _parsed(text: str, where: str) -> Any:
+def _labelled(line: str, where: str, folder: Path) -> LabelledBox:
     try:
-        return json.loads(text)
+        record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: neither a JSON list nor one JSON object per line ({error}).") from None
-
-
-def _labelled(record: Any, where: str, folder: Path) -> LabelledBox:
+        raise ValueError(f"{where} is no JSON object ({error}).") from None
     if not isinstance(record, dict) or not {"image", "question", "box"} <= record.keys():
         raise ValueError(f"{where}: needs the fields image, question, box, got {json.dumps(record)[:200]}")
     question, box, image = record["question"], record["box"], folder / str(record["image"])

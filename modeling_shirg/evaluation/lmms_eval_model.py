@@ -3,7 +3,7 @@
     pip install 'shirg-lavida[eval]'
     python -m lmms_eval --model shirg --model_args pretrained=me/my-lavida,prune_method=shirg --tasks chartqa
 
-Of a task's own arguments only `max_new_tokens` is taken: an answer is denoised greedily and always has its whole length.
+Of a task's own arguments only `max_new_tokens` is taken: an answer is denoised greedily, to its whole length.
 """
 
 import json

@@ -1,6 +1,7 @@
 """From logged answers to tables: scores with intervals, paired differences to a baseline, groups, cost, the guard."""
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
@@ -15,6 +16,7 @@ from modeling_shirg.evaluation.metrics.cider_scores import cider
 from modeling_shirg.evaluation.tasks import TASKS
 from modeling_shirg.running.files import write_json, write_whole
 from modeling_shirg.scenes.benchmark import majority_share
+from modeling_shirg.scenes.entity_grid import PLACES
 from modeling_shirg.scenes.placement import EDGES
 from modeling_shirg.training.data.bad_rows import Skipped, check_share
 
@@ -61,19 +63,14 @@ def missing(root: Path, plan: Plan) -> dict[Place, int]:
 
 
 def tabulate(root: Path, plan: Plan) -> dict[str, Any]:
-    """All tables of the complete answers in `root`.
+    """All tables of the complete answers in `root`; missing answers and too many bad rows are a `ValueError`.
 
     - `tasks`: rows, how many were answered, and the bad ones;
     - `scores`: one row per task, system, control and metric, `by` "" for all questions, else "subset" or "kind";
     - `groups`: the same by glyph size, eccentricity and place of the evidence, for rendered tasks;
-    - `discrepancy`: entity_grid, inside a slice minus on a border;
-    - `guard`: whether each system passes;
-    - `efficiency`: one row per task and system.
+    - `discrepancy`: entity_grid, inside a slice minus on a border; `guard`; `efficiency`.
 
     Differences are to the baseline under the same control, question by question. Shares are 0..1, CIDEr 0..10.
-
-    Raises:
-        ValueError: more than `plan.max_bad_share` of a task's rows are bad, answers are missing, or none is usable.
     """
     tables: dict[str, Any] = {name: [] for name in ("scores", "groups", "discrepancy", "efficiency")} | {"tasks": {}}
     for task in plan.rows:
@@ -137,7 +134,7 @@ def _usable(task: str, plan: Plan, answered: dict[tuple, Records]) -> tuple[dict
     if len(bad) == total:
         raise ValueError(f"{task}: none of {total} rows could be asked; the first: {bad[0].reason}.")
     usable = {key: [r for r in records if r["row"] not in reasons] for key, records in answered.items()}
-    for records in usable.values() if TASKS[task].has_cider else ():
+    for records in usable.values() if TASKS[task].has_cider and find_spec("pycocoevalcap") else ():
         found = cider([r["prediction"] for r in records], [r["answers"] for r in records])
         records[:] = [{**r, "scores": {**r["scores"], "cider": s}} for r, s in zip(records, found, strict=True)]
     listed = [{"row": skipped.row, "reason": skipped.reason} for skipped in bad]
@@ -212,12 +209,13 @@ def _figures(task: str, metric: str, mine: Records, base: Records | None, seed: 
 def _discrepancy(task: str, plan: Plan, answered: dict[tuple, Records]) -> list[dict]:
     rows = []
     for (system, control), records in answered.items() if task == "entity_grid" else ():
-        inside, border = ([r for r in records if r["cell_place"] == place] for place in ("inside", "border"))
-        for metric in TASKS[task].scores if inside and border else ():
-            one, other = ([r["scores"][metric] for r in some] for some in (inside, border))
-            low, high = difference_interval(one, other, plan.seed)
-            figures = {"n": len(one) + len(other), "value": fmean(one) - fmean(other), "low": low, "high": high}
-            rows.append({"task": task, "system": system, "control": control, "metric": metric, **figures})
+        for metric in TASKS[task].scores:
+            of_place = {place: [r["scores"][metric] for r in records if r["cell_place"] == place] for place in PLACES}
+            one, other = of_place["inside"], of_place["border"]
+            if one and other:
+                low, high = difference_interval(one, other, plan.seed)
+                figures = {"n": len(one) + len(other), "value": fmean(one) - fmean(other), "low": low, "high": high}
+                rows.append({"task": task, "system": system, "control": control, "metric": metric, **figures})
     return rows
 
 
@@ -237,38 +235,6 @@ def _efficiency(task: str, system: str, records: Records) -> dict[str, Any]:
         "prefix_bytes": median(held) if held else None,
         "batch_size": max(batch["size"] for batch in batches),
     }
-
-
-def summary(results: dict[str, Any]) -> str:
-    """The scores over all questions with differences and costs, the guard and bad rows, as text."""
-    costs = {(cost["task"], cost["system"]): cost for cost in results["efficiency"]}
-    lines = []
-    for row in results["scores"]:
-        if row["by"] in ("", "subset") and row["metric"] != "cider":
-            names = (row["task"], row["group"], row["control"].replace("none", ""))
-            against = "baseline" if row["difference"] is None else percent_interval(row, "difference", "+.1f")
-            cost = costs[row["task"], row["system"]]
-            lines.append(
-                {
-                    "task": " ".join(filter(None, names)),
-                    "system": row["system"],
-                    "metric": row["metric"],
-                    "percent": percent_interval(row),
-                    f"minus {results['baseline']}": against,
-                    "image tokens": f"{cost['image_tokens']:.0f}",
-                    "seconds": f"{cost['seconds']:.3f}",
-                }
-            )
-    text = [pandas.DataFrame(lines).to_string(index=False)]
-    for system, verdict in results["guard"].items():
-        few = "" if verdict["enough_rows"] else f"; {verdict['n']} rows are too few to rely on it"
-        outcome = "passes" if verdict["passes"] else "does not pass"
-        text.append(f"guard: {system} {outcome} (lower end {100 * verdict['low']:+.2f} points{few})")
-    for task, counts in results["tasks"].items():
-        for bad in counts["bad"][:1]:
-            count = f"{len(counts['bad'])} of {counts['rows']}"
-            text.append(f"{task}: {count} rows were bad, row {bad['row']}: {bad['reason']}")
-    return "\n".join(text)
 
 
 def percent_interval(row: dict[str, Any], name: str = "", form: str = ".1f") -> str:

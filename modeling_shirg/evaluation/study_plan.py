@@ -12,21 +12,17 @@ RUN/adapters/NAME          output folders of `shirg train`
 RUN/adapted/NAME           the evaluation of each adapter
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from modeling_shirg.evaluation.answer_log import ROWS_FILE, Place, read_answers, read_json
-from modeling_shirg.evaluation.intervals import mean_interval, ratio_interval
-from modeling_shirg.evaluation.results import GUARD_ROWS, Logged, Plan, missing
-from modeling_shirg.evaluation.tasks import TASKS, check_task
+from modeling_shirg.evaluation.answer_log import ROWS_FILE, read_json
+from modeling_shirg.evaluation.results import Logged, Plan, missing
+from modeling_shirg.evaluation.tasks import check_task
 from modeling_shirg.training.settings_file import read_settings
 
-STUDY_FILE, ZERO_SHOT, ADAPTED, TIMING = "study.json", "zero-shot", "adapted", "timing"
-READING = ("chart", "document", "entity_grid")
+STUDY_FILE, ZERO_SHOT, ADAPTED = "study.json", "zero-shot", "adapted"
 
 
 class Adaptation(NamedTuple):
@@ -39,9 +35,8 @@ class Adaptation(NamedTuple):
     @property
     def label(self) -> str:
         """The name in tables."""
-        return ", ".join(
-            [self.system, *(f"{name}={value}" for name, value in self.train.items()), f"seed {self.seed}"]
-        )
+        changes = (f"{name}={value}" for name, value in self.train.items())
+        return ", ".join([self.system, *changes, f"seed {self.seed}"])
 
     @property
     def name(self) -> str:
@@ -62,7 +57,6 @@ class StudyPlan:
     limit: int | None = None
     batch_size: int = 8
     split: str = "test"
-    timed_rows: int | None = None
 
     @property
     def systems(self) -> list[str]:
@@ -79,12 +73,10 @@ class StudyPlan:
 
     def rows(self, root: Path) -> dict[str, int]:
         """The number of rows of each task of an evaluation; empty before all tasks are there."""
-        files = {task: root / "answers" / task / ROWS_FILE for task in self.tasks}
-        return (
-            {task: read_json(file)["rows"] for task, file in files.items()}
-            if all(map(Path.exists, files.values()))
-            else {}
-        )
+        files = [root / "answers" / task / ROWS_FILE for task in self.tasks]
+        if not all(file.exists() for file in files):
+            return {}
+        return {task: read_json(file)["rows"] for task, file in zip(self.tasks, files, strict=True)}
 
     def _is_complete(self, logged: Logged) -> bool:
         rows = self.rows(logged.root)
@@ -113,57 +105,3 @@ def read_study(file: Path, run: Path) -> StudyPlan:
     if plan.adapt and not {"max_steps", "effective_batch_size"} <= plan.train.keys():
         raise ValueError(f"{file}: train needs max_steps and effective_batch_size: adaptations see equal samples.")
     return plan
-
-
-def check_aim(aim: dict[str, Any], logged: Mapping[str, Logged]) -> dict[str, Any]:
-    """The outcome of one aim, on the questions that both systems answered.
-
-    Args:
-        aim: `over` takes the difference to a system, `share_of` the ratio; `at_least` is the target, in shares;
-            `where` fields of the questions, such as {in_fovea: true}; `sizes` one glyph size per task; with
-            `lower_end` the interval's lower end decides.
-        logged: complete systems, by their labels; of several seeds the first counts.
-
-    Returns:
-        `aim` and `where` in words, `n`, `value`, `low`, `high`, `figure` in words, `status`, and `settled`, whether
-        the whole interval is on that side of the target.
-    """
-    system, other, target = aim["system"], aim.get("over") or aim["share_of"], aim["at_least"]
-    tasks, sizes, where = aim.get("tasks", READING), aim.get("sizes", {}), aim.get("where", {})
-    name = f"{system} over {other}: {100 * target:+g}" if "over" in aim else f"{system}: {target:.0%} of {other}"
-    fields = [
-        *(f"{field}={value}" for field, value in where.items()),
-        *(f"{t} {size:g} px" for t, size in sizes.items()),
-    ]
-    words = {"aim": name + (" by the lower end" if aim.get("lower_end") else ""), "where": ", ".join(fields or tasks)}
-    answered = [
-        next((at for label, at in logged.items() if label.split(",")[0] == name), None) for name in (system, other)
-    ]
-    pairs: list[tuple[float, float]] = []
-    for task in tasks if all(answered) else ():
-        scores = [
-            {
-                record["row"]: record["scores"][TASKS[task].metric]
-                for record in read_answers(at.root, Place(task, at.system))
-                if "bad" not in record
-                and all(record[field] == value for field, value in where.items())
-                and sizes.get(task, record["cell_glyph_px"]) == record["cell_glyph_px"]
-            }
-            for at in answered
-        ]
-        pairs += [(scores[0][row], scores[1][row]) for row in scores[0].keys() & scores[1].keys()]
-    if not any(base for _, base in pairs):
-        return {**words, "n": 0, "figure": "-", "status": "not measured", "settled": None}
-    ours, theirs = zip(*pairs, strict=True)
-    if "over" in aim:
-        differences = [one - base for one, base in pairs]
-        value, (low, high), form = fmean(differences), mean_interval(differences, 0), "+.1f"
-    else:
-        value, (low, high), form = sum(ours) / sum(theirs), ratio_interval(ours, theirs, 0), ".1f"
-    decides = low if aim.get("lower_end") else value
-    is_met = decides > target if target == 0 else decides >= target
-    settled = len(pairs) >= GUARD_ROWS if aim.get("lower_end") else low > target if is_met else high <= target
-    figure = f"{format(100 * value, form)} ({format(100 * low, form)} to {format(100 * high, form)})"
-    status = ("met" if is_met else "missed") + ("" if settled else ", not settled")
-    numbers = {"n": len(pairs), "value": value, "low": low, "high": high, "figure": figure}
-    return {**words, **numbers, "status": status, "settled": settled}

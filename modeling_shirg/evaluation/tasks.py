@@ -35,7 +35,7 @@ class Task(NamedTuple):
 
     `scores` of one answer are 0..1, the first is the task's own metric. `length` is tokens of an answer, and steps.
     `golds` are the accepted texts of a data set's row, `None` for a rendered family; `facts` are kept with the answer.
-    With `has_cider`, CIDEr of the whole task is a secondary column.
+    With `has_cider`, CIDEr is a secondary column (extra `eval`).
     """
 
     scores: dict[str, Score]

@@ -1,2 +1,1 @@
-"""Pages and slides about an evaluation or a study: reported.py opens the run, figures.py and examples.py draw, pages.py
-renders templates/."""
+"""Page and slides about an evaluation or a study: pages.py renders templates/ about a run that reported.py opens."""

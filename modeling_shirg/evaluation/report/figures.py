@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from modeling_shirg.evaluation.report.frames import GROUPINGS
 from modeling_shirg.evaluation.report.reported import SystemTable
 
 # More lines than these cannot be told apart; the tables have all systems.
@@ -12,19 +13,13 @@ _FIRST = ("lavida-980", "lavida-full", "shirg", "shirg-salient", "uniform", "poo
 _PANEL = (4.2, 3.4)
 # After so many systems the colours repeat, with another marker.
 _COLORS, _MARKERS = 10, "osD^v"
-BY = {
-    "glyph_px": "glyph height, px",
-    "glyph_px_in_fovea": "glyph height inside the centre fovea, px",
-    "glyph_px_outside_fovea": "glyph height outside the centre fovea, px",
-    "eccentricity": "distance from the centre, 1 at the border",
-}
 COSTS = {"image_tokens": "image tokens", "seconds": "seconds per image"}
 
 
 def shown(table: SystemTable) -> list[str]:
     """The systems with a line: all if they are few, else the baseline and the best known."""
-    preferred = [table.baseline, *(system for system in _FIRST if system != table.baseline), *table.systems]
-    chosen = list(dict.fromkeys(system for system in preferred if system in table.systems))[:_MOST_LINES]
+    known = [label for name in _FIRST for label in table.systems if label.partition(",")[0] == name]
+    chosen = list(dict.fromkeys([table.baseline, *known, *table.systems]))[:_MOST_LINES]
     return [system for system in table.systems if system in chosen]
 
 
@@ -32,7 +27,7 @@ def grouped_figure(file: Path, table: SystemTable, by: str, systems: Sequence[st
     """Draw a panel per task over sizes or eccentricities; false without such groups."""
     wanted = systems or shown(table)
     parts = [[row for row in table.scores(task, by).values() if row["system"] in wanted] for task in table.tasks]
-    return _panels(file, [part for part in parts if part], BY[by], _plot_groups)
+    return _panels(file, [part for part in parts if part], GROUPINGS[by], _plot_groups)
 
 
 def pareto_figure(file: Path, table: SystemTable, cost: str) -> bool:

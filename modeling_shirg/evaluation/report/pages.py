@@ -1,37 +1,24 @@
-"""REPORT.md, REPORT.html and DECK.html, through the templates beside this file.
-
-content.jinja and deck.jinja say what is told; markdown.jinja and html.jinja how headings, tables and pictures look.
-"""
+"""REPORT.md and DECK.html, through templates/."""
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
 from modeling_shirg.evaluation.costs import machine_words
-from modeling_shirg.evaluation.report.figures import BY, COSTS, grouped_figure, pareto_figure, shown
+from modeling_shirg.evaluation.report import frames
+from modeling_shirg.evaluation.report.figures import COSTS, grouped_figure, pareto_figure, shown
 from modeling_shirg.evaluation.report.reported import Report, SystemTable
-from modeling_shirg.evaluation.results import percent_interval
-from modeling_shirg.evaluation.tasks import TASKS
 from modeling_shirg.running.files import write_whole
 from modeling_shirg.scenes.benchmark import PER_CELL
 
 FIGURES = "figures"
-GROUPINGS = {
-    "kind": "kind of question",
-    "glyph_px": "glyph height in px of the toy geometry",
-    "glyph_px_in_fovea": "glyph height inside the centre fovea",
-    "glyph_px_outside_fovea": "glyph height outside the centre fovea",
-    "eccentricity": "distance from the centre",
-    "place": "place on the grid",
-}
-_PAGES = {"REPORT.md": ("page.md.jinja", "markdown"), "REPORT.html": ("page.html.jinja", "html")}
-_PAGES["DECK.html"] = ("deck.jinja", "html")
 
 
 def write_pages(report: Report, examples: list[dict[str, Any]]) -> list[Path]:
-    """Draw the figures and write both pages and the slides into the report's folder; returns the files.
+    """Draw the figures and write page and slides into the report's folder; returns the files.
 
     Args:
         report: an opened run.
@@ -39,31 +26,29 @@ def write_pages(report: Report, examples: list[dict[str, Any]]) -> list[Path]:
     """
     told = {
         "report": report,
-        "title": f"{report.kind} {report.folder.resolve().name}",
         "examples": examples,
         "figures": _figures(report),
-        "groupings": GROUPINGS,
+        "frames": frames,
         "per_cell": PER_CELL,
     }
+    told["title"] = f"{report.kind} {report.folder.resolve().name}"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: ".html" in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "machine": machine_words,
+        "markdown": frames.markdown,
+        "beside": lambda file: file.relative_to(report.folder).as_posix(),
+        "embedded": lambda file: base64.b64encode(file.read_bytes()).decode(),
+    }
     files = []
-    for name, (template, form) in _PAGES.items():
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent / "templates"),
-            autoescape=form == "html",
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {
-            "embedded": lambda file: base64.b64encode(file.read_bytes()).decode(),
-            "beside": lambda file: file.relative_to(report.folder).as_posix(),
-            "metric": lambda task: f"{task}, {TASKS[task].metric.replace('_', ' ')}",
-            "machine": machine_words,
-            "percent": lambda value: f"{100 * value:.1f}",
-            "score": lambda row: percent_interval(row) if row else "-",
-            "points": lambda row: percent_interval(row, "difference", "+.1f"),
-        }
+    for name in ("REPORT.md", "DECK.html"):
         files.append(report.folder / name)
-        write_whole(files[-1], environment.get_template(template).render(told, form=f"{form}.jinja").strip() + "\n")
+        text = environment.get_template(f"{name.lower()}.jinja").render(told).strip()
+        write_whole(files[-1], re.sub(r"\n{3,}", "\n\n", text) + "\n")
     return files
 
 
@@ -82,7 +67,9 @@ def _pictures(folder: Path, table: SystemTable, groups: list[str], costs: list[s
     for by in groups:
         file = folder / f"{slug}_{by}.png"
         if grouped_figure(file, table, by):
-            pictures.append({"file": file, "about": by, "caption": f"{table.title}: accuracy by {BY[by]}.{more}"})
+            pictures.append(
+                {"file": file, "about": by, "caption": f"{table.title}: accuracy by {frames.GROUPINGS[by]}.{more}"}
+            )
     for cost in costs:
         file = folder / f"{slug}_against_{cost}.png"
         if pareto_figure(file, table, cost):

@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from modeling_shirg.evaluation.answer_log import SETTINGS_FILE, read_json
-from modeling_shirg.evaluation.results import RESULTS_FILE, Logged, Plan, tabulate
-from modeling_shirg.evaluation.study_plan import ADAPTED, STUDY_FILE, TIMING, ZERO_SHOT, check_aim, read_study
+from modeling_shirg.evaluation.results import RESULTS_FILE, Logged, Plan, percent_interval, tabulate
+from modeling_shirg.evaluation.study_plan import ADAPTED, STUDY_FILE, ZERO_SHOT, StudyPlan, read_study
 from modeling_shirg.evaluation.tasks import TASKS
 from modeling_shirg.running.files import write_json
 
@@ -54,10 +54,9 @@ class SystemTable:
 
 @dataclass
 class Report:
-    """A run to report on: the story is told of the first table, and of `adapted`, its systems adapted, if there is one.
+    """A run to report on: its story is that of the first table, and of `adapted`, the same systems adapted.
 
-    `aims` are outcomes by arm, `gains` adapted minus zero-shot by system and task, `unfinished` the systems without
-    complete answers, `timed` the results of the run that timed a study's systems.
+    `aims` are outcomes by arm, `unfinished` the systems without complete answers.
     """
 
     folder: Path
@@ -67,9 +66,7 @@ class Report:
     tables: list[SystemTable]
     adapted: SystemTable | None = None
     aims: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    gains: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
-    timed: dict[str, Any] | None = None
 
     @property
     def main(self) -> SystemTable:
@@ -96,47 +93,55 @@ def open_report(folder: Path) -> Report:
 
 def _study(folder: Path) -> Report:
     facts, plan = read_json(folder / STUDY_FILE), read_study(folder / STUDY_FILE, folder)
-    timing = folder / TIMING / RESULTS_FILE
-    timed = read_json(timing) if timing.exists() else None
-    (zero_shot, missing), (adapted, more) = plan.answers(ZERO_SHOT), plan.answers(ADAPTED)
+    arms = {arm: plan.answers(arm) for arm in (ZERO_SHOT, ADAPTED)}
     tables, main = [], None
     for table in plan.tables:
-        for arm, logged in ((ZERO_SHOT, zero_shot), (ADAPTED, adapted)):
-            mine = {label: each for label, each in logged.items() if each.system in table["systems"]}
-            baseline = next((label for label, each in mine.items() if each.system == table["baseline"]), None)
+        for arm, (complete, _) in arms.items():
+            mine = {label: logged for label, logged in complete.items() if logged.system in table["systems"]}
+            baseline = next((label for label, logged in mine.items() if logged.system == table["baseline"]), None)
             if baseline is not None and len(mine) > 1:
-                results = tabulate(folder, _plan(plan.rows(mine[baseline].root), mine, baseline))
-                tables.append(SystemTable(f"{table['name']}, {arm}", baseline, _timed(results, timed, mine), mine))
+                tables.append(_tabled(plan, f"{table['name']}, {arm}", baseline, mine))
                 main = tables[-1] if arm == ADAPTED and table is plan.tables[0] else main
     if not tables:
         raise ValueError(f"{folder}: no table has two finished systems yet; run shirg study again to go on.")
     aims = {
-        arm: [check_aim(aim, logged) for aim in plan.aims]
-        for arm, logged in ((ZERO_SHOT, zero_shot), (ADAPTED, adapted))
+        arm: [row for aim in plan.aims for row in _aim(plan, aim, complete)] for arm, (complete, _) in arms.items()
     }
-    aims = {arm: rows for arm, rows in aims.items() if any(row["n"] for row in rows)}
-    gains: dict[str, dict[str, dict[str, Any]]] = {}
-    for label, logged in adapted.items():
-        if logged.system in zero_shot:
-            pair = {ZERO_SHOT: zero_shot[logged.system], label: logged}
-            results = tabulate(folder, _plan(plan.rows(logged.root), pair, ZERO_SHOT))
-            table = SystemTable(label, ZERO_SHOT, results, pair)
-            gains[label] = {task: table.total(label, task) for task in table.tasks}
+    unfinished = [label for _, labels in arms.values() for label in labels]
     told = [
         {"title": table.title, **{name: table.results[name] for name in ("scores", "guard", "efficiency")}}
         for table in tables
     ]
-    write_json(folder / RESULTS_FILE, {"aims": aims, "gains": gains, "unfinished": missing + more, "tables": told})
-    return Report(folder, "Study", facts["base"], facts["machine"], tables, main, aims, gains, missing + more, timed)
+    write_json(folder / RESULTS_FILE, {"aims": aims, "unfinished": unfinished, "tables": told})
+    return Report(folder, "Study", facts["base"], facts["machine"], tables, main, aims, unfinished)
 
 
-def _plan(rows: dict[str, int], logged: dict[str, Logged], baseline: str) -> Plan:
-    return Plan(rows, list(logged), ["none"], baseline, logged=logged)
+def _tabled(plan: StudyPlan, title: str, baseline: str, logged: dict[str, Logged]) -> SystemTable:
+    asked = Plan(plan.rows(logged[baseline].root), list(logged), ["none"], baseline, logged=logged)
+    return SystemTable(title, baseline, tabulate(plan.run, asked), logged)
 
 
-def _timed(results: dict[str, Any], timed: dict[str, Any] | None, logged: dict[str, Logged]) -> dict[str, Any]:
-    """The results with the seconds of the run that timed all systems: evaluations ran at different times."""
-    seconds = {(row["task"], row["system"]): row["seconds"] for row in timed["efficiency"]} if timed else {}
-    for row in results["efficiency"]:
-        row["seconds"] = seconds.get((row["task"], logged[row["system"]].system), row["seconds"])
-    return results
+def _aim(plan: StudyPlan, aim: dict[str, Any], logged: dict[str, Logged]) -> list[dict[str, Any]]:
+    """One row per task: the paired difference in points, and whether it is met; of several seeds the first counts."""
+    names = [
+        next((label for label in logged if label.partition(", ")[0] == aim[key]), None) for key in ("over", "system")
+    ]
+    if None in names:
+        return []
+    pair = _tabled(plan, "", names[0], {name: logged[name] for name in names})
+    by, target, rows = aim.get("by", ""), aim["at_least"], []
+    for task in aim.get("tasks", pair.tasks):
+        row = pair.scores(task, by).get((str(aim.get("group", "")), names[1]))
+        if row is not None:
+            is_met = row["difference"] >= target if target else row["difference"] > 0
+            is_settled = row["difference_low"] > target if is_met else row["difference_high"] <= target
+            where = f"{task}, {by} {row['group']}" if by else task
+            words = {
+                "aim": f"{aim['system']} over {aim['over']}: "
+                + (f"{100 * target:+g} or more" if target else "above 0"),
+                "where": where,
+            }
+            words["figure"] = percent_interval(row, "difference", "+.1f")
+            status = ("met" if is_met else "missed") + ("" if is_settled else ", not settled")
+            rows.append({**words, "n": row["n"], "status": status})
+    return rows
