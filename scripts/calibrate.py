@@ -58,8 +58,8 @@ def main(args: argparse.Namespace) -> None:
     )
     from modeling_shirg.evaluation.calibration import calibration_of, look, readable_signals, text_relevances
     from modeling_shirg.evaluation.labelled_boxes import read_boxes, rendered_boxes
+    from modeling_shirg.running.files import check_free
     from modeling_shirg.running.load import checkpoint_folder, load
-    from modeling_shirg.running.output_folder import check_free
 
     logging.disable_progress_bar()
     if args.images is not None and args.images < 1:

@@ -8,9 +8,8 @@ r"""Ask systems the questions of benchmarks, score the answers, and table them w
     shirg evaluate --tasks chartqa --data chartqa=data/charts,split=test --out runs/local
 
 A system is a preset, or one that differs: shirg:prefix_kv=0.6,steps=8 takes arguments of `generate` and fields of the
-config. All run on the weights of --model, a checkpoint or an adapter. Processes of torchrun or accelerate launch answer
-a part each. The same command continues a killed run; --systems, --tasks and --control may grow in the same --out. It
-then has answers/, results.json, results.csv and groups.csv (by glyph size, eccentricity, place). Pictures: shirg report.
+config. All run on the weights of --model, a checkpoint or an adapter. Processes of torchrun or accelerate launch
+answer a part each. The same command continues a killed run; --systems, --tasks and --control may grow in one --out.
 """
 
 import argparse
@@ -59,8 +58,8 @@ def main(args: argparse.Namespace) -> None:
 
     from .arguments import answer_arguments
 
-    rows, places = [parse_row(text) for text in dict.fromkeys(args.systems)], _places(args)
-    _check(args, rows, places)
+    rows = [parse_row(text) for text in dict.fromkeys(args.systems)]
+    places = _places(args, rows)
     model = str(Path(args.model).resolve()) if args.model and Path(args.model).exists() else args.model
     settings = {"model": model, **{name: getattr(args, name) for name in _SETTINGS}, **answer_arguments(args)}
     check_settings(args.out / SETTINGS_FILE, settings, args.out / "answers")
@@ -68,41 +67,35 @@ def main(args: argparse.Namespace) -> None:
     labels = [row.label for row in rows]
     baseline = args.baseline or labels[0]
     plan = Plan(counts, labels, ["none", *args.control], baseline, args.seed, args.max_bad_share)
-    left = missing(args.out, plan)
-    if left:
-        print(f"{sum(left.values())} answers of other processes are missing; the last process writes the tables.")
-        return
+    if left := missing(args.out, plan):
+        return print(f"{sum(left.values())} answers of other processes are missing; the last one writes the tables.")
     results = {"settings": settings, "machine": facts, "baseline": baseline, "systems": plan.systems}
     results |= tabulate(args.out, plan)
     write_results(args.out, results)
     print(f"{frames.summary(open_report(args.out).tables[0])}\n\nTables and answers: {args.out}")
 
 
-def _check(args: argparse.Namespace, rows: list, places: dict[str, str]) -> None:
+def _places(args: argparse.Namespace, rows: list) -> dict[str, str]:
+    """Where the rows of the tasks in `--data` are, once the arguments are checked."""
     from modeling_shirg.evaluation.side_by_side import check_baseline
     from modeling_shirg.evaluation.tasks import check_task
 
+    places = dict(entry.partition("=")[::2] for entry in args.data)
     for task in (*args.tasks, *places):
         check_task(task)
         if task not in args.tasks:
             raise ValueError(f"--data names {task}, which is none of --tasks {' '.join(args.tasks)}.")
+        if not places.get(task, "here"):
+            raise ValueError(f"--data {task}: write it as TASK=PLACE, for example chartqa=data/charts.")
     check_baseline(args.baseline or args.systems[0], args.systems)
     for row in rows:
         if row.batch is not None:
             raise ValueError(f"{row.label}: all systems have the same batch; say --batch_size {row.batch}.")
-    for name, valid in (("limit", args.limit is None or args.limit > 0), ("batch_size", args.batch_size > 0)):
-        if not valid:
+    for name, is_valid in (("limit", args.limit is None or args.limit > 0), ("batch_size", args.batch_size > 0)):
+        if not is_valid:
             raise ValueError(f"--{name} {getattr(args, name)}: it must be 1 or more.")
     if not 0 <= args.max_bad_share < 1:
         raise ValueError(f"--max_bad_share {args.max_bad_share}: it is a share, from 0 to below 1.")
-
-
-def _places(args: argparse.Namespace) -> dict[str, str]:
-    """Where the rows of tasks are, for tasks in `--data`."""
-    places = dict(entry.partition("=")[::2] for entry in args.data)
-    for task, place in places.items():
-        if not place:
-            raise ValueError(f"--data {task}: write it as TASK=PLACE, for example chartqa=data/charts.")
     return places
 
 
@@ -116,11 +109,13 @@ def _ask(args: argparse.Namespace, rows: list, places: dict[str, str]) -> tuple[
     from modeling_shirg.running.load import load
 
     from .arguments import answer_arguments
+    from .compare import errors_alone
 
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     tasks, asked = {}, (args.device if share.world == 1 else share.device(args.device), args.dtype, None)
     for row in rows:
-        loaded = load(args.model, row.preset, *asked, row.options, args.revision, quantize=args.quantize)
+        with errors_alone():
+            loaded = load(args.model, row.preset, *asked, row.options, args.revision, quantize=args.quantize)
         weights = {"weights": fingerprint(loaded.model)}
         check_settings(args.out / WEIGHTS_FILE, weights, args.out / "answers")
         scale = loaded.model.config.vision_config.image_size / GEOMETRIES["toy"]["image_size"]

@@ -164,7 +164,7 @@ def _parts(model_args, args) -> _Parts:
 def _check_draws(config, args) -> None:
     """Raises a `ValueError` if a step may draw more tokens than there are, or a fovea whose attention is unknown."""
     from configuration_shirg.geometry_shirg import grid_side
-    from modeling_shirg.selection_methods_shirg import METHODS
+    from modeling_shirg.published_selections_shirg import METHODS
 
     if config.selects:
         for size in args.fovea_sizes or [config.fovea_size]:
@@ -210,7 +210,7 @@ def _check_gradients(parts: _Parts, args, rows, say) -> None:
 
 
 def _train(folder: Path, settings: dict[str, Any], parts: _Parts, args, rows, validation, say) -> None:
-    from modeling_shirg.running.whole_file import write_json, write_lines
+    from modeling_shirg.running.files import write_json, write_lines
     from modeling_shirg.training.run_facts import closing_facts, starting_facts
     from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, SKIPPED_FILE
     from modeling_shirg.training.run_log import LOG_FILE, RunLog, draw_losses

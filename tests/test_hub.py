@@ -9,7 +9,7 @@ import torch
 from configuration_shirg import PRESETS, ShirgLavidaProcessor
 from fresh_process import run_fresh
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 CODE_FILES = {

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faults.case import CommandError, checkpoint, command, contents
+from faults.commands import GRID
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import SafetensorError
 
-from faults.case import CommandError, checkpoint, command, contents
-from faults.commands import GRID
 from full_disk import full_beyond
 from modeling_shirg.conversion import convert_checkpoint
 from modeling_shirg.evaluation import answer_log
@@ -25,7 +25,7 @@ from modeling_shirg.evaluation.answer_log import AnswerLog, Place, read_answers
 from modeling_shirg.evaluation.calibrated_folder import write_calibrated_copy, write_calibration
 from modeling_shirg.publishing.publication import Publication
 from modeling_shirg.running.ask import save_picture
-from modeling_shirg.running.whole_file import write_json
+from modeling_shirg.running.files import write_json
 from shirg_scripts import cli
 
 REFERENCE = Path(__file__).parent / "fixtures" / "lavida" / "checkpoint"

@@ -11,7 +11,7 @@ from transformers import SiglipConfig, SiglipModel
 from configuration_shirg import PRESETS, ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import run_fresh
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.selection_shirg import shirg_scores
 from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, VISION, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor

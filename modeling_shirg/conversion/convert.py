@@ -16,12 +16,12 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
-from configuration_shirg.configuration_shirg_lavida import NEED_ATTENTION
 from configuration_shirg.geometry_shirg import grid_side
 from configuration_shirg.presets_shirg import GEOMETRIES, preset_fields
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
 from modeling_shirg.foveal_selections_shirg import CoordinateEmbedding
-from modeling_shirg.running.output_folder import check_free, new_folder, write_record
+from modeling_shirg.published_selections_shirg import METHODS
+from modeling_shirg.running.files import check_free, new_folder, write_json
 from modeling_shirg.vision_shirg import FovealPositionEmbedding
 
 from .card import write_card
@@ -174,7 +174,7 @@ def convert_checkpoint(
             kept_layers=kept["num_hidden_layers"],
         )
         write_card(folder, facts, config)
-        write_record(folder, asdict(facts))
+        write_json(folder / "conversion.json", asdict(facts))
     return facts
 
 
@@ -225,7 +225,8 @@ def _tokenizer(source: Source, original: dict) -> PreTrainedTokenizerBase:
 
 def _check_preset(prune_method: str, base: Source | None) -> None:
     fields = preset_fields(prune_method, next(iter(GEOMETRIES)))
-    if fields["selection_method"] in NEED_ATTENTION and base is None:
+    method = METHODS.get(fields["selection_method"])
+    if method is not None and "attention" in method.needs and base is None:
         raise ValueError(
             f"prune_method={prune_method!r} scores patches with SigLIP's pooling head, which LaViDa deleted from its "
             "checkpoints: pass --vision_base google/siglip-so400m-patch14-384 (or a folder of it), or choose a preset "

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import TextDiffusionStreamer
 
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.timing import StageClock
-from modeling_shirg.selection_methods_shirg import METHODS
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import torch
 from configuration_shirg import ShirgLavidaConfig
 from modeling_shirg.evaluation.intervals import mean_interval
 from modeling_shirg.evaluation.labelled_boxes import LabelledBox
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.ask import conversation
-from modeling_shirg.selection_methods_shirg import METHODS
 
 _FEWEST_IMAGES = 4
 _DIGITS = 4

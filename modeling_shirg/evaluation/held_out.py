@@ -29,26 +29,34 @@ def scene_rows(family: str, split: str, num_images: int, blank: bool = False) ->
     return rows
 
 
-def answer_rows(loaded: Loaded, rows: Rows, batch_size: int) -> list[str]:
+def references(rows: Rows) -> list[tuple[str, str]]:
+    """Source and last answer of every row."""
+    items = (rows[number] for number in range(len(rows)))
+    return [(item["source"], _text(item["messages"][-1]).strip()) for item in items]
+
+
+def answer_rows(model: Any, processor: Any, rows: Rows, batch_size: int) -> list[str]:
     """The model's last answer to every row, given all turns before it.
 
     Args:
-        loaded: the model, which generates as its generation config says, and its processor.
+        model, processor: of one system; the model generates as its generation config says.
         rows: items with `messages`, and with `images` if the image blocks have none; the last turn is the answer.
         batch_size: rows that are answered together.
     """
-    texts = []
+    texts, loaded = [], Loaded(model, processor, "held-out rows")
     for start in tqdm(range(0, len(rows), batch_size), desc="answering"):
         items = [rows[number] for number in range(start, min(start + batch_size, len(rows)))]
         texts += ask(loaded, [_prompt(item) for item in items]).texts
     return texts
 
 
-def exact_match_facts(rows: Rows, given: Sequence[str], base: Sequence[str]) -> list[dict[str, Any]]:
+def exact_match_facts(
+    expected: Sequence[tuple[str, str]], given: Sequence[str], base: Sequence[str]
+) -> list[dict[str, Any]]:
     """Exact match of each source.
 
     Args:
-        rows: as for `answer_rows`.
+        expected: from `references`.
         given: the model's answers.
         base: answers to compare with, of the model before training or to blank images.
 
@@ -57,9 +65,8 @@ def exact_match_facts(rows: Rows, given: Sequence[str], base: Sequence[str]) -> 
         same questions `baseline`, the right ones in `base`, and `majority`, the most frequent answer.
     """
     by_source: dict[str, list[tuple[str, str, str]]] = {}
-    for number, (answer, other) in enumerate(zip(given, base, strict=True)):
-        gold = _text(rows[number]["messages"][-1]).strip()
-        by_source.setdefault(rows[number]["source"], []).append((gold, answer, other))
+    for (source, gold), answer, other in zip(expected, given, base, strict=True):
+        by_source.setdefault(source, []).append((gold, answer, other))
     facts = []
     for source, answers in sorted(by_source.items()):
         right, too = (sum(answer[column] == answer[0] for answer in answers) for column in (1, 2))

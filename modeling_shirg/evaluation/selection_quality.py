@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
-from modeling_shirg.foveal_selections_shirg import block_ids, mixed_values
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.foveal_selections_shirg import block_ids, merged_values
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.selection_shirg import Selection, ViewTokens, min_max
 
 FIGURES = ("gini", "relevance_over_random", "coherence", "block_coverage", "grid_correlation")
@@ -85,16 +85,16 @@ def relevance_over_random(selection: Selection, relevance_N: torch.Tensor) -> fl
     above_N = min_max(relevance_N.float())
     if not above_N.any():
         return 1.0
-    return (mixed_values(above_N[:, None], selection).mean() / above_N.mean()).item()
+    return (merged_values(above_N[:, None], selection).mean() / above_N.mean()).item()
 
 
 def token_of_patch(selection: Selection, num_patches: int) -> torch.Tensor:
     """The token that keeps each patch, int64 (N,); -1 for dropped patches."""
     owner_N = torch.full((num_patches,), -1, device=selection.indices.device)
-    if selection.mixing is None:
+    if selection.merge_weights is None:
         owner_N[selection.indices] = torch.arange(len(selection.indices), device=owner_N.device)
         return owner_N
-    weight_N, token_N = selection.mixing.max(0)
+    weight_N, token_N = selection.merge_weights.max(0)
     return torch.where(weight_N >= 0.5, token_N, owner_N)
 
 

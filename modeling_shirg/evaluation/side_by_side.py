@@ -1,6 +1,5 @@
 """Systems timed side by side: the same pictures and question, repeats in turn (A B C, A B C, ...)."""
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,9 @@ from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.costs import machine_words, peak_memory
 from modeling_shirg.running.ask import Answers, ask, conversation
 from modeling_shirg.running.load import Loaded
-from modeling_shirg.running.timing import stage_seconds
+from modeling_shirg.running.timing import STAGES, stage_seconds, wall_seconds
 
 QUESTION = "What is written in the middle of the picture?"
-STAGES = ("preprocess", "encode", "select", "project", "prefix", "denoise")
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,9 @@ def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[st
     answers: dict[str, Answers] = {}
     for _ in range(warmup + repeats):
         for name, system in systems.items():
-            start = _now()
+            start = wall_seconds()
             answers[name] = ask(system.loaded, chats[name], **system.generation)
-            seconds[name].append(_now() - start)
+            seconds[name].append(wall_seconds() - start)
     found = {}
     for name, system in systems.items():
 
@@ -69,7 +67,7 @@ def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[st
         found[name] = {
             "seconds": spread(seconds[name][warmup:]),
             "first_seconds": seconds[name][0],
-            "stages": {stage: stages.get(stage, 0.0) for stage in STAGES},
+            "stages": {stage: stages[stage] for stage in STAGES},
             "image_tokens": answers[name].num_image_tokens[0],
             "prompt_tokens": answers[name].inputs["input_ids"].shape[1],
             "forwards": answers[name].outputs.forwards,
@@ -78,12 +76,6 @@ def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[st
             **peak_memory(system.loaded.model, once),
         }
     return found
-
-
-def _now() -> float:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter()
 
 
 def _attention_flops(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:

@@ -12,10 +12,11 @@ from transformers.cli.serving.utils import GenerationState, Modality
 
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.prefix_cache_shirg import prefix_budget
+from modeling_shirg.running.ask import check_length
 
 from .chat_request import check_fields, checked_messages, generation_config
 from .images import read_images
-from .limits import Limits, check_length
+from .limits import Limits
 from .served_model import OneModel
 
 

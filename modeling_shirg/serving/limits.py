@@ -57,16 +57,6 @@ class Limits:
             )
 
 
-def check_length(model: Any, prompt: int, max_new_tokens: int) -> None:
-    """Raises a `ValueError` for a prompt and an answer that are together longer than the model knows positions."""
-    known = model.config.text_config.max_position_embeddings
-    if prompt + max_new_tokens > known:
-        raise ValueError(
-            f"A prompt of {prompt} tokens and max_new_tokens={max_new_tokens} are more than the {known} positions "
-            "that the model knows: ask less, or for less."
-        )
-
-
 class TooLarge(Exception):
     """A body has more bytes than allowed."""
 

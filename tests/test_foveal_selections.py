@@ -28,7 +28,7 @@ from modeling_shirg.foveal_selections_shirg import (
     keeping_order,
     local_variance,
     mixed_selection,
-    mixed_values,
+    merged_values,
     neighbor_similarity,
     patch_edges,
     region_ids,
@@ -90,9 +90,9 @@ def _neighbors(patch: int, side: int) -> list[int]:
 
 def _members(selection: Selection) -> list[tuple[int, ...]]:
     """The patches that each token is made of."""
-    if selection.mixing is None:
+    if selection.merge_weights is None:
         return [(index,) for index in selection.indices.tolist()]
-    return [tuple(row.nonzero()[:, 0].tolist()) for row in selection.mixing]
+    return [tuple(row.nonzero()[:, 0].tolist()) for row in selection.merge_weights]
 
 
 def _check(selection: Selection, count: int, patches: int) -> None:
@@ -102,19 +102,19 @@ def _check(selection: Selection, count: int, patches: int) -> None:
     assert (selection.indices.diff() > 0).all()
     assert 0 <= selection.indices[0] and selection.indices[-1] < patches
     assert selection.scores.dtype == torch.float32 and selection.scores.shape == (patches,)
-    if selection.mixing is not None:
-        members = selection.mixing > 0
-        assert members.shape == (count, patches) and selection.mixing.dtype == torch.float32
+    if selection.merge_weights is not None:
+        members = selection.merge_weights > 0
+        assert members.shape == (count, patches) and selection.merge_weights.dtype == torch.float32
         assert members[torch.arange(count), selection.indices].all()
         assert members.sum(0).max() == 1
-        assert torch.allclose(selection.mixing.sum(1), torch.ones(count), atol=1e-6)
-        assert torch.equal(selection.mixing, members / members.sum(1, keepdim=True))
+        assert torch.allclose(selection.merge_weights.sum(1), torch.ones(count), atol=1e-6)
+        assert torch.equal(selection.merge_weights, members / members.sum(1, keepdim=True))
 
 
 def _same(first: Selection, second: Selection) -> bool:
-    if (first.mixing is None) != (second.mixing is None):
+    if (first.merge_weights is None) != (second.merge_weights is None):
         return False
-    same_mixing = first.mixing is None or torch.equal(first.mixing, second.mixing)
+    same_mixing = first.merge_weights is None or torch.equal(first.merge_weights, second.merge_weights)
     return torch.equal(first.indices, second.indices) and torch.equal(first.scores, second.scores) and same_mixing
 
 
@@ -175,11 +175,11 @@ def test_selections_are_the_same_again_under_autocast_and_from_half_precision(se
     assert _same(select(given_dtype, 100), expected)
     with torch.autocast("cpu", torch.bfloat16):
         assert _same(select(given_dtype, 100), expected)
-        assert mixed_values(given_dtype.features, expected).dtype == dtype
-    if expected.mixing is not None:
+        assert merged_values(given_dtype.features, expected).dtype == dtype
+    if expected.merge_weights is not None:
         with torch.autocast("cpu", torch.bfloat16):
-            mixed = mixed_values(view.features, expected)
-        assert torch.equal(mixed, expected.mixing @ view.features)
+            mixed = merged_values(view.features, expected)
+        assert torch.equal(mixed, expected.merge_weights @ view.features)
 
 
 def test_ties_go_to_the_lower_index():
@@ -470,25 +470,25 @@ def test_merging_conserves_area_weighted_sums_of_features_and_boxes():
     areas = torch.tensor([float(len(group)) for group in groups])
     assert 2.0 in areas.tolist()
     together = torch.tensor(sorted(patch for group in groups for patch in group))
-    sums = (mixed_values(view.features, selection) * areas[:, None]).sum(0)
+    sums = (merged_values(view.features, selection) * areas[:, None]).sum(0)
     assert torch.allclose(sums, view.features[together].sum(0), atol=1e-4)
     row, column = torch.arange(side * side) // side, torch.arange(side * side) % side
     boxes = torch.stack([column / side, row / side, *torch.full((2, side * side), 1 / side)], dim=1)
-    merged = mixed_values(boxes, selection)
-    for group, box, feature in zip(groups, merged, mixed_values(view.features, selection), strict=True):
+    merged = merged_values(boxes, selection)
+    for group, box, feature in zip(groups, merged, merged_values(view.features, selection), strict=True):
         assert torch.allclose(box, boxes[list(group)].mean(0))
         assert torch.allclose(feature, view.features[list(group)].mean(0), atol=1e-6)
 
 
-def test_mixed_values_of_an_unmixed_selection_are_the_patches_own_and_pass_gradients():
+def test_merged_values_of_an_unmixed_selection_are_the_patches_own_and_pass_gradients():
     view = _view(8)
     plain = fixed_selection(view, 20, merging=False)
-    assert plain.mixing is None
-    assert torch.equal(mixed_values(view.features, plain), view.features[plain.indices])
+    assert plain.merge_weights is None
+    assert torch.equal(merged_values(view.features, plain), view.features[plain.indices])
     features = view.features.clone().requires_grad_()
     selection = fixed_selection(view, 20)
-    mixed_values(features, selection).sum().backward()
-    expected = selection.mixing.sum(0)[:, None].expand_as(features)
+    merged_values(features, selection).sum().backward()
+    expected = selection.merge_weights.sum(0)[:, None].expand_as(features)
     assert torch.allclose(features.grad, expected)
 
 
@@ -535,7 +535,7 @@ def test_summaries_are_the_means_of_what_each_region_drops(side, levels, coverag
         expected = _summaries_by_hand(selection.scores, budget, coverage)
         assert list(zip(selection.indices.tolist(), groups, strict=True)) == expected
         means = torch.stack([view.features[list(group)].mean(0) for group in groups])
-        assert torch.allclose(mixed_values(view.features, selection), means, atol=1e-5)
+        assert torch.allclose(merged_values(view.features, selection), means, atol=1e-5)
 
 
 @pytest.mark.parametrize(("side", "budget"), [(48, 512), (48, 768), (48, 1024), (24, 128), (24, 192), (24, 256)])
@@ -554,7 +554,7 @@ def test_every_region_keeps_a_token_and_every_patch_is_in_one(side, budget):
     edges_alone = {"variance_weight": 0.0, "text_weight": 0.0, "summaries": False}
     for coverage, touched in ((False, 4), (True, 16)):
         unmixed = mixed_selection(view, side * side // 5, coverage=coverage, **edges_alone)
-        assert unmixed.mixing is None
+        assert unmixed.merge_weights is None
         assert len({regions[patch] for patch in unmixed.indices.tolist()}) == touched
 
 

@@ -69,10 +69,10 @@ def _check(selection: Selection, num_patches: int, budget: int) -> None:
         assert selection.scores.dtype == torch.float32
         assert selection.scores.shape == (num_patches,)
         assert selection.scores.isfinite().all()
-    if selection.mixing is not None:
-        assert selection.mixing.dtype == torch.float32
-        assert selection.mixing.shape == (budget, num_patches)
-        assert torch.allclose(selection.mixing.sum(1), torch.ones(budget))
+    if selection.merge_weights is not None:
+        assert selection.merge_weights.dtype == torch.float32
+        assert selection.merge_weights.shape == (budget, num_patches)
+        assert torch.allclose(selection.merge_weights.sum(1), torch.ones(budget))
 
 
 def test_the_table_names_every_method_and_only_fields_that_exist():
@@ -141,7 +141,7 @@ def test_the_same_view_gives_the_same_selection(name):
     view = _view(169)
     first, second = (PEERS[name][0](view, 49) for _ in range(2))
     assert torch.equal(first.indices, second.indices)
-    for one, other in ((first.scores, second.scores), (first.mixing, second.mixing)):
+    for one, other in ((first.scores, second.scores), (first.merge_weights, second.merge_weights)):
         assert one is other is None or torch.equal(one, other)
 
 
@@ -157,14 +157,14 @@ def test_half_precision_and_autocast_change_nothing_but_the_input(name):
         _check(selection, 64, 20)
         assert torch.equal(selection.indices, expected.indices)
         assert expected.scores is None or torch.equal(selection.scores, expected.scores)
-        assert expected.mixing is None or torch.equal(selection.mixing, expected.mixing)
+        assert expected.merge_weights is None or torch.equal(selection.merge_weights, expected.merge_weights)
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_selection_takes_no_part_in_gradients(name):
     view = _each(_view(), torch.Tensor.requires_grad_)
     selection = PEERS[name][0](view, 14)
-    assert not any(v is not None and v.requires_grad for v in (selection.scores, selection.mixing))
+    assert not any(v is not None and v.requires_grad for v in (selection.scores, selection.merge_weights))
 
 
 def test_among_equals_the_lower_index_is_kept():
@@ -337,17 +337,17 @@ def _naive_visionzip(view: ViewTokens, budget: int) -> list[tuple[int, list[int]
 def test_visionzip_keeps_the_dominant_and_merges_the_others_by_their_keys(budget):
     view = _view(64, seed=budget)
     selection = visionzip(view, budget)
-    groups = [row.nonzero()[:, 0].tolist() for row in selection.mixing]
+    groups = [row.nonzero()[:, 0].tolist() for row in selection.merge_weights]
     tokens = list(zip(selection.indices.tolist(), groups, strict=True))
     assert tokens == _naive_visionzip(view, budget)
-    for (_, group), row in zip(tokens, selection.mixing, strict=True):
+    for (_, group), row in zip(tokens, selection.merge_weights, strict=True):
         assert torch.allclose(row[group], torch.full((len(group),), 1 / len(group)))
 
 
 def test_visionzip_loses_no_patch():
     """Each token times the number of its patches: together the sum of all features."""
     view = _view(169)
-    mixing = visionzip(view, 49).mixing
+    mixing = visionzip(view, 49).merge_weights
     counts = (mixing > 0).sum(1)
     assert (mixing > 0).sum(0).tolist() == [1] * 169
     assert torch.allclose(counts.float() @ (mixing @ view.features), view.features.sum(0), atol=1e-3)
@@ -355,18 +355,18 @@ def test_visionzip_loses_no_patch():
 
 def test_visionzip_has_54_dominant_tokens_to_10_contextual_ones():
     for budget, contextual in ((64, 10), (128, 20), (192, 30), (196, 31), (3, 0), (4, 1)):
-        assert ((visionzip(_view(729), budget).mixing > 0).sum(1) > 1).sum() == contextual
+        assert ((visionzip(_view(729), budget).merge_weights > 0).sum(1) > 1).sum() == contextual
 
 
 def test_visionzips_targets_stay_apart_when_their_keys_are_equal():
     view = dataclasses.replace(_view(64), keys=torch.ones(64, 12))
     selection = visionzip(view, 32)
     _check(selection, 64, 32)
-    assert (selection.mixing[torch.arange(32), selection.indices] > 0).all()
+    assert (selection.merge_weights[torch.arange(32), selection.indices] > 0).all()
 
 
 def test_visionzip_of_all_patches_changes_none():
-    assert torch.equal(visionzip(_view(64), 64).mixing, torch.eye(64))
+    assert torch.equal(visionzip(_view(64), 64).merge_weights, torch.eye(64))
 
 
 def test_visionzip_follows_attention_keys_and_its_share():
@@ -376,10 +376,10 @@ def test_visionzip_follows_attention_keys_and_its_share():
     other = dataclasses.replace(view, keys=view.keys.roll(1, 0))
     first, second = visionzip(view, 14), visionzip(other, 14)
     assert torch.equal(first.indices, second.indices)
-    assert not torch.equal(first.mixing, second.mixing)
+    assert not torch.equal(first.merge_weights, second.merge_weights)
     # Cosines, not dot products: a long key draws no more patches.
     longer = dataclasses.replace(view, keys=view.keys * torch.linspace(1, 9, 36)[:, None])
-    assert torch.equal(visionzip(longer, 14).mixing, first.mixing)
+    assert torch.equal(visionzip(longer, 14).merge_weights, first.merge_weights)
 
 
 # VisPruner
