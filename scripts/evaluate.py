@@ -83,10 +83,10 @@ def _places(args: argparse.Namespace, rows: list) -> dict[str, str]:
     places = dict(entry.partition("=")[::2] for entry in args.data)
     for task in (*args.tasks, *places):
         check_task(task)
-        if task not in args.tasks:
-            raise ValueError(f"--data names {task}, which is none of --tasks {' '.join(args.tasks)}.")
         if not places.get(task, "here"):
             raise ValueError(f"--data {task}: write it as TASK=PLACE, for example chartqa=data/charts.")
+        if task not in args.tasks:
+            raise ValueError(f"--data names {task}, which is none of --tasks {' '.join(args.tasks)}.")
     check_baseline(args.baseline or args.systems[0], args.systems)
     for row in rows:
         if row.batch is not None:

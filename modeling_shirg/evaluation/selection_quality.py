@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
-from modeling_shirg.foveal_selections_shirg import block_ids, merged_values
+from modeling_shirg.foveal_selections_shirg import block_ids
 from modeling_shirg.published_selections_shirg import METHODS
-from modeling_shirg.selection_shirg import Selection, ViewTokens, min_max
+from modeling_shirg.selection_shirg import Selection, ViewTokens, merged_values, min_max
 
 FIGURES = ("gini", "relevance_over_random", "coherence", "block_coverage", "grid_correlation")
 _SIGNAL_INPUTS = ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask", "relevance_input_ids")
