@@ -40,11 +40,6 @@ def test_repeats_are_taken_in_turn_and_the_warm_up_does_not_count(monkeypatch):
     assert ratios(found, "a")["a"]["flops"] == 1.0 and found["b"]["flops"] > 0
 
 
-def test_flops_of_the_full_attention_are_counted():
-    short, long = (measure({"a": _timed(preset)}, 1, 0)["a"]["flops"] for preset in ("lavida-980", "lavida-full"))
-    assert long > 1.3 * short
-
-
 def test_all_systems_see_the_same_pictures():
     pictures = [
         [chat[0]["content"][0]["image"].tobytes() for chat in _timed(preset, 2).chats()]

@@ -18,7 +18,6 @@ from modeling_shirg.evaluation.intervals import difference_interval, mean_interv
 from modeling_shirg.evaluation.results import Plan, guard_verdicts, missing, tabulate, write_results
 from modeling_shirg.evaluation.tasks import TASKS, TaskRows
 from modeling_shirg.scenes.benchmark import build_benchmark, num_cells
-from modeling_shirg.training.data.bad_rows import BadRow
 from shirg_scripts.cli import main
 from tiny_model import noise_image, tiny_config, tiny_model, tiny_processor
 
@@ -41,47 +40,42 @@ SCHEMAS = {
     "chartqa of HuggingFaceM4": (
         ("chartqa", "test"),
         {"query": STRING, "label": STRINGS, "human_or_machine": INT},
-        {"query": "How many?", "label": ["100"], "human_or_machine": 1},
+        ("How many?", ["100"], 1),
         ("How many?" + WORD, ["100"], {"subset": "augmented"}, "0"),
         ("104", {"relaxed_accuracy": 1.0, "exact_match": 0.0}),
     ),
     "chartqa of lmms-lab": (
         ("chartqa", "test"),
         {"type": STRING, "question": STRING, "answer": STRING},
-        {"type": "human_test", "question": "How many?", "answer": "100"},
+        ("human_test", "How many?", "100"),
         ("How many?" + WORD, ["100"], {"subset": "human"}, "0"),
         ("106", {"relaxed_accuracy": 0.0, "exact_match": 0.0}),
     ),
     "docvqa": (
         ("docvqa", "validation"),
         {"questionId": STRING, "question": STRING, "answers": STRINGS, "docId": INT},
-        {"questionId": "77", "question": "Who?", "answers": ["smith", "j. smith"], "docId": 3},
+        ("77", "Who?", ["smith", "j. smith"], 3),
         ("Who?" + PHRASE, ["smith", "j. smith"], {}, "77"),
         ("smath", {"anls": 0.8, "exact_match": 0.0}),
     ),
     "infographicvqa": (
         ("infographicvqa", "validation"),
         {"questionId": STRING, "question": STRING, "answers": STRINGS, "operation/reasoning": STRINGS},
-        {"questionId": "8", "question": "Who?", "answers": ["smith"], "operation/reasoning": []},
+        ("8", "Who?", ["smith"], []),
         ("Who?" + PHRASE, ["smith"], {}, "8"),
         ("xxxth", {"anls": 0.0, "exact_match": 0.0}),
     ),
     "textvqa": (
         ("textvqa", "validation"),
         {"question_id": INT, "question": STRING, "answers": STRINGS, "ocr_tokens": STRINGS},
-        {"question_id": 5, "question": "What brand?", "answers": ["none"] * 10, "ocr_tokens": []},
+        (5, "What brand?", ["none"] * 10, []),
         ("What brand?" + PHRASE, ["none"] * 10, {}, "5"),
         ("none", {"vqa_accuracy": 1.0}),
     ),
     "vqav2": (
         ("vqav2", "validation"),
         {"question_id": INT, "question": STRING, "answers": PEOPLE, "multiple_choice_answer": STRING},
-        {
-            "question_id": 6,
-            "question": "How many?",
-            "answers": _people(*["none"] * 10),
-            "multiple_choice_answer": "none",
-        },
+        (6, "How many?", _people(*["none"] * 10), "none"),
         ("How many?" + PHRASE, ["none"] * 10, {}, "6"),
         ("none", {"vqa_accuracy": 0.0}),
     ),
@@ -106,7 +100,8 @@ def _charts(folder: Path, count: int = 4, images: list | None = None) -> Path:
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_a_row_of_every_schema_is_asked_and_scored_by_its_task(tmp_path, schema):
-    (task, split), columns, row, expected, (prediction, scores) = SCHEMAS[schema]
+    (task, split), columns, values, expected, (prediction, scores) = SCHEMAS[schema]
+    row = dict(zip(columns, values, strict=True))
     rows = TaskRows(task, str(_parquet(tmp_path / "data", split, columns, [row] * 2)))
     assert len(rows) == 2 and len(TaskRows(task, str(tmp_path / "data"), limit=1)) == 1
     sample = rows.sample(0)
@@ -145,16 +140,6 @@ def test_controls_take_the_image_or_the_question_away(tmp_path):
             assert (blank.question, blank.golds, other.golds) == (own.question, own.golds, own.golds)
             assert other.question != own.question and np.array_equal(other.image, own.image)
     assert other.question == "How many 0?" + WORD  # after the last row comes the first
-
-
-def test_rows_without_enough_golds_are_bad(tmp_path):
-    (task, split), columns, row, _, _ = SCHEMAS["vqav2"]
-    rows = [{**row, "answers": _people("one")}, {**row, "answers": _people("one"), "question": ""}]
-    table = TaskRows(task, str(_parquet(tmp_path, split, columns, rows)))
-    with pytest.raises(BadRow, match="those of several people"):
-        table.sample(0)
-    with pytest.raises(BadRow, match="empty question"):
-        table.sample(1)
 
 
 # The log
@@ -292,18 +277,8 @@ def test_differences_and_groups_by_hand(tmp_path):
     assert len(list(csv.DictReader((tmp_path / "groups.csv").open()))) == len(tables["groups"])
 
 
-def test_the_grids_discrepancy_is_inside_minus_border(tmp_path):
-    places = [{"cell_place": place} for place in ("inside", "border", "inside", "corner", "border")]
-    for system, rights in (("base", [1, 1, 1, 0, 1]), ("new", [1, 0, 0, 1, 0])):
-        _log(tmp_path, Place("entity_grid", system, "none"), rights, places)
-    tables = tabulate(tmp_path, _plan("entity_grid", 5))
-    found = {r["system"]: r["value"] for r in tables["discrepancy"] if r["metric"] == "exact_match"}
-    assert found == {"base": 0.0, "new": 0.5}
-    assert {r["group"] for r in tables["groups"] if r["by"] == "place"} == {"inside", "border", "corner"}
-
-
 @pytest.mark.parametrize(
-    ("worse", "better", "passes"), [(0, 0, True), (10, 10, True), (25, 0, True), (34, 0, False), (200, 170, False)]
+    ("worse", "better", "passes"), [(0, 0, True), (25, 0, True), (34, 0, False), (200, 170, False)]
 )
 def test_the_guard_passes_if_the_interval_stays_above_minus_one_point(tmp_path, worse, better, passes):
     base = [1] * 2000 + [0] * 2000
@@ -482,14 +457,3 @@ def test_other_settings_or_other_weights_in_one_folder_are_errors(base, whole, t
         log.append([{"row": 0, "bad": "no image"}])
     assert main([*words, "--out", str(tmp_path)]) == 2
     assert "weights was 'of another model'" in capsys.readouterr().err
-
-
-def test_what_fails_says_which_rows_were_asked(base, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr("modeling_shirg.evaluation.asking.ask", fail)
-    with pytest.raises(RuntimeError, match="out of memory") as raised:
-        _evaluate(base, tmp_path, *RUN)
-    assert raised.value.__notes__ == ["while lavida-980 answered guard, rows [0, 1]"]
-    assert read_answers(tmp_path, Place("guard", "lavida-980", "none")) == []
