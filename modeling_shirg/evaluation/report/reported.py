@@ -108,10 +108,10 @@ def _study(folder: Path) -> Report:
         arm: [row for aim in plan.aims for row in _aim(plan, aim, complete)] for arm, (complete, _) in arms.items()
     }
     unfinished = [label for _, labels in arms.values() for label in labels]
-    told = [
-        {"title": table.title, **{name: table.results[name] for name in ("scores", "guard", "efficiency")}}
-        for table in tables
-    ]
+    told = []
+    for table in tables:
+        totals = [row for row in table.results["scores"] if row["by"] == ""]
+        told.append({"title": table.title, "scores": totals, "efficiency": table.results["efficiency"]})
     write_json(folder / RESULTS_FILE, {"aims": aims, "unfinished": unfinished, "tables": told})
     return Report(folder, "Study", facts["base"], facts["machine"], tables, main, aims, unfinished)
 
