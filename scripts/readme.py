@@ -123,17 +123,9 @@ def faults_sentence(checkout: Path) -> str:
 
 
 def study_table(checkout: Path) -> str:
-    """The aims of the toy-scale study and what came of them, from the run that docs/study has."""
-    from modeling_shirg.evaluation.report.tables import aim_figure, aim_status
-
-    results = json.loads(_read(checkout, "docs/study/results.json"))
-    rows = [
-        f"| {row['aim']} | {arm} | {row['where']} | {aim_figure(row)} | {row['n']:,} | {aim_status(row)} |"
-        for arm, aims in results["aims"].items()
-        for row in aims
-    ]
-    heading = "| aim | arm | where | figure (95% interval) | questions | status |"
-    return "\n".join([heading, "|---|---|---|---|---:|---|", *rows])
+    """What the adapted systems of the toy-scale study read, from the report in docs/study."""
+    page = _read(checkout, "docs/study/REPORT.md")
+    return re.search(r"^systems, adapted: percent.*\n\n((?:\|.*\n)+)", page, re.MULTILINE).group(1).strip()
 
 
 def _read(checkout: Path, name: str) -> str:
