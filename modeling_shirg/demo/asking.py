@@ -44,7 +44,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer, the image that was asked about, the seconds that it took, and notes on unused parts of the question."""
+    """The answer about `image`, its seconds, and notes on unused parts of the question."""
 
     answer: Answers
     image: Image.Image
@@ -57,7 +57,6 @@ class Asker:
 
     Args:
         load: from a preset's name to model and processor, as `modeling_shirg.running.load.load` returns them.
-        answer: `modeling_shirg.running.ask.answer_question`.
     """
 
     def __init__(self, load: Callable[[str], Any], answer: Callable[..., Any]):
