@@ -26,7 +26,7 @@ COMMANDS = {
 }
 # Commands that load a checkpoint under many presets: that a preset does not use a table of the checkpoint is no news.
 _MANY_SYSTEMS = ("bench", "compare", "demo", "evaluate", "study")
-# Read by libraries when they are imported; a value that is set already stays.
+# Read by libraries when they are imported.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "KINETO_LOG_LEVEL": "99",
@@ -57,9 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         except _user_errors() as error:
             print(f"shirg {command}: {_reason(error)}", file=sys.stderr)
             return 2
-    if interrupts:
-        print(f"\nshirg {command}: interrupted", file=sys.stderr)
-    return 130 if interrupts else 0
+    if not interrupts:
+        return 0
+    print(f"\nshirg {command}: interrupted", file=sys.stderr)
+    return 130
 
 
 def with_underscores(argv: list[str]) -> list[str]:
@@ -112,7 +113,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
-    return ValueError, OSError, ImportError, SafetensorError, StrictDataclassError, OutOfMemoryError
+    return ValueError, OSError, ModuleNotFoundError, SafetensorError, StrictDataclassError, OutOfMemoryError
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -123,8 +124,7 @@ def _reason(error: BaseException) -> BaseException:
 
 
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<9}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(["usage: shirg COMMAND [options]   (shirg COMMAND --help)", "", *lines])
 
 

@@ -28,7 +28,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from configuration_shirg.presets_shirg import PRESETS
 
-    from .arguments import add_model_arguments, add_quantize_argument, port_number, preset_name, seconds
+    from .argument_types import port_number, preset_name, seconds
+    from .arguments import add_model_arguments, add_quantize_argument
 
     parser = argparse.ArgumentParser(
         prog="shirg demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

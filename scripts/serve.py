@@ -26,7 +26,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     from modeling_shirg.serving import Limits
 
-    from .arguments import add_model_arguments, add_quantize_argument, add_system_arguments, port_number
+    from .argument_types import port_number
+    from .arguments import add_model_arguments, add_quantize_argument, add_system_arguments
 
     parser = argparse.ArgumentParser(
         prog="shirg serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
