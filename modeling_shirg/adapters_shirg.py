@@ -324,15 +324,41 @@ def geometry_facts(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def activate(model: nn.Module, adapter_name: str, trainable: bool) -> None:
-    """Make `adapter_name` the one adapter that is used, everywhere: where it has nothing, the base's weights are.
+def attach(model: nn.Module, source: str, name: str, trainable: bool, hub: dict[str, Any]) -> None:
+    """Put the adapter at `source` into `model` as `name` and use it alone.
 
-    Loading a second adapter leaves the modules that the first one replaced to neither of them.
+    PEFT is called directly: the adapter methods of transformers 5.24 ask for a PEFT release newer than 0.21.
+
+    Raises:
+        ValueError: the adapter's file lacks tensors; the model is left without it.
     """
-    if is_peft_available():
-        from peft.functional import set_adapter
+    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.functional import delete_adapter
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+    from peft.utils import load_peft_weights
 
-        set_adapter(model, adapter_name, inference_mode=not trainable)
+    config = PeftConfig.from_pretrained(source, **hub)
+    config.inference_mode = not trainable
+    inject_adapter_in_model(config, model, name)
+    model._hf_peft_config_loaded = True
+    weights = load_peft_weights(source, device="cpu", **hub)
+    weights = {key.removeprefix("base_model.model."): weight for key, weight in weights.items()}
+    result = set_peft_model_state_dict(model, weights, adapter_name=name)
+    lacking = sorted(key for key in result.missing_keys if f".{name}." in key)
+    if lacking:
+        delete_adapter(model, name, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
+        raise ValueError(
+            f"{source} lacks {len(lacking)} tensors that its adapter_config.json asks for, such as {lacking[0]}. "
+            "Publish the adapter again from its run folder."
+        )
+    activate(model, name, trainable)
+
+
+def activate(model: nn.Module, name: str, trainable: bool) -> None:
+    """Use adapter `name` alone: modules that it does not replace are the base's, whatever other adapters replace."""
+    from peft.functional import set_adapter
+
+    set_adapter(model, name, inference_mode=not trainable)
 
 
 def _system_fields(config: PreTrainedConfig) -> list[str]:

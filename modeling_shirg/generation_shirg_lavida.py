@@ -10,7 +10,6 @@ Shape suffixes: B batch, P prompt length, R response length, L block length, M p
 size, V vocabulary, S = P + R, N denoising steps of a block.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from .denoising_shirg import (
     transfer_table,
 )
 from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig, overridden_fields
+from .image_inputs_shirg import IMAGE_INPUTS
 from .prefix_cache_shirg import (
     PREFIX_DTYPES,
     OffloadedPrefixCache,
@@ -50,19 +50,8 @@ _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_i
 _HOST_DEVICES = ("cpu", "mps")
 # A product with the vocabulary of more than `_FEW_ROWS` rows is done with `_PRODUCT_ROWS` at least.
 _PRODUCT_ROWS, _FEW_ROWS = 16, 3
-# Arguments of `forward` that would contradict the loop.
-_FORWARD_ONLY = {
-    "labels",
-    "diffusion_time",
-    "mask_noise",
-    "selection_noise",
-    "dropped_tokens",
-    "logits_to_keep",
-    "past_key_values",
-    "cache",
-    "output_attentions",
-    "output_hidden_states",
-}
+# Image arguments of training.
+_TRAINING_INPUTS = ("selection_noise", "dropped_tokens")
 
 
 @dataclass
@@ -193,7 +182,8 @@ class ShirgLavidaGenerationMixin:
         config = self._resolve_generation_config(generation_config, draft_ids, overrides)
         self._check_length(config.max_new_tokens)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, vision_kwargs)
-        attention_mask = visible_attention(attention_mask, image_outputs)
+        if image_outputs is not None:
+            attention_mask = image_outputs.visible(attention_mask)
         prompt = _prepare_prompt(embeds_BPD, attention_mask, position_ids, config.max_new_tokens)
         batch_size, device = embeds_BPD.shape[0], embeds_BPD.device
         self._warn_of_length(int(prompt.response_positions_BR.max()) + 1)
@@ -314,20 +304,14 @@ class ShirgLavidaGenerationMixin:
     def _vision_kwargs(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Those of the model's arguments that the prompt is made of. The others that `forward` names are the
         processor's reports about the views; whatever it does not name is an error."""
-        parameters = inspect.signature(type(self).forward).parameters
-        accepted = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
-        accepted -= {"self", *_FORWARD_ONLY}
-        unknown = sorted(set(model_kwargs) - accepted)
+        unknown = sorted(set(model_kwargs) - set(IMAGE_INPUTS))
+        unknown += sorted(name for name in _TRAINING_INPUTS if model_kwargs.get(name) is not None)
         if unknown:
             raise ValueError(
                 f"generate got the unknown argument {', '.join(map(repr, unknown))}. Generation arguments: "
-                f"{', '.join(GENERATION_DEFAULTS)}. Model arguments: {', '.join(sorted(accepted))}."
+                f"{', '.join(GENERATION_DEFAULTS)}. Image arguments: {', '.join(IMAGE_INPUTS)}."
             )
-        taken = inspect.signature(self.model.prepare_inputs_embeds).parameters.values()
-        names = {parameter.name for parameter in taken}
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
-            names = accepted
-        return {name: value for name, value in model_kwargs.items() if value is not None and name in names}
+        return {name: value for name, value in model_kwargs.items() if value is not None and name in IMAGE_INPUTS}
 
     def _model_token(self, name: str) -> Any:
         """A special token: the model's generation config, then its config."""
@@ -463,20 +447,6 @@ class ShirgLavidaGenerationMixin:
         self.generation_config = ShirgGenerationConfig.from_pretrained(
             pretrained_model_name_or_path, **hub, _from_auto=from_auto_class, _from_pipeline=from_pipeline
         )
-
-
-def visible_attention(attention_mask: torch.Tensor | None, image_outputs: Any) -> torch.Tensor | None:
-    """The prompt's attention mask without the image tokens that stand for nothing (`visible_mask` of the outputs)."""
-    if image_outputs is None or image_outputs.visible_mask is None:
-        return attention_mask
-    if attention_mask is None:
-        return image_outputs.visible_mask.long()
-    if attention_mask.ndim != 2:
-        raise ValueError(
-            "The selection leaves image tokens unused, which a 2D attention_mask can hide and one of shape "
-            f"{tuple(attention_mask.shape)} cannot."
-        )
-    return attention_mask * image_outputs.visible_mask.to(attention_mask)
 
 
 def _check_ids(name: str, ids_BL: Any, size: int) -> None:

@@ -88,7 +88,6 @@ def build_page(args: argparse.Namespace) -> Any:
 
     from modeling_shirg.demo.asking import Asker
     from modeling_shirg.demo.page import Page
-    from modeling_shirg.running.ask import answer_question
     from modeling_shirg.running.load import Loaded, load
 
     from .compare import errors_alone
@@ -98,7 +97,7 @@ def build_page(args: argparse.Namespace) -> Any:
             return load(args.model, name, args.device, args.dtype, revision=args.revision, quantize=args.quantize)
 
     disable_progress_bar()
-    asker = Asker(load_system, answer_question)
+    asker = Asker(load_system)
     asker.system(args.systems[0])
     folder = Path(str(files("shirg_hub_card") / "examples"))
     examples = [(folder / name, question) for name, question in EXAMPLES.items()]

@@ -164,7 +164,7 @@ def _parts(model_args, args) -> _Parts:
 def _check_draws(config, args) -> None:
     """Raises a `ValueError` if a step may draw more tokens than there are, or a fovea whose attention is unknown."""
     from configuration_shirg.geometry_shirg import grid_side
-    from modeling_shirg.selection_methods_shirg import METHODS
+    from modeling_shirg.published_selections_shirg import METHODS
 
     if config.selects:
         for size in args.fovea_sizes or [config.fovea_size]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from configuration_shirg import PRESETS
 from modeling_shirg.evaluation.selection_quality import FIGURES, selection_quality, system_quality
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from configuration_shirg import GEOMETRIES, PRESETS, ShirgLavidaConfig
 from configuration_shirg.configuration_shirg_lavida import NEED_ATTENTION, NEED_RELEVANCE
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 from tiny_model import tiny_config
 
 # Views -> image tokens, as the table of systems says.

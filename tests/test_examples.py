@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.ask import answer_question, read_image
 from modeling_shirg.running.load import load
 from modeling_shirg.running.timing import StageClock
-from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import ViewTokens
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"

@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from faults.case import contents
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +26,6 @@ from adapter_runs import (
     save_run,
 )
 from child_process import fork, kill_when
-from faults.case import contents
 from fresh_process import run_fresh
 from loopback_hub import metadata_errors
 from modeling_shirg import ShirgLavidaForConditionalGeneration

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faults.case import CommandError, checkpoint, command, contents
+from faults.commands import GRID
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import SafetensorError
 
-from faults.case import CommandError, checkpoint, command, contents
-from faults.commands import GRID
 from full_disk import full_beyond
 from modeling_shirg.conversion import convert_checkpoint
 from modeling_shirg.evaluation import answer_log

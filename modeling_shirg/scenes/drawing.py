@@ -1,7 +1,4 @@
-"""What every family draws with: marks with their pixel boxes, text in DejaVu Sans Bold, questions about them.
-
-Glyph sizes are cap heights in pixels. All lengths are pixels of the drawn image.
-"""
+"""Marks with pixel boxes, text in DejaVu Sans Bold, and questions. Glyph sizes are cap heights in pixels."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -30,13 +27,13 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 _FONT = "DejaVuSans-Bold.ttf"
-INKS = ("black", "black", "blue", "brown", "purple", "green", "red")  # what text is written in, dark on white
+INKS = ("black", "black", "blue", "brown", "purple", "green", "red")  # colours of text
 _CAP_HEIGHT = 0.729  # of the em
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One glyph or shape: what it is (a character, or a shape's name), its colour's name, the box of its ink."""
+    """One glyph or shape: a character or the shape's name, the colour's name, the box of the ink."""
 
     label: str
     color: str
@@ -48,15 +45,13 @@ class Question:
     """A question about a scene.
 
     Args:
-        text, answer: what is asked and the one right answer.
-        kind: what has to be done, `"read_value"` for example.
-        box: the evidence, the ink of what has to be read or counted.
+        text, answer: the question and the one right answer.
+        kind: of the question, `"read_value"` for example.
+        box: the evidence, ink to be read or counted.
         glyph_px: cap height of the evidence's glyphs; the side of a shape.
-        answer_marks: per character of the answer, the marks to look at; where the answer is not read off the image,
-            one entry with all marks that it depends on, none where none are counted.
-        name: the word of the question by which it names what these marks show (a row's key, a cell's number); `None`
-            where no single word does.
-        name_marks: the marks that write this word beside what it names; empty where none do.
+        answer_marks: per character of the answer, the marks to look at; all in one entry for counted answers.
+        name: the word of the question that points to the evidence, a row's key for example; `None` without one.
+        name_marks: the marks that write this word in the image.
     """
 
     text: str
@@ -78,7 +73,7 @@ class Scene:
     questions: list[Question] = field(default_factory=list)
 
     def write(self, text: str, left: float, middle: float, glyph_px: float, color: str) -> list[int]:
-        """Write `text` from `left` on, capitals centred on `middle`; the indices of its marks, one per character."""
+        """Write `text` from `left` on, capitals centred on `middle`; returns the index of each character's mark."""
         first = len(self.marks)
         for character, ink, box in _lay_out(text, left, middle, glyph_px):
             self.image.paste(COLORS[color], box[:2], ink)
@@ -86,9 +81,9 @@ class Scene:
         return list(range(first, len(self.marks)))
 
     def draw_shape(self, shape: str, center: tuple[float, float], size: float, color: str) -> int:
-        """Draw a shape of `SHAPES`, `size` pixels wide; the index of its mark."""
+        """Draw a shape of `SHAPES`, `size` pixels wide; returns the index of the mark."""
         box = (center[0] - size / 2, center[1] - size / 2, center[0] + size / 2, center[1] + size / 2)
-        draw_shape(ImageDraw.Draw(self.image), shape, box, COLORS[color])
+        _fill_shape(ImageDraw.Draw(self.image), shape, box, COLORS[color])
         self.marks.append(Mark(shape, color, box))
         return len(self.marks) - 1
 
@@ -130,13 +125,8 @@ def font_size(glyph_px: float) -> int:
 
 @cache
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans Bold, laid out by FreeType alone: where Raqm is installed it would place glyphs otherwise."""
-    try:
-        import matplotlib  # the fonts' owner; only rendering needs it
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "Rendered scenes take their fonts from matplotlib, which is missing: pip install 'shirg-lavida[eval]'"
-        ) from error
+    """DejaVu Sans Bold, laid out by FreeType alone: Raqm, where installed, places glyphs differently."""
+    import matplotlib  # slow to import, and only rendering needs the fonts
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / _FONT
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
@@ -166,8 +156,7 @@ def _glyph(size: int, character: str) -> tuple[Image.Image, int, int]:
     return mask, left, top
 
 
-def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Box, rgb: tuple[int, int, int]) -> None:
-    """Fill one of `SHAPES` into `box`."""
+def _fill_shape(draw: ImageDraw.ImageDraw, shape: str, box: Box, rgb: tuple[int, int, int]) -> None:
     left, top, right, bottom = box
     if shape == "circle":
         draw.ellipse(box, fill=rgb)
@@ -184,9 +173,6 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Box, rgb: tuple[int, 
 
 
 def _star_points(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    points = []
-    for step in range(10):
-        reach = radius if step % 2 == 0 else radius * 0.42
-        angle = math.pi * step / 5 - math.pi / 2
-        points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
-    return points
+    reaches = [radius if step % 2 == 0 else radius * 0.42 for step in range(10)]
+    angles = [math.pi * step / 5 - math.pi / 2 for step in range(10)]
+    return [(x + reach * math.cos(at), y + reach * math.sin(at)) for reach, at in zip(reaches, angles, strict=True)]

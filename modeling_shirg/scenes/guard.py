@@ -1,4 +1,4 @@
-"""Guard: a few large shapes; asks for colour, shape and number. What every system should keep being able to do."""
+"""Guard: colour, shape and number of a few large shapes. No system should lose these."""
 
 import numpy as np
 

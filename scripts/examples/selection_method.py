@@ -15,8 +15,7 @@ from typing import Any
 from modeling_shirg.running.ask import ask, conversation
 from modeling_shirg.running.load import Loaded, load
 from modeling_shirg.scenes import scene
-from modeling_shirg.selection_methods_shirg import METHODS, SelectionMethod
-from modeling_shirg.selection_shirg import Selection, ViewTokens, top_k
+from modeling_shirg.selection_shirg import METHODS, Selection, SelectionMethod, ViewTokens, top_k
 
 
 def most_edges(view: ViewTokens, budget: int, config: Any) -> Selection:
