@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             interrupts.append(command)
         except _user_errors() as error:
-            print(f"shirg {command}: {_reason(error)}", file=sys.stderr)
+            # A strict dataclass wraps the error of its validator in words of its own.
+            strict = type(error).__name__.startswith("StrictDataclass")
+            print(f"shirg {command}: {error.__cause__ if strict and error.__cause__ else error}", file=sys.stderr)
             return 2
     if not interrupts:
         return 0
@@ -108,19 +110,14 @@ def _interrupts() -> Iterator[list]:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """Errors that a user can mend; evaluated after an error, when a command has imported what raised it."""
+    """Errors that a user can mend; evaluated after an error, which a library that is not imported cannot have raised."""
+    if "torch" not in sys.modules:
+        return ValueError, OSError
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
     return ValueError, OSError, ModuleNotFoundError, SafetensorError, StrictDataclassError, OutOfMemoryError
-
-
-def _reason(error: BaseException) -> BaseException:
-    """The error of a validator, which a strict dataclass wraps in words of its own."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    return error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
 
 
 def _usage() -> str:

@@ -3,8 +3,8 @@
     python scripts/examples/publish.py runs/example/run me/my-model              # writes it to a folder, loads that
     python scripts/examples/publish.py runs/example/run me/my-model --publish    # and publishes it on the Hub
 
-The model is loaded as a stranger would: by transformers alone, with the code that lies beside the weights. `shirg push`
-without --merge publishes the adapter alone, for people who have the base.
+The model is loaded as a stranger would: by transformers alone, with the code that lies beside the weights. Without
+--merge, `shirg push` publishes the adapter alone, for people who have the base.
 """
 
 import argparse
