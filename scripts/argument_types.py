@@ -35,6 +35,12 @@ def preset_name(name: str) -> str:
     return name
 
 
+def system_label(text: str) -> str:
+    """A `type` for arguments that name a system as `NAME` or `NAME:FIELD=VALUE,...`."""
+    preset_name(text.partition(":")[0])
+    return text
+
+
 def image_file(source: str) -> str:
     """A `type` for arguments that name an image: a file, a URL, or - for standard input."""
     if source != "-" and not source.startswith(("http://", "https://", "data:")) and not os.path.isfile(source):

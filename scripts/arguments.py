@@ -1,6 +1,7 @@
 """Arguments that commands share: which checkpoint, under which system, and how it answers."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from .argument_types import checkpoint, preset_name, preset_names
@@ -55,17 +56,20 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text_relevance", choices=("lm", "siglip", "none"), help=about)
 
 
-def add_systems_argument(parser: argparse.ArgumentParser) -> None:
-    """--prune_method with several names, in `args.systems`; by default all."""
+def add_systems_argument(
+    parser: argparse.ArgumentParser, default: list[str] | None = None, kind: Callable[[str], str] = preset_name
+) -> None:
+    """--prune_method with several systems, in `args.systems`; `default=None` is all of them."""
+    metavar, names = ("NAME", "all") if kind is preset_name else ("NAME[:FIELD=VALUE,...]", " ".join(default))
     parser.add_argument(
         "--prune_method",
         "--systems",
         dest="systems",
         nargs="+",
-        type=preset_name,
-        default=preset_names(),
-        metavar="NAME",
-        help="systems to use; by default all",
+        type=kind,
+        default=default or preset_names(),
+        metavar=metavar,
+        help=f"systems to use; by default {names}",
     )
 
 

@@ -26,7 +26,7 @@ COMMANDS = {
 }
 # Commands that load a checkpoint under many presets: that a preset does not use a table of the checkpoint is no news.
 _MANY_SYSTEMS = ("bench", "compare", "demo", "evaluate", "study")
-# Read by libraries when they are imported; a value that is set already stays.
+# Read by libraries when they are imported.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "KINETO_LOG_LEVEL": "99",
@@ -55,11 +55,14 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             interrupts.append(command)
         except _user_errors() as error:
-            print(f"shirg {command}: {_reason(error)}", file=sys.stderr)
+            # A strict dataclass wraps the error of its validator in words of its own.
+            strict = type(error).__name__.startswith("StrictDataclass")
+            print(f"shirg {command}: {error.__cause__ if strict and error.__cause__ else error}", file=sys.stderr)
             return 2
-    if interrupts:
-        print(f"\nshirg {command}: interrupted", file=sys.stderr)
-    return 130 if interrupts else 0
+    if not interrupts:
+        return 0
+    print(f"\nshirg {command}: interrupted", file=sys.stderr)
+    return 130
 
 
 def with_underscores(argv: list[str]) -> list[str]:
@@ -107,24 +110,18 @@ def _interrupts() -> Iterator[list]:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """Errors that a user can mend; evaluated after an error, when a command has imported what raised it."""
+    """Errors that a user can mend; evaluated after an error, which a library that is not imported cannot have raised."""
+    if "torch" not in sys.modules:
+        return ValueError, OSError
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
-    return ValueError, OSError, ImportError, SafetensorError, StrictDataclassError, OutOfMemoryError
-
-
-def _reason(error: BaseException) -> BaseException:
-    """The error of a validator, which a strict dataclass wraps in words of its own."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    return error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+    return ValueError, OSError, ModuleNotFoundError, SafetensorError, StrictDataclassError, OutOfMemoryError
 
 
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<9}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(["usage: shirg COMMAND [options]   (shirg COMMAND --help)", "", *lines])
 
 
