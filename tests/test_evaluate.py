@@ -17,7 +17,7 @@ from modeling_shirg.evaluation.asking import generation_of
 from modeling_shirg.evaluation.intervals import difference_interval, mean_interval
 from modeling_shirg.evaluation.results import Plan, guard_verdicts, missing, tabulate, write_results
 from modeling_shirg.evaluation.tasks import TASKS, TaskRows
-from modeling_shirg.scenes.benchmark import build_benchmark, num_cells
+from modeling_shirg.scenes.benchmark import build_benchmark, cells_of
 from shirg_scripts.cli import main
 from tiny_model import noise_image, tiny_config, tiny_model, tiny_processor
 
@@ -122,8 +122,8 @@ def test_lengths_are_those_of_the_published_settings():
 
 @pytest.mark.parametrize("family", ["chart", "guard"])
 def test_a_limited_family_is_the_first_rows_of_the_whole(family):
-    rows, whole = TaskRows(family, limit=num_cells(family) + 3), build_benchmark(family, per_cell=3)
-    assert len(rows) == num_cells(family) + 3
+    rows, whole = TaskRows(family, limit=len(cells_of(family)) + 3), build_benchmark(family, per_cell=3)
+    assert len(rows) == len(cells_of(family)) + 3
     for place in (0, 5, len(rows) - 1):
         sample, row = rows.sample(place), whole[place]
         assert (sample.question, sample.golds[0]) == (row["question"], row["answer"])

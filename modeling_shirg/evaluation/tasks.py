@@ -14,7 +14,7 @@ from PIL import Image
 from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, relaxed_accuracy, token_f1
 from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, vqa_accuracy
 from modeling_shirg.running.ask import conversation
-from modeling_shirg.scenes.benchmark import PER_CELL, blank_image, build_benchmark, num_cells, with_control
+from modeling_shirg.scenes.benchmark import PER_CELL, blank_image, build_benchmark, cells_of, with_control
 from modeling_shirg.training.data.adapters import ADAPTERS
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ImageFiles
@@ -120,7 +120,7 @@ class TaskRows:
         if self.is_rendered:
             if place is not None:
                 raise ValueError(f"--data {name}={place}: {name} is rendered here and takes no place.")
-            per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / num_cells(name)))
+            per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / len(cells_of(name))))
             self.table = build_benchmark(name, split, per_cell, scale)
             self._reader = RowReader(0, name, name, None, ADAPTERS["plain"].adapt, "", ImageFiles(Path()))
         else:
@@ -136,7 +136,7 @@ class TaskRows:
         return self._count
 
     def sample(self, row: int, control: str = "none") -> Sample:
-        """Row number `row`, under one of the benchmark's `CONTROLS`; a `BadRow` if it cannot be asked or judged."""
+        """Row number `row`, under a control of `with_control`; a `BadRow` if it cannot be asked or judged."""
         raw = self.table[row]
         item = self._reader.item(raw, row)
         image, question = item["images"][0], item["messages"][0]["content"][-1]["text"]

@@ -58,19 +58,15 @@ def draw_chart(
     columns: tuple[int, int] = (3, 6),
     values: tuple[int, int] = (5, 99),
 ) -> Scene:
-    """A chart with `columns` (least, most) bars or points of `values` (least, most); other arguments: `draw_document`.
-
-    Questions: every value, the target's first; the name of the largest; a difference.
-    """
+    """A chart of `columns` (least, most) bars or points with `values`; other arguments: `draw_document`."""
     plan = _plan(rng, width, height, scale, cell, columns, values)
     chart = Scene(canvas(rng, width, height))
     is_line = rng.random() < 0.35
     _draw_plot(chart, rng, plan, is_line)
     labels, names = [], []
     for column, (name, value) in enumerate(zip(plan.names, plan.values, strict=True)):
-        box = plan.label_box(column)
+        box, size = plan.label_box(column), _NAME_PX * scale
         labels.append(chart.write(str(value), box[0], (box[1] + box[3]) / 2, plan.sizes[column], "black"))
-        size = _NAME_PX * scale
         left = plan.center(column) - text_width(name, size) / 2
         names.append(chart.write(name, left, plan.name_middle(column), size, "black"))
     _ask(chart, plan, labels, names, "point" if is_line else "bar")

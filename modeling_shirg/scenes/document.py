@@ -37,16 +37,12 @@ def draw_document(
     code_length: tuple[int, int] = (2, 4),
     pitch: float = 0.0,
 ) -> Scene:
-    """A form or a receipt; the first question is about the row in `cell`.
+    """A form or a receipt; the first question is about the row in `cell`, which is drawn freely by default.
 
     Args:
-        rng: decides everything else.
-        width, height: of the image in pixels.
-        scale: glyph sizes of `cell` and of the other rows are multiplied with it.
-        cell: size and eccentricity bin of the first question's row; drawn freely by default.
-        rows: least and most rows; a page without room for the drawn number has fewer.
-        code_length: least and most characters of a value.
-        pitch: least distance of two rows in pixels at scale 1, whatever their size.
+        rng, width, height, scale, cell: of every family; all glyph sizes are multiplied by `scale`.
+        rows, code_length: least and most rows (fewer without room on the page), and characters of a value.
+        pitch: least distance of two rows in pixels at scale 1.
     """
     page = Scene(canvas(rng, width, height))
     is_receipt = rng.random() < 0.4
