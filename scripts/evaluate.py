@@ -13,7 +13,6 @@ answer a part each. The same command continues a killed run; --systems, --tasks 
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     from modeling_shirg.evaluation.answer_log import SETTINGS_FILE, check_settings
     from modeling_shirg.evaluation.report import frames
     from modeling_shirg.evaluation.report.reported import open_report
-    from modeling_shirg.evaluation.results import Plan, missing, tabulate, write_results
+    from modeling_shirg.evaluation.results import Logged, Plan, missing, tabulate, write_results
     from modeling_shirg.running.systems import parse_row
 
     from .arguments import answer_arguments
@@ -64,13 +63,13 @@ def main(args: argparse.Namespace) -> None:
     settings = {"model": model, **{name: getattr(args, name) for name in _SETTINGS}, **answer_arguments(args)}
     check_settings(args.out / SETTINGS_FILE, settings, args.out / "answers")
     counts, facts = _ask(args, rows, places)
-    labels = [row.label for row in rows]
-    baseline = args.baseline or labels[0]
-    plan = Plan(counts, labels, ["none", *args.control], baseline, args.seed, args.max_bad_share)
-    if left := missing(args.out, plan):
-        return print(f"{sum(left.values())} answers of other processes are missing; the last one writes the tables.")
-    results = {"settings": settings, "machine": facts, "baseline": baseline, "systems": plan.systems}
-    results |= tabulate(args.out, plan)
+    systems = {row.label: Logged(args.out, row.label) for row in rows}
+    baseline = args.baseline or rows[0].label
+    plan = Plan(counts, systems, ["none", *args.control], baseline, args.seed, args.max_bad_share)
+    if left := missing(plan):
+        return print(f"{left} answers of other processes are missing; the last one writes the tables.")
+    results = {"settings": settings, "machine": facts, "baseline": baseline, "systems": list(systems)}
+    results |= tabulate(plan)
     write_results(args.out, results)
     print(f"{frames.summary(open_report(args.out).tables[0])}\n\nTables and answers: {args.out}")
 
@@ -111,8 +110,8 @@ def _ask(args: argparse.Namespace, rows: list, places: dict[str, str]) -> tuple[
     from .arguments import answer_arguments
     from .compare import errors_alone
 
-    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    tasks, asked = {}, (args.device if share.world == 1 else share.device(args.device), args.dtype, None)
+    share = Share.of_process()
+    tasks, asked = {}, (share.device(args.device), args.dtype, None)
     for row in rows:
         with errors_alone():
             loaded = load(args.model, row.preset, *asked, row.options, args.revision, quantize=args.quantize)

@@ -106,8 +106,7 @@ class TaskRows:
     Args:
         name: a key of `TASKS`.
         place: `PLACE[,FIELD=VALUE...]` as after the colon of training's `--data`; `None` is the task's own place.
-        split: `None` is the task's own.
-        limit: only the first rows; `None` is all.
+        split, limit: the task's own split, and all rows, where `None`.
         scale: of rendered scenes, 1 for the toy geometry.
     """
 
