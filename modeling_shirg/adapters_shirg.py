@@ -334,6 +334,7 @@ def attach(model: nn.Module, source: str, name: str, trainable: bool, hub: dict[
     """
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.functional import delete_adapter
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
     from peft.utils import load_peft_weights
 
     config = PeftConfig.from_pretrained(source, **hub)
@@ -345,7 +346,7 @@ def attach(model: nn.Module, source: str, name: str, trainable: bool, hub: dict[
     result = set_peft_model_state_dict(model, weights, adapter_name=name)
     lacking = sorted(key for key in result.missing_keys if f".{name}." in key)
     if lacking:
-        delete_adapter(model, name)
+        delete_adapter(model, name, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
         raise ValueError(
             f"{source} lacks {len(lacking)} tensors that its adapter_config.json asks for, such as {lacking[0]}. "
             "Publish the adapter again from its run folder."

@@ -58,7 +58,9 @@ class ImageInputs:
         values = getattr(self, name)
         if values is None:
             return None
-        distinct = sorted(set(torch.as_tensor(values).flatten().tolist()))
+        if not isinstance(values, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, as processor(..., {name}=...) returns it, got {values!r}.")
+        distinct = sorted(set(values.flatten().tolist()))
         if len(distinct) != 1:
             raise ValueError(f"All images of a batch need the same {name}, got {distinct}.")
         return distinct[0]

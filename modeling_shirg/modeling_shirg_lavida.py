@@ -278,6 +278,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         placeholder_BL = input_ids == self.config.image_token_id
         rows_I = self._image_rows(placeholder_BL, images)
         if images.pixel_values is None:
+            if images.fovea_pixel_values is not None:
+                raise ValueError(f"Got fovea_pixel_values without pixel_values. {_USE_PROCESSOR}")
             return embeds_BLC, None
         outputs = self._image_features(images, embeds_BLC[rows_I.to(embeds_BLC.device)])
         if outputs.used_tokens is not None:
@@ -359,7 +361,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             projected_VNC = self.multi_modal_projector(features_VND)
         if global_from_view:
             global_ITC = self._pooled(projected_VNC)
-        selections, budget = None, images.shared("selection_budget") or config.selection_budget
+        selections, budget = None, self._budget(images)
         if method is None:
             side = math.isqrt(budget if config.selection_method == "pool" else projected_VNC.shape[1])
             selected_IKC = pool_square(projected_VNC, side)
@@ -436,7 +438,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 raise ValueError(f"selection_noise was given, but preset {config.prune_method!r} ranks no patches.")
             # Ranking by score + T g equals ranking by score / T + g.
             signals["noise"] = config.selection_temperature * images.selection_noise.float().reshape(-1, num_patches)
-        budget = images.shared("selection_budget") or config.selection_budget
+        budget = self._budget(images)
         with full_precision(features_VND):
             relevance_V = [None] * len(features_VND)
             if "relevance" in method.needs:
@@ -506,6 +508,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             return [projected_NC[selection.indices] for projected_NC, selection in pairs]
         kept_VKD = [merged_values(features_ND, s) for features_ND, s in zip(features_VND, selections, strict=True)]
         if self.coordinate_embedding is not None:
+            if patch_boxes is None:
+                raise ValueError(f"The coordinate embedding needs patch_boxes. {_USE_PROCESSOR}")
             num_patches = self.config.num_selected_views * features_VND.shape[1]
             boxes_VN4 = patch_boxes[:, -num_patches:].reshape(*features_VND.shape[:2], 4)
             kept_VKD = [
@@ -539,6 +543,18 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             used_tokens=used_IT,
         )
 
+    def _budget(self, images: ImageInputs) -> int | None:
+        """The number of selected tokens of each image of this call."""
+        config, budget = self.config, images.shared("selection_budget")
+        if budget is None:
+            return config.selection_budget
+        if not config.chooses:
+            raise ValueError(
+                f"selection_budget={budget} was given, but preset {config.prune_method!r} chooses no tokens."
+            )
+        config.check_budget(budget, images.shared("fovea_size") or config.fovea_size)
+        return budget
+
     def _check_views(self, images: ImageInputs) -> None:
         """Pixels of another preset's processor are an error that names both shapes."""
         config = self.config
@@ -563,7 +579,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
 
     def _image_lengths(self, images: ImageInputs) -> torch.Tensor:
         """Number of image tokens of each image, int64 (I,)."""
-        config, pixels = self.config, images.pixel_values
+        config, pixels, budget = self.config, images.pixel_values, self._budget(images)
         if pixels is None:
             return torch.empty(0, dtype=torch.int64)
         if config.has_mosaic:
@@ -575,7 +591,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         else:
             needed = len(pixels) - len(pixels) % config.num_base_views
             length = config.num_image_tokens
-            if (budget := images.shared("selection_budget")) is not None:
+            if images.selection_budget is not None:
                 length += budget - config.selection_budget
             lengths_I = torch.full((len(pixels) // config.num_base_views,), length)
         if len(pixels) != needed:

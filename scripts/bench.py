@@ -22,12 +22,13 @@ _SYSTEMS = ["lavida-980", "shirg", "lavida-full"]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="shirg bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from .argument_types import checkpoint, system_label
+    from .arguments import CommandParser, add_systems_argument
+
+    parser = CommandParser("shirg bench", __doc__)
     parser.add_argument("--profile", choices=_PROFILES, default="cpu", help="widths and length of answer")
-    parser.add_argument("--model", help="folder or Hub id: its widths and weights instead of random ones")
-    parser.add_argument("--systems", nargs="+", default=_SYSTEMS, metavar="NAME[:FIELD=VALUE,...]")
+    parser.add_argument("--model", type=checkpoint, help="its widths and weights instead of random ones")
+    add_systems_argument(parser, _SYSTEMS, system_label)
     parser.add_argument("--baseline", metavar="NAME", help="row that ratios are to; by default the first")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before that do not")

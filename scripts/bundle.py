@@ -33,20 +33,20 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         ValueError: the run adapted another base than the one in the checkout, or that one is not here.
     """
-    from modeling_shirg.publishing.base_model import BaseModel
-    from modeling_shirg.publishing.contents import adapter_publication, merged_publication
-    from modeling_shirg.publishing.run_folder import open_run
+    from modeling_shirg.publishing.checkpoint import Checkpoint
+    from modeling_shirg.publishing.publications import open_run, run_publication
     from modeling_shirg.training.toy.recipe import TRAINING_FILE
 
     run = open_run(args.run, None)
     _check_base(run.run["base_model"]["fingerprint"], BASE / TRAINING_FILE)
-    base = BaseModel(str(BASE), None, {"license": LICENCE})
+    base = Checkpoint(str(BASE))
     with TemporaryDirectory(dir=FOLDER, prefix=".bundle-") as workshop:
         built = {}
-        for folder, publication in ((MERGED, merged_publication), (ADAPTER, adapter_publication)):
+        for folder in (MERGED, ADAPTER):
             files, built[folder] = Path(workshop, folder.name, "files"), Path(workshop, folder.name, "repository")
             files.mkdir(parents=True)
-            publication(run, args.run, str(folder), base, LICENCE, files).write(built[folder], str(folder), "main")
+            publication = run_publication(run, args.run, str(folder), base, LICENCE, files, merge=folder == MERGED)
+            publication.write(built[folder], str(folder), "main")
         _round_weights(built[MERGED] / "model.safetensors")
         shutil.copy(BASE / TRAINING_FILE, built[MERGED])
         for folder, repository in built.items():
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def link_code(folder: Path) -> None:
-    """Replace the code files that were saved beside the weights by relative links to their sources in this checkout."""
+    """Replace the code files that were saved beside the weights by relative links to their sources."""
     for file in folder.glob("*.py"):
         here = Path("configuration_shirg", file.name)
         source = here if here.is_file() else Path("modeling_shirg", file.name)

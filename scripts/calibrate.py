@@ -22,11 +22,9 @@ _RENDERED = 400
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .arguments import add_model_arguments, add_system_arguments
+    from .arguments import CommandParser, add_model_arguments, add_system_arguments
 
-    parser = argparse.ArgumentParser(
-        prog="shirg calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("shirg calibrate", __doc__)
     add_model_arguments(parser)
     add_system_arguments(parser)
     parser.add_argument("--data", type=Path, metavar="BOXES.jsonl", help="labelled boxes; by default rendered scenes")

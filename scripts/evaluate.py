@@ -23,14 +23,19 @@ _SETTINGS = ("revision", "dtype", "quantize", "split", "limit", "batch_size")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .arguments import add_answer_arguments, add_model_arguments, add_quantize_argument
-
-    parser = argparse.ArgumentParser(
-        prog="shirg evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    from .argument_types import system_label
+    from .arguments import (
+        CommandParser,
+        add_answer_arguments,
+        add_model_arguments,
+        add_quantize_argument,
+        add_systems_argument,
     )
+
+    parser = CommandParser("shirg evaluate", __doc__)
     add_model_arguments(parser)
     add_quantize_argument(parser)
-    parser.add_argument("--systems", nargs="+", default=_SYSTEMS, metavar="NAME[:FIELD=VALUE,...]")
+    add_systems_argument(parser, _SYSTEMS, system_label)
     parser.add_argument("--baseline", metavar="NAME", help="system that differences are to; by default the first")
     parser.add_argument("--tasks", nargs="+", default=_TASKS, metavar="TASK", help=f"by default {' '.join(_TASKS)}")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the evaluation")
@@ -108,13 +113,11 @@ def _ask(args: argparse.Namespace, rows: list, places: dict[str, str]) -> tuple[
     from modeling_shirg.running.load import load
 
     from .arguments import answer_arguments
-    from .compare import errors_alone
 
     share = Share.of_process()
     tasks, asked = {}, (share.device(args.device), args.dtype, None)
     for row in rows:
-        with errors_alone():
-            loaded = load(args.model, row.preset, *asked, row.options, args.revision, quantize=args.quantize)
+        loaded = load(args.model, row.preset, *asked, row.options, args.revision, args.quantize)
         weights = {"weights": fingerprint(loaded.model)}
         check_settings(args.out / WEIGHTS_FILE, weights, args.out / "answers")
         scale = loaded.model.config.vision_config.image_size / GEOMETRIES["toy"]["image_size"]

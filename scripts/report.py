@@ -14,9 +14,9 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="shirg report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from .arguments import CommandParser
+
+    parser = CommandParser("shirg report", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of an evaluation or of a study")
     parser.add_argument("--no_examples", action="store_true", help="show no single answers; loads no checkpoint")
     parser.add_argument("--device", default="auto", help="where examples are answered once more for their overlays")

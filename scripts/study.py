@@ -15,11 +15,12 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="shirg study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from .argument_types import checkpoint
+    from .arguments import CommandParser
+
+    parser = CommandParser("shirg study", __doc__)
     parser.add_argument("config", type=Path, metavar="STUDY.yaml", help="what is run")
-    parser.add_argument("--base", required=True, help="folder or Hub id of the checkpoint that all start from")
+    parser.add_argument("--base", type=checkpoint, required=True, help="checkpoint that all start from")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the study")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ...")
     return parser.parse_args(argv)

@@ -5,126 +5,92 @@ Its text tower, which LaViDa never had, can come along with its tokenizer.
 
 import re
 import string
+from pathlib import Path
 
 from tokenizers import Regex, normalizers
 from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 
-from .safetensors_stream import StoredTensor
-from .source import Source, load_tokenizer, read_tensors
+from .original_config import KNOWN_TOWERS
+from .source import StoredTensor, load_tokenizer, read_headers, read_json
 
-_PREFIX = "vision_model."
-# Not stripped: in a `SiglipVisionModel` of its own no tensor has it, so the two towers' names cannot meet.
+# What marks a tensor of the vision base in errors, and among the tensors of a LaViDa checkpoint.
+OF_BASE = " (of the vision base)"
 TEXT_PREFIX = "text_model."
-# Fields of the text tower that are its sizes and its function.
-_TEXT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "hidden_act",
-    "layer_norm_eps",
-    "projection_size",
-)
-# What LaViDa's own vision code always uses.
-ORIGINAL_BEHAVIOUR = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+SIGLIP = "google/siglip-so400m-patch14-384 (or a folder of it)"
 
 
-def fitting_base(source: Source, kept: dict) -> SiglipVisionConfig:
-    """The vision config of a SigLIP, vision tower alone or with its text tower, that has one layer more than was kept.
+def tower_fields(kept: dict, base: Path | None) -> dict:
+    """Fields of `vision_config`, with the last layer and the head of `base` if there is one.
 
     Args:
-        source: the SigLIP.
         kept: `vision_fields` of the LaViDa checkpoint.
+        base: folder of the SigLIP, vision tower alone or with its text tower.
 
     Raises:
-        ValueError: it is no SigLIP, or not this one; the message has both values of everything that differs.
+        ValueError: the base is no SigLIP, or not this one; or there is none, and the width is not a known SigLIP's.
     """
-    config = source.read_json("config.json")
-    if config.get("model_type") not in (SiglipConfig.model_type, SiglipVisionConfig.model_type):
+    fields = {**kept, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": base is not None}
+    if base is None and kept["hidden_size"] not in KNOWN_TOWERS:
         raise ValueError(
-            f"--vision_base {source.name} has model_type {config.get('model_type')!r}, it must be 'siglip' or "
-            "'siglip_vision_model', such as google/siglip-so400m-patch14-384."
+            f"A vision tower of width {kept['hidden_size']} has an unknown number of heads: pass its SigLIP, --vision_base."
         )
-    base = SiglipVisionConfig(**config.get("vision_config", config))
-    needed = {**kept, **ORIGINAL_BEHAVIOUR, "num_hidden_layers": kept["num_hidden_layers"] + 1}
-    differing = [
-        f"{name} {getattr(base, name)}, needed {value}"
-        for name, value in needed.items()
-        if getattr(base, name) != value
-    ]
+    if base is None:
+        return {**fields, "num_attention_heads": KNOWN_TOWERS[kept["hidden_size"]][0]}
+    fields["num_hidden_layers"] += 1
+    config = read_json(base / "config.json")
+    if config.get("model_type") not in (SiglipConfig.model_type, SiglipVisionConfig.model_type):
+        raise ValueError(f"--vision_base {base} has model_type {config.get('model_type')!r}: pass {SIGLIP}.")
+    tower = SiglipVisionConfig(**config.get("vision_config", config))
+    compared = [(name, getattr(tower, name), fields[name]) for name in fields if name != "vision_use_head"]
+    differing = [f"{name} {there}, needed {needed}" for name, there, needed in compared if there != needed]
     if differing:
         raise ValueError(
-            f"--vision_base {source.name} is not the SigLIP this checkpoint was made from: {'; '.join(differing)}. "
-            f"LaViDa keeps all layers but the last of its base; the source's deepest is layer "
-            f"{kept['num_hidden_layers'] - 1}. If it should have more, its download is incomplete."
+            f"--vision_base {base} is not the SigLIP this checkpoint was made from: {'; '.join(differing)}. LaViDa "
+            f"keeps all layers but the last; the deepest in the source is layer {kept['num_hidden_layers'] - 1}."
         )
-    return base
+    return {**fields, "num_attention_heads": tower.num_attention_heads}
 
 
-def base_tensors(source: Source, text_tower: bool = False) -> dict[str, StoredTensor]:
-    """Tensors of the vision tower under the names they have inside it, and those of the text tower under `TEXT_PREFIX`
-    if asked for.
-    """
-    tensors = read_tensors(source)
-    if not any(name.startswith(_PREFIX) for name in tensors):
-        return tensors
-    vision = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
-    if not text_tower:
-        return vision
+def base_tensors(folder: Path, text_tower: bool) -> dict[str, StoredTensor]:
+    """Tensors of the vision tower, and of the text tower if asked for, under SigLIP's names and the mark `OF_BASE`."""
+    tensors = {name.removeprefix("vision_model."): tensor for name, tensor in read_headers(folder).items()}
     # Older files hold the positions' numbers 0, 1, 2, ... too, which are no weights.
-    text = {name: value for name, value in tensors.items() if name.startswith(TEXT_PREFIX)}
-    return {**vision, **{name: value for name, value in text.items() if not name.endswith(".position_ids")}}
+    kept = [name for name in tensors if text_tower or not name.startswith(TEXT_PREFIX)]
+    return {name + OF_BASE: tensors[name] for name in kept if not name.endswith(".position_ids")}
 
 
-def text_tower_fields(source: Source) -> dict:
+def text_tower_fields(folder: Path) -> dict:
     """Fields of the text tower's config.
 
     Raises:
         ValueError: the base is a vision tower alone.
     """
-    config = source.read_json("config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") != SiglipConfig.model_type or "text_config" not in config:
         raise ValueError(
-            f"--text_tower needs a whole SigLIP, and --vision_base {source.name} is a vision tower alone (model_type "
-            f"{config.get('model_type')!r}): pass one with both towers, such as google/siglip-so400m-patch14-384."
+            f"--text_tower needs a whole SigLIP, and --vision_base {folder} is a vision tower alone (model_type "
+            f"{config.get('model_type')!r}): pass {SIGLIP}."
         )
-    tower = SiglipTextConfig(**(config["text_config"] or {}))
     # No token ids: the tower reads none, and the defaults are CLIP's, outside SigLIP's vocabulary.
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    return {"model_type": tower.model_type, **{name: getattr(tower, name) for name in _TEXT_FIELDS}, **ids}
+    return {**SiglipTextConfig(**(config["text_config"] or {})).to_dict(), **ids}
 
 
-def text_tower_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def text_tower_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of the text tower, with everything that SigLIP does to a text before its vocabulary.
 
     `SiglipTokenizer` lowers case, drops punctuation and joins whitespace in Python, so a tokenizer.json need not do
     it; doing it twice changes nothing.
-
-    Raises:
-        ValueError: there is no tokenizer.json.
     """
-    if not (source.folder / "tokenizer.json").is_file():
-        raise ValueError(
-            f"--text_tower needs the tokenizer of --vision_base {source.name}, which has no tokenizer.json (a "
-            "spiece.model alone is not read): put SigLIP's beside its config.json."
-        )
-    tokenizer = load_tokenizer(source)
-    declared = {}
-    if (source.folder / "tokenizer_config.json").is_file():
-        declared = source.read_json("tokenizer_config.json")
+    tokenizer, settings = load_tokenizer(folder), folder / "tokenizer_config.json"
+    declared = read_json(settings) if settings.is_file() else {}
     if declared.get("tokenizer_class") == "SiglipTokenizer" and declared.get("do_lower_case", True):
         backend = tokenizer.backend_tokenizer
-        own = [] if backend.normalizer is None else [backend.normalizer]
-        backend.normalizer = normalizers.Sequence([*_canonical_text(), *own])
+        canonical = [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+        backend.normalizer = normalizers.Sequence([*canonical, *filter(None, [backend.normalizer])])
     return tokenizer
-
-
-def _canonical_text() -> list[normalizers.Normalizer]:
-    return [
-        normalizers.Lowercase(),
-        normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
-        normalizers.Replace(Regex(r"\s+"), " "),
-        normalizers.Strip(),
-    ]

@@ -1,6 +1,7 @@
 """One question to one system, as a stream of drafts with the answer at the end."""
 
 import queue
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from PIL import Image
 from transformers import TextDiffusionStreamer
 
 from modeling_shirg.published_selections_shirg import METHODS
-from modeling_shirg.running.timing import StageClock
+from modeling_shirg.running.ask import Answers, ask, conversation
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer, the seconds that it took, and what of the question the system had no use for."""
+    """The answer about `image`, its seconds, and notes on unused parts of the question."""
 
-    answer: Any
+    answer: Answers
+    image: Image.Image
     seconds: float
     notes: list[str]
 
@@ -55,7 +57,6 @@ class Asker:
 
     Args:
         load: from a preset's name to model and processor, as `modeling_shirg.running.load.load` returns them.
-        answer: `modeling_shirg.running.ask.answer_question`.
     """
 
     def __init__(self, load: Callable[[str], Any], answer: Callable[..., Any]):
@@ -80,18 +81,17 @@ class Asker:
         """
         loaded = self.system(name)
         options, notes = image_options(loaded.model.config, question)
-        clock, streamer = StageClock(), _Drafts(loaded)
+        streamer, started = _Drafts(loaded), time.perf_counter()
+        conversations = [conversation(question.image, question.text)]
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(
-                self._answer, loaded, question.image, question.text, clock, options, streamer, **question.generation
-            )
+            future = pool.submit(ask, loaded, conversations, options, streamer, **question.generation)
             future.add_done_callback(lambda _: streamer.queue.put(None))
             try:
                 while (draft := streamer.queue.get()) is not None:
                     yield draft
             finally:
                 streamer.abandoned = True
-        yield Result(future.result(), sum(clock.seconds.values()), notes)
+        yield Result(future.result(), question.image, time.perf_counter() - started, notes)
 
 
 def image_options(config: Any, question: Question) -> tuple[dict[str, Any], list[str]]:

@@ -245,7 +245,7 @@ class Page:
             else:
                 image_processor = self.asker.system(name).processor.image_processor
                 yield {
-                    panel.answer: answer_html(event.answer.text),
+                    panel.answer: answer_html(event.answer.texts[0]),
                     panel.facts: facts(event),
                     panel.gallery: gr.Gallery(pictures(event, image_processor), visible=True),
                     self.legend: gr.Markdown(visible=True),

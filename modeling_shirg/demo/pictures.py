@@ -38,8 +38,8 @@ def answer_html(text: str) -> str:
 
 def facts(result: Result) -> str:
     """One line about what the answer cost."""
-    outputs, config, kept_IK = result.answer.outputs, result.answer.config, result.answer.images.kept_indices
-    parts = [f"{result.answer.num_image_tokens} image tokens"]
+    outputs, config, kept_IK = result.answer.outputs, result.answer.config, result.answer.outputs.kept_indices
+    parts = [f"{result.answer.num_image_tokens[0]} image tokens"]
     if kept_IK is not None:
         every = config.num_selected_views * config.selected_grid**2
         parts.append(f"{int((kept_IK[0] >= 0).sum())} of {every} patches kept")
@@ -50,11 +50,11 @@ def facts(result: Result) -> str:
 def pictures(result: Result, image_processor: Any) -> list[tuple[Image.Image, str]]:
     """What was looked at, what was scored, and the views as the model got them, each with a caption."""
     answer = result.answer
-    shown = [(answer.overlay(), "views" if answer.images.kept_indices is None else "kept")]
-    scores = answer.images.scores
+    shown = [(answer.overlay(result.image), "views" if answer.outputs.kept_indices is None else "kept")]
+    scores = answer.outputs.scores
     if scores is not None:
         boxes_N4 = answer.inputs["patch_boxes"][0, -scores.shape[1] :].cpu().numpy()
-        shown.append((draw_scores(answer.image, boxes_N4, scores[0].cpu().numpy()), "scores"))
+        shown.append((draw_scores(result.image, boxes_N4, scores[0].cpu().numpy()), "scores"))
     for name, field in (("view", "pixel_values"), ("fovea", "fovea_pixel_values")):
         views = answer.inputs.get(field, ())
         for number, view_3SS in enumerate(views, start=1):

@@ -2,40 +2,50 @@
 
 import re
 from importlib.resources import files
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, UndefinedError
 
-_TASK = "image-text-to-text"
-# The metadata of every card of a model.
+from .checkpoint import Checkpoint
+
 MODEL_TAGS = ("masked-diffusion", "vision-language", "visual-token-selection", "shirg", "custom_code")
-MODEL_METADATA = {"library_name": "transformers", "pipeline_tag": _TASK, "tags": [*MODEL_TAGS]}
+_TASK = "image-text-to-text"
 
 
-def render(template: str, metadata: dict, **facts) -> ModelCard:
-    """The card of `hub_card/{template}_card_template.md`; a fact that the template needs and that is missing raises.
+def render(
+    template: str, base: Checkpoint, licence: str | None, source: str, metadata: dict[str, Any] | None = None, **facts
+) -> ModelCard:
+    """The card of `hub_card/{template}_card_template.md`; a fact that the template reads and that is missing raises.
 
     Args:
         template: such as `"adapter"`.
-        metadata: fields of the metadata besides, or instead of, those of `MODEL_METADATA`; `None` leaves one out.
-        facts: what the template is filled with.
+        base: the checkpoint that the weights come from.
+        licence: identifier of the publisher's choice; by default `base` hands on its own.
+        source: folder or repository in the card's example code.
+        metadata: metadata fields beside those of every model card, or in their place; `None` leaves a field out.
+        facts: further variables of the template, or values in place of the example code's defaults.
     """
-    data = ModelCardData(**{**MODEL_METADATA, **metadata})
-    environment = Environment(loader=FunctionLoader(_source), undefined=StrictUndefined)
-    environment.filters["in_words"] = in_words
-    text = environment.get_template(f"{template}_card_template.md").render(card_data=data.to_yaml(), **facts)
-    return ModelCard(f"{text}\n")
-
-
-def addressed(card: str, source: str, revision: str) -> str:
-    """The card with these in its examples: the lines `source = "..."` and `revision = "..."` of its code."""
-    for name, value in (("source", source), ("revision", revision)):
-        card = re.sub(rf'^{name} = "[^"\n]*"', f'{name} = "{value}"', card, flags=re.MULTILINE)
-    return card
+    data = {
+        **({"license": licence} if licence else base.licence),
+        "base_model": base.name if base.revision else None,
+        "library_name": "transformers",
+        "pipeline_tag": _TASK,
+        "tags": [*MODEL_TAGS],
+        **(metadata or {}),
+    }
+    example = {"revision": "main", "image": "photo.png", "question": "Describe the image in detail."}
+    shared = {"base": base, "licence": licence, "source": source, "title": source.split("/")[-1]}
+    environment = Environment(loader=FunctionLoader(_template_text), undefined=StrictUndefined)
+    facts = {**example, **shared, **facts, "card_data": ModelCardData(**data).to_yaml()}
+    try:
+        return ModelCard(environment.get_template(f"{template}_card_template.md").render(facts) + "\n")
+    except UndefinedError as error:
+        raise ValueError(f"The card cannot be written, a fact is missing in {source}: {error}") from None
 
 
 def eval_results(evaluation: list[dict]) -> list[EvalResult] | None:
-    """The rows of a run's evaluation for the metadata of a card; data that is not on the Hub stands by its name."""
+    """Rows of a run's evaluation for a card's metadata; a data set without a Hub id goes by the task's name."""
     return [
         EvalResult(
             task_type=_TASK,
@@ -49,18 +59,12 @@ def eval_results(evaluation: list[dict]) -> list[EvalResult] | None:
     ] or None
 
 
-def in_words(value) -> str:
-    """A fact as a card shows it: numbers with separators, lists and tables in one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {in_words(part)}" for name, part in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(in_words, value))
-    if value is None:
-        return "-"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def addressed(card: str, source: str, revision: str) -> str:
+    """The card with its example code's lines `source = "..."` and `revision = "..."` set to these values."""
+    for name, value in (("source", source), ("revision", revision)):
+        card = re.sub(rf'^{name} = "[^"\n]*"', f'{name} = "{value}"', card, flags=re.MULTILINE)
+    return card
 
 
-def _source(name: str) -> str:
-    return (files("shirg_hub_card") / name).read_text()
+def _template_text(name: str) -> str:
+    return (files("shirg_hub_card") / name).read_text(encoding="utf-8")

@@ -20,8 +20,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import Adapter, Resolved, resolve
-from modeling_shirg.running.extras import need
 from modeling_shirg.published_selections_shirg import METHODS
+from modeling_shirg.running.extras import need
 
 BUNDLED = "shirg-lavida-tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,6 +38,11 @@ class Loaded:
     model: ShirgLavidaForConditionalGeneration
     processor: ShirgLavidaProcessor
     name: str
+
+    def as_class(self, model_class: type[ShirgLavidaForConditionalGeneration]) -> "Loaded":
+        """The same with the methods of a subclass that has the same weights."""
+        self.model.__class__ = model_class
+        return self
 
 
 def load(

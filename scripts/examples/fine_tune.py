@@ -1,52 +1,45 @@
 """Fine-tune on rows of your own: write them down, train an adapter, ask it.
 
-    python scripts/examples/fine_tune.py --output_dir runs/example
-    python scripts/examples/fine_tune.py --output_dir runs/example --rows my-rows.jsonl --max_steps 500
+    python scripts/examples/fine_tune.py runs/example
+    python scripts/examples/fine_tune.py runs/example --rows my-rows.jsonl --max_steps 500
 
 A line of the rows is {"image": "page.png", "question": "What is the total?", "answer": "12.50"}; images lie beside the
-file. Without --rows it writes rendered ones. It is `shirg train`, which takes much more: see scripts/configs/.
+file. Without --rows rendered ones are written. `shirg train` takes much more: see scripts/configs/.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from modeling_shirg.running.ask import answer_question, read_image
+from modeling_shirg.running.ask import ask, conversation
 from modeling_shirg.running.load import load
-from modeling_shirg.running.timing import StageClock
 from modeling_shirg.scenes import scene
 from shirg_scripts import cli
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, help="a JSONL file; by default rendered rows are written")
-    parser.add_argument("--max_steps", type=int, default=40)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--model", help="by default the bundled toy checkpoint")
-    return parser.parse_args(argv)
-
-
 def main(args: argparse.Namespace) -> None:
     """Train, then ask the base and the adapter the first question."""
-    rows = args.rows or write_rows(args.output_dir / "rows", 64)
-    command = ["train", "--data", str(rows), "--output_dir", str(args.output_dir / "run")]
-    command += ["--max_steps", str(args.max_steps), "--warmup_steps", "2", "--learning_rate", "5e-4"]
-    size = str(args.batch_size)
-    command += ["--effective_batch_size", size, "--per_device_train_batch_size", size, "--logging_steps", "1"]
-    command += ["--validation_rows", "8", "--eval_steps", str(args.max_steps), "--save_steps", str(args.max_steps)]
-    command += ["--activation_checkpointing", "false", "--dataloader_num_workers", "0"]
-    command += ["--model", args.model] if args.model else []
+    rows = args.rows or write_rows(args.folder / "rows", 64)
+    run, steps = str(args.folder / "run"), str(args.max_steps)
+    command = ["train", "--data", str(rows), "--output_dir", run, "--max_steps", steps, "--warmup_steps", "2"]
+    command += ["--effective_batch_size", "8", "--per_device_train_batch_size", "8", "--learning_rate", "5e-4"]
+    command += [
+        "--validation_rows",
+        "8",
+        "--eval_steps",
+        steps,
+        "--save_steps",
+        steps,
+        "--dataloader_num_workers",
+        "0",
+    ]
     if status := cli.main(command):
         raise SystemExit(status)
     row = json.loads(rows.read_text().splitlines()[0])
     print(f"{row['question']} {row['answer']}")
-    for name in (args.model, str(args.output_dir / "run")):
-        loaded = load(name)
-        image = read_image(loaded, str(rows.parent / row["image"]))
-        print(f"{loaded.name}: {answer_question(loaded, image, row['question'], StageClock()).text}")
+    for model in (None, run):
+        answers = ask(load(model), [conversation(str(rows.parent / row["image"]), row["question"])])
+        print(f"{model or 'base'}: {answers.texts[0]}")
 
 
 def write_rows(folder: Path, count: int) -> Path:
@@ -63,4 +56,8 @@ def write_rows(folder: Path, count: int) -> Path:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=Path, help="a JSONL file; by default rendered rows are written")
+    parser.add_argument("--max_steps", type=int, default=40)
+    main(parser.parse_args())

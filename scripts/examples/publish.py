@@ -3,28 +3,19 @@
     python scripts/examples/publish.py runs/example/run me/my-model              # writes it to a folder, loads that
     python scripts/examples/publish.py runs/example/run me/my-model --publish    # and publishes it on the Hub
 
-The model is loaded as a stranger would: by transformers alone, with the code that lies beside the weights. It is
-`shirg push --merge`; without --merge only the adapter is published, for those who have its base.
+The model is loaded as a stranger would: by transformers alone, with the code that lies beside the weights. Without
+--merge, `shirg push` publishes the adapter alone, for people who have the base.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import pipeline
 
 from shirg_scripts import cli
 
 EXAMPLE = Path(__file__).parents[2] / "hub_card" / "examples" / "grid.png"
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder of a training run")
-    parser.add_argument("repo_id", help="repository on the Hub, such as me/my-model")
-    parser.add_argument("--publish", action="store_true", help="publish it; by default it is only tried")
-    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -33,32 +24,22 @@ def main(args: argparse.Namespace) -> None:
         folder = Path(workshop) / "published"
         push([args.run, args.repo_id, "--merge", "--dry_run", str(folder)])
         print(*sorted(path.name for path in folder.iterdir()))
-        print(ask(folder, "What is in cell 5?"))
+        answers = pipeline("image-text-to-text", model=str(folder), trust_remote_code=True)
+        content = [{"type": "image", "path": str(EXAMPLE)}, {"type": "text", "text": "What is in cell 5?"}]
+        print(answers(text=[{"role": "user", "content": content}], return_full_text=False)[0]["generated_text"])
     if args.publish:
         push([args.run, args.repo_id, "--merge"])
 
 
 def push(arguments: list[str]) -> None:
-    """`shirg push`, which says what is wrong."""
+    """`shirg push`, with its own error if there is one."""
     if status := cli.main(["push", *arguments]):
         raise SystemExit(status)
 
 
-def ask(folder: Path, question: str) -> str:
-    """The answer of the model in `folder`."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    content = [{"type": "image", "path": str(EXAMPLE)}, {"type": "text", "text": question}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    sequences = model.generate(**inputs)
-    return processor.post_process_image_text_to_text(sequences[:, inputs["input_ids"].shape[1] :])[0]
-
-
 if __name__ == "__main__":
-    main(parse_args())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of a training run")
+    parser.add_argument("repo_id", help="repository on the Hub, such as me/my-model")
+    parser.add_argument("--publish", action="store_true", help="publish it; by default it is only tried")
+    main(parser.parse_args())

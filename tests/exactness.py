@@ -1,21 +1,32 @@
 """How far a converted checkpoint is from the original LaViDa: every reference case with its largest error.
 
+    python tests/exactness.py --out docs/exactness.md
+
 The reference folder holds what the original code computed with a tiny random model (tests/fixtures/lavida): tensors
 of one question about a photograph, of one training batch, tables of schedules and of image token counts. Errors of
 tensors are relative to the largest absolute value of the reference; of ids and counts, the number of entries that
-differ. A tensor of the reference that nothing was compared with is a failure too.
+differ. A tensor of the reference that nothing was compared with is a failure too. The exit status is 1 after a failure.
 
 Shape suffixes: P prompt tokens, R response tokens, L tokens of a training row.
 """
 
+import argparse
 import ast
 import json
 import math
-from collections.abc import Iterable, Iterator
+import os
+import platform
+import re
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.models.llama.modeling_llama import rotate_half
@@ -23,22 +34,26 @@ from transformers.models.llama.modeling_llama import rotate_half
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.conversion import convert_checkpoint
-from modeling_shirg.conversion.plan import empty_model, expected_shapes, grafted_part, original_name
+from modeling_shirg.conversion.original_config import read_backbone
+from modeling_shirg.conversion.tensors import empty_model, expected_shapes, grafted_part, original_name
 from modeling_shirg.denoising_shirg import transfer_counts
 from modeling_shirg.objective_shirg import complementary_masks, first_masked, masked_ratio, token_losses
 from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
 from modeling_shirg.selection_shirg import pool_square
+from tiny_model import chat, encode
 
+REFERENCE = Path(__file__).parent / "fixtures" / "lavida"
 # The reference's own tolerances, relative to the largest absolute value of a tensor.
 VISION_TOLERANCE = 1e-4
 LANGUAGE_TOLERANCE = 1e-3
 RESPONSE_LENGTH = 32
 ORIGINAL_IMAGE_ID = -200
 ORIGINAL_IGNORED_ID = -100
-# What the original deletes from its SigLIP.
-_WITHOUT_BASE = {"vision_config": {"num_hidden_layers": 26, "vision_use_head": False}, "vision_feature_layer": -1}
+LLADA = read_backbone("llava_llada")
+# The original deletes SigLIP's last layer and pooling head, so the comparison of structures leaves them out.
+WITHOUT_BASE = {"vision_config": {"num_hidden_layers": 26, "vision_use_head": False}, "vision_feature_layer": -1}
 # The text tower of google/siglip-so400m-patch14-384.
-_TEXT_TOWER = {
+TEXT_TOWER = {
     "vocab_size": 32000,
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -46,11 +61,9 @@ _TEXT_TOWER = {
     "num_attention_heads": 16,
     "max_position_embeddings": 64,
     "projection_size": 1152,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
 }
-_PARTS = {
+PARTS = {
     "model.vision_tower.vision_model.encoder.layers.26.": "SigLIP's last layer",
     "model.vision_tower.vision_model.head.": "SigLIP's pooling head",
     "model.vision_tower.foveal_position_embedding.": "the foveal position table",
@@ -73,44 +86,24 @@ class Case:
         return self.error <= self.tolerance
 
 
-@dataclass(frozen=True)
-class AddedPart:
-    """Tensors that a full-size model has and the original has not.
-
-    Args:
-        part: what they are.
-        presets: presets whose models have them.
-        shapes: shape of every tensor by name.
-    """
-
-    part: str
-    presets: tuple[str, ...]
-    shapes: dict[str, tuple[int, ...]]
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
-
 class Golden:
     """The tensors of one reference file, and which of them nothing has read yet."""
 
     def __init__(self, path: Path):
-        self._file, self._tensors = path.name, load_file(path)
-        self._unread = set(self._tensors)
+        self.file, self.tensors = path.name, load_file(path)
+        self.unread = set(self.tensors)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self.tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        self._unread.discard(name)
-        return self._tensors[name]
+        self.unread.discard(name)
+        return self.tensors[name]
 
     def unread_case(self) -> Case:
         """Number of tensors that nothing read: to be asked for when everything has been compared."""
-        listed = f": {', '.join(sorted(self._unread))}" if self._unread else ""
-        return Case(f"{self._file}: tensors that no case reads{listed}", len(self._tensors), len(self._unread), 0)
+        listed = f": {', '.join(sorted(self.unread))}" if self.unread else ""
+        return Case(f"{self.file}: tensors that no case reads{listed}", len(self.tensors), len(self.unread), 0)
 
 
 def compare(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Case:
@@ -161,45 +154,30 @@ def table_cases(config, reference: Path) -> Iterator[Case]:
 
 
 def structure_case(reference: Path) -> Case:
-    """Names and shapes of the full-size model, built without storage, after renaming; counts those that differ.
-
-    The original deletes SigLIP's last layer and pooling head, so they are left out here too; see `added_parts`.
-    """
+    """Names and shapes of the full-size model, built without storage, after renaming; counts those that differ."""
     shapes = json.loads((reference / "fullsize_state_dict.json").read_text())["shapes"]
-    ours = {original_name(name): list(shape) for name, shape in _full_size("lavida", **_WITHOUT_BASE).items()}
+    ours = {original_name(name, LLADA): list(shape) for name, shape in full_size("lavida", **WITHOUT_BASE).items()}
     differ = sum(ours.get(name) != shapes.get(name) for name in ours.keys() | shapes.keys())
     return Case("full-size names and shapes", len(shapes), differ, 0)
 
 
-def added_parts(presets: tuple[str, ...] = ("lavida", "shirg")) -> list[AddedPart]:
-    """What full-size models of `presets`, converted with a vision base and its text tower, have beyond the original.
-
-    Raises:
-        ValueError: a preset lacks a tensor of the original, or has it in another shape.
+def added_parts(presets: tuple[str, ...] = ("lavida", "shirg")) -> dict[str, tuple[list[str], dict[str, tuple]]]:
+    """What full-size models of `presets`, converted with a whole vision base, have beyond the original: of each part
+    the presets, and the shapes of the tensors by name.
     """
-    original = _full_size("lavida", **_WITHOUT_BASE)
-    found: dict[str, AddedPart] = {}
+    original, parts = full_size("lavida", **WITHOUT_BASE), {}
     for preset in presets:
-        ours = _full_size(preset, relevance_text_config=_TEXT_TOWER)
-        differ = [name for name, shape in original.items() if ours.get(name) != shape]
-        if differ:
-            raise ValueError(f"Preset {preset!r} lacks tensors of the original or has them in other shapes: {differ}.")
-        for part, names in _by_part(name for name in ours if name not in original).items():
-            known = found.get(part, AddedPart(part, (), {}))
-            shapes = {**known.shapes, **{name: ours[name] for name in names}}
-            found[part] = AddedPart(part, (*known.presets, preset), shapes)
-    return list(found.values())
-
-
-def _by_part(names: Iterable[str]) -> dict[str, list[str]]:
-    parts: dict[str, list[str]] = {}
-    for name in names:
-        part = next((part for prefix, part in _PARTS.items() if name.startswith(prefix)), "other")
-        parts.setdefault(part, []).append(name)
+        ours = full_size(preset, relevance_text_config=TEXT_TOWER)
+        assert {name: ours.get(name) for name in original} == original
+        for prefix, part in PARTS.items():
+            shapes = {name: shape for name, shape in ours.items() if name.startswith(prefix)}
+            if shapes:
+                parts[part] = ([*parts.get(part, ([],))[0], preset], shapes)
+        assert {name for name in ours if not name.startswith(tuple(PARTS))} == original.keys()
     return parts
 
 
-def _full_size(preset: str, **fields) -> dict[str, tuple[int, ...]]:
+def full_size(preset: str, **fields) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the full-size model of a preset, built without storage."""
     return expected_shapes(empty_model(ShirgLavidaConfig.from_preset(preset, **fields)))
 
@@ -209,7 +187,7 @@ def prompt_cases(processor, reference: Path) -> Iterator[Case]:
     for name, facts in json.loads((reference / "meta.json").read_text()).items():
         if "prompt_len" not in facts:
             continue
-        inputs = _question(processor, reference / f"{name}.png", facts["prompt"])
+        inputs = question(processor, reference / f"{name}.png", facts["prompt"])
         image_L = inputs["input_ids"][0] == processor.image_token_id
         sizes = [len(inputs["pixel_values"]), int(image_L.sum()), len(image_L), int(image_L.int().argmax())]
         expected = [facts[key] for key in ("n_views", "n_image_tokens", "prompt_len", "image_pos")]
@@ -222,7 +200,7 @@ def question_cases(model, processor, reference: Path) -> Iterator[Case]:
     """One question about a photograph: from pixels to every generated token."""
     golden = Golden(reference / "landscape.safetensors")
     facts = json.loads((reference / "meta.json").read_text())["landscape"]
-    inputs = _question(processor, reference / "landscape.png", facts["prompt"])
+    inputs = question(processor, reference / "landscape.png", facts["prompt"])
     pixels = inputs["pixel_values"]
     yield compare("pixels", pixels[:, :, ::16, ::16], golden["pixel_values_strided"], VISION_TOLERANCE)
     yield compare("pixel means", pixels.mean((1, 2, 3)), golden["pixel_values_mean"], VISION_TOLERANCE)
@@ -235,23 +213,23 @@ def question_cases(model, processor, reference: Path) -> Iterator[Case]:
     )
     yield compare("image tokens", images.image_tokens[0], golden["image_tokens"], VISION_TOLERANCE)
     ids = inputs["input_ids"].where(inputs["input_ids"] != model.config.image_token_id, ORIGINAL_IMAGE_ID)
-    yield compare_exactly("prompt ids, one for the image", _one_per_image(ids), golden["input_ids"])
+    yield compare_exactly("prompt ids, one for the image", one_per_image(ids), golden["input_ids"])
     yield compare_exactly("prompt ids", ids, golden["expanded_input_ids"])
     yield compare("prompt embeddings", embeds_1PC, golden["inputs_embeds"], VISION_TOLERANCE)
-    yield from _forward_cases(model, embeds_1PC, golden)
+    yield from forward_cases(model, embeds_1PC, golden)
     for name, case in facts["generate"].items():
-        yield from _generation_cases(model, inputs, name, case["kwargs"], golden)
+        yield from generation_cases(model, inputs, name, case["kwargs"], golden)
     yield golden.unread_case()
 
 
-def _one_per_image(ids_1P: torch.Tensor) -> torch.Tensor:
+def one_per_image(ids_1P: torch.Tensor) -> torch.Tensor:
     """The ids with one placeholder instead of one per image token."""
     repeated_1P = (ids_1P == ORIGINAL_IMAGE_ID) & (ids_1P.roll(1) == ORIGINAL_IMAGE_ID)
     return ids_1P[~repeated_1P][None]
 
 
 @torch.no_grad()
-def _forward_cases(model, embeds_1PC: torch.Tensor, golden: Golden) -> Iterator[Case]:
+def forward_cases(model, embeds_1PC: torch.Tensor, golden: Golden) -> Iterator[Case]:
     """One forward over prompt and masks, and the prefix cache."""
     masks_1R = torch.full((1, RESPONSE_LENGTH), model.config.mask_token_id)
     masks_1RC = model.get_input_embeddings()(masks_1R)
@@ -274,7 +252,7 @@ def _forward_cases(model, embeds_1PC: torch.Tensor, golden: Golden) -> Iterator[
     yield compare("first logits on the prefix", first.logits, golden["prefix_step0_logits"], LANGUAGE_TOLERANCE)
 
 
-def _generation_cases(model, inputs, name: str, arguments: dict, golden: Golden) -> Iterator[Case]:
+def generation_cases(model, inputs, name: str, arguments: dict, golden: Golden) -> Iterator[Case]:
     """Tokens and step history of one generation; `arguments` in the original's names."""
     options = dict(arguments)
     if "schedule_kwargs" in options:
@@ -307,8 +285,8 @@ def training_cases(model, processor, reference: Path) -> Iterator[Case]:
     """
     golden = Golden(reference / "train.safetensors")
     without_grad = json.loads((reference / "meta.json").read_text())["train_params_without_grad"]
-    yield from _padding_cases(processor, golden)
-    ids_BL, embeds_BLC, labels_BL = _training_batch(model, processor, reference, golden)
+    yield from padding_cases(processor, golden)
+    ids_BL, embeds_BLC, labels_BL = training_batch(model, processor, reference, golden)
     yield compare_exactly("training: ids with every image token", ids_BL, golden["expanded_input_ids"])
     t_B, noise_BL = golden["t"], golden["rand_bl"]
     yield compare("training: ratios", masked_ratio(t_B)[:, None], golden["p_mask"], VISION_TOLERANCE)
@@ -334,12 +312,12 @@ def training_cases(model, processor, reference: Path) -> Iterator[Case]:
         yield compare(f"training {name}: loss", output.loss, golden[f"{name}.loss"], LANGUAGE_TOLERANCE)
     model.zero_grad()
     output.loss.backward()
-    yield from _gradient_cases(model, golden, without_grad)
+    yield from gradient_cases(model, golden, without_grad)
     model.zero_grad()
     yield golden.unread_case()
 
 
-def _padding_cases(processor, golden: Golden) -> Iterator[Case]:
+def padding_cases(processor, golden: Golden) -> Iterator[Case]:
     """The batch that the tokenizer makes of the two examples; the reference is padded beyond the longer one."""
     tokenizer = processor.tokenizer
     padded = (golden["input_ids"] != tokenizer.pad_token_id).flip(-1).int().argmax(-1)
@@ -350,7 +328,7 @@ def _padding_cases(processor, golden: Golden) -> Iterator[Case]:
     yield compare_exactly("training: attention mask", batch["attention_mask"].bool(), golden["attention_mask_in"])
 
 
-def _gradient_cases(model, golden: Golden, without_grad: list[str]) -> Iterator[Case]:
+def gradient_cases(model, golden: Golden, without_grad: list[str]) -> Iterator[Case]:
     """Gradients after `backward`, and which parameters of the original's have none."""
     kept_layers = model.config.vision_config.num_hidden_layers - 1
     none = set()
@@ -358,15 +336,15 @@ def _gradient_cases(model, golden: Golden, without_grad: list[str]) -> Iterator[
         if grafted_part(name, kept_layers) is not None:
             continue
         if weight.grad is None:
-            none.add(original_name(name))
-        if f"grad.{original_name(name)}" in golden:
-            expected = golden[f"grad.{original_name(name)}"]
+            none.add(original_name(name, LLADA))
+        if f"grad.{original_name(name, LLADA)}" in golden:
+            expected = golden[f"grad.{original_name(name, LLADA)}"]
             yield compare(f"training full: gradient of {name}", weight.grad, expected, LANGUAGE_TOLERANCE)
     differ = none.symmetric_difference(without_grad)
     yield Case("training full: parameters without a gradient", len(without_grad), len(differ), 0)
 
 
-def _training_batch(
+def training_batch(
     model, processor, reference: Path, golden: Golden
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ids (B, L) as the original's, embeddings (B, L, C) with zero rows at the end of shorter examples, and labels
@@ -392,14 +370,109 @@ def _training_batch(
     return expanded_BL, embeds_BLC * real_BL[..., None], labels_BL
 
 
-def _question(processor, image: Path, prompt: str):
+def question(processor, image: Path, prompt: str):
     """Model inputs of the question that the original's `prompt` asks about an image."""
-    question = prompt.split("<image>\n")[1].split("<|eot_id|>")[0]
-    content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
+    text = prompt.split("<image>\n")[1].split("<|eot_id|>")[0]
+    return encode(processor, chat(text, Image.open(image)))
+
+
+HEADER = """\
+# Exactness against the original LaViDa
+
+Written by `python tests/exactness.py --out docs/exactness.md`; do not edit.
+
+A checkpoint in the original's format with random weights (the full geometry at tiny widths) was converted by
+`shirg convert` and compared with what the original code computed from it (jacklishufan/LaViDa at 284ef5c, transformers
+4.50.3, CPU, float32). Errors of tensors are the largest difference over the reference's largest absolute
+value; errors of ids and counts are the number of entries that differ.
+
+{passed} of {total} cases pass. {machine}
+
+| case | entries | largest error | tolerance | |
+|---|---:|---:|---:|---|
+"""
+
+ADDED = """
+## What SHIRG adds to the structure
+
+The full-size model without these has exactly the original's names and shapes (a case above). A checkpoint that was
+converted with `--vision_base` has them too, the text tower only with `--text_tower`:
+
+"""
+
+NOTES = """
+## What the original does that you might not expect
+
+All of this is reproduced for converted checkpoints, because their weights were trained with it.
+
+- The token after `<image>` is dropped: "\\n" in LaViDa's own prompt. The chat template never writes it. A newline that
+  you write after the image yourself is kept, so leave it out of prompts that you bring from the original.
+- No id is suppressed: the mask token itself and ids beyond the vocabulary may be generated. The converted
+  `generation_config.json` says so (`suppress_tokens: []`).
+- Answers have a fixed length; the end-of-text token ends nothing.
+- The whole view is squashed to a square, whatever the image's shape.
+- With the prefix cache the prompt does not see the answer; without it, it does. These are two functions.
+- Schedules are computed in float32; a float64 schedule fills other numbers of tokens.
+
+## What differs, on purpose
+
+- Pixels are those of Pillow 13, which made the reference, with every Pillow. 13 resizes the height first where it
+  loses more than twice the pixels that the width does; older ones take the width first (12.2 and 12.3 but for images
+  more than 100 times as high as wide), and the order changes pixels by up to 10 levels. The original gives what the
+  installed Pillow gives.
+- Padding is masked. The original ignores attention masks, so a padded row of a batch differs from the same row alone.
+- In training the original fills spliced rows with zero embeddings that are attended; here they are masked. The case
+  above feeds them by hand.
+- Only float32 is compared: in bfloat16 the original rotates queries and keys in float32, Llama's module in bfloat16.
+"""
+
+
+def table(cases: list[Case]) -> str:
+    """The page of the docs."""
+    machine = (
+        f"Machine: {platform.machine()}, {platform.system()}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, Pillow {PIL.__version__}, one thread."
     )
+    rows = [
+        f"| {case.name} | {case.entries:,} | {case.error:.1e} | {case.tolerance:g} | "
+        f"{'passes' if case.passed else '**fails**'} |"
+        for case in cases
+    ]
+    header = HEADER.format(passed=sum(case.passed for case in cases), total=len(cases), machine=machine)
+    parts = [added(part, *facts) for part, facts in added_parts().items()]
+    return "\n".join([header + "\n".join(rows), ADDED + "\n".join(parts), NOTES])
+
+
+def added(part: str, presets: list[str], shapes: dict[str, tuple[int, ...]]) -> str:
+    """One item of the list of what is added; layers that look alike are written once."""
+    prefix = os.path.commonprefix([name.rsplit(".", 1)[0] + "." for name in shapes]).rsplit(".", 1)[0] + "."
+    layers = [int(number) for name in shapes for number in re.findall(r"layers\.(\d+)\.", name.removeprefix(prefix))]
+    ends = dict.fromkeys(re.sub(r"layers\.\d+\.", "layers.N.", name.removeprefix(prefix)) for name in shapes)
+    where = f" (N = {min(layers)}..{max(layers)})" if layers else ""
+    parameters = sum(map(math.prod, shapes.values()))
+    count = f"{len(shapes)} tensor{'s' if len(shapes) > 1 else ''}, {parameters:,} parameters"
+    listed = f"`{prefix}` + {', '.join(f'`{end}`' for end in ends)}{where}"
+    text = f"{part}, {count}, in {' and '.join(presets)}: {listed}"
+    return textwrap.fill(text, 118, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
+
+
+def reference_cases(folder: Path) -> list[Case]:
+    """Convert the reference to `folder` and compare everything with one thread, as the original was run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cases = list(all_cases(*convert_reference(REFERENCE, folder), REFERENCE / "golden"))
+    torch.set_num_threads(threads)
+    return cases
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the table here (Markdown); by default to standard output")
+    out = parser.parse_args().out
+    with tempfile.TemporaryDirectory() as workshop:
+        cases = reference_cases(Path(workshop) / "converted")
+    if out is None:
+        print(table(cases))
+    else:
+        out.write_text(table(cases), encoding="utf-8")
+    sys.exit(0 if all(case.passed for case in cases) else 1)
