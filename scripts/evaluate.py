@@ -1,8 +1,7 @@
-r"""Ask systems the questions of benchmarks, score the answers, and table them with intervals.
+"""Ask systems the questions of benchmarks, score the answers, and table them with intervals.
 
     shirg evaluate --systems shirg lavida-980 --baseline lavida-980 --limit 200 --out runs/synthetic
-    shirg evaluate --model me/my-lavida --systems shirg lavida-980 lavida-full --baseline lavida-980 \
-        --tasks chartqa docvqa textvqa vqav2 --batch_size 8 --out runs/mine
+    shirg evaluate --model me/my-lavida --tasks chartqa docvqa textvqa vqav2 --batch_size 8 --out runs/mine
     torchrun --nproc_per_node 4 -m shirg_scripts.cli evaluate --model me/my-lavida --out runs/mine
     shirg evaluate --systems shirg lavida-980 shirg:prefix_kv=0.6 --control blank --out runs/prefix
     shirg evaluate --tasks chartqa --data chartqa=data/charts,split=test --out runs/local
@@ -42,10 +41,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N rows of every task")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="questions that are answered together")
     parser.add_argument("--split", help="of all tasks; by default each one's own")
-    controls, text = ("blank", "shuffled_question"), "rows more: a grey image, or the question of another row"
-    parser.add_argument("--control", nargs="+", default=[], choices=controls, help=text)
-    place = "where a task's rows are: a Hub id, folder or file, and fields such as ,split=test after it"
-    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PLACE", help=place)
+    about = "rows more: a grey image, or the question of another row"
+    parser.add_argument("--control", nargs="+", default=[], choices=("blank", "shuffled_question"), help=about)
+    about = "where a task's rows are: a Hub id, folder or file, and fields such as ,split=test after it"
+    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PLACE", help=about)
     add_answer_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--max_bad_share", type=float, default=0.01, help="share of a task's rows that may be bad")
@@ -95,11 +94,10 @@ def _places(args: argparse.Namespace, rows: list) -> dict[str, str]:
     for row in rows:
         if row.batch is not None:
             raise ValueError(f"{row.label}: all systems have the same batch; say --batch_size {row.batch}.")
-    for name, is_valid in (("limit", args.limit is None or args.limit > 0), ("batch_size", args.batch_size > 0)):
+    valid = {"limit": args.limit is None or args.limit > 0, "batch_size": args.batch_size > 0}
+    for name, is_valid in (valid | {"max_bad_share": 0 <= args.max_bad_share < 1}).items():
         if not is_valid:
-            raise ValueError(f"--{name} {getattr(args, name)}: it must be 1 or more.")
-    if not 0 <= args.max_bad_share < 1:
-        raise ValueError(f"--max_bad_share {args.max_bad_share}: it is a share, from 0 to below 1.")
+            raise ValueError(f"--{name} {getattr(args, name)}: give 1 or more, or a share from 0 to below 1.")
     return places
 
 

@@ -15,10 +15,7 @@ from urllib.parse import quote
 
 from modeling_shirg.running.files import write_json
 
-SETTINGS_FILE = "settings.json"
-WEIGHTS_FILE = "weights.json"
-ROWS_FILE = "rows.json"
-MEMORY_FILE = "memory.json"
+SETTINGS_FILE, WEIGHTS_FILE, ROWS_FILE, MEMORY_FILE = "settings.json", "weights.json", "rows.json", "memory.json"
 
 
 class Place(NamedTuple):

@@ -184,11 +184,8 @@ def _figures(task: str, metric: str, mine: Records, base: Records | None, seed: 
         low, high = mean_interval(differences, seed)
         figures |= {"difference": fmean(differences), "difference_low": low, "difference_high": high}
     has_majority = TASKS[task].golds is None and metric == TASKS[task].metric
-    if not has_majority:
-        return {**figures, "majority": None}
-    kinds = [record["kind"] for record in mine]
-    shares = majority_share([record["answers"][0] for record in mine], kinds)
-    return {**figures, "majority": fmean(shares[kind] for kind in kinds)}
+    asked = ([record["answers"][0] for record in mine], [record.get("kind") for record in mine])
+    return {**figures, "majority": majority_share(*asked) if has_majority else None}
 
 
 def _discrepancy(task: str, plan: Plan, answered: dict[tuple, Records]) -> list[dict]:

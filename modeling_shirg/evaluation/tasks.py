@@ -6,6 +6,7 @@ Rows of data sets are read by training's adapters, so that a question is written
 import difflib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,6 @@ from modeling_shirg.training.data.specs import SourceSpec, read_specs
 from modeling_shirg.training.data.tables import open_whole_table
 
 Score = Callable[[str, Sequence[str]], float]
-
-
-def textvqa_accuracy(prediction: str, golds: Sequence[str]) -> float:
-    """VQA accuracy as in TextVQA's evaluation: golds that all agree are normalised too."""
-    return vqa_accuracy(prediction, golds, keep_unanimous=False)
 
 
 class Task(NamedTuple):
@@ -72,7 +68,7 @@ TASKS: dict[str, Task] = {
     "chartqa": Task(_CHARTQA, 16, "test", _chartqa_golds, _chartqa_facts, has_cider=True),
     "docvqa": Task(_DOCVQA, 32, "validation", _vqa_golds),
     "infographicvqa": Task(_DOCVQA, 32, "validation", _vqa_golds),
-    "textvqa": Task({"vqa_accuracy": textvqa_accuracy}, 16, "validation", _vqa_golds),
+    "textvqa": Task({"vqa_accuracy": partial(vqa_accuracy, keep_unanimous=False)}, 16, "validation", _vqa_golds),
     "vqav2": Task({"vqa_accuracy": vqa_accuracy}, 16, "validation", _vqa_golds),
     "chart": Task({"exact_match": exact_match, "relaxed_accuracy": relaxed_accuracy}, 8, "test"),
     "document": Task({"exact_match": exact_match, "anls": anls}, 8, "test"),

@@ -92,12 +92,12 @@ def blank_image(image: PILImage.Image) -> PILImage.Image:
     return PILImage.new("RGB", image.size, (128, 128, 128))
 
 
-def majority_share(answers: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
-    """Per kind of question, the share of questions with the most frequent answer."""
-    by_kind: dict[str, Counter] = {}
-    for answer, kind in zip(answers, kinds, strict=True):
-        by_kind.setdefault(kind, Counter())[answer] += 1
-    return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in by_kind.items()}
+def majority_share(answers: Sequence[str], kinds: Sequence[str]) -> float:
+    """Share of the questions with the most frequent answer of their kind."""
+    most: dict[str, int] = {}
+    for (kind, _), count in Counter(zip(kinds, answers, strict=True)).items():
+        most[kind] = max(most.get(kind, 0), count)
+    return sum(most.values()) / len(answers)
 
 
 def cells_of(family: str) -> list[tuple[Sequence[str], float | None, str]]:

@@ -130,12 +130,12 @@ def _ask(chart: Scene, plan: _Plan, labels: list[list[int]], names: list[list[in
         text = f"What is the value of {noun} {name}?"
         size = plan.sizes[column]
         chart.questions.append(Question(text, value, "read_value", box, size, read, name, tuple(names[column])))
-    largest = int(np.argmax(plan.values))
-    text, box = f"Which {noun} is the largest?", chart.ink_box(names[largest])
-    read, size = tuple((mark,) for mark in names[largest]), _NAME_PX * plan.scale
+    largest, size = int(np.argmax(plan.values)), _NAME_PX * plan.scale
+    text, read = f"Which {noun} is the largest?", tuple((mark,) for mark in names[largest])
+    box = chart.ink_box(names[largest])
     chart.questions.append(Question(text, plan.names[largest], "name_maximum", box, size, read))
     one, other = order[:2]
-    both, size = [*labels[one], *labels[other]], min(plan.sizes[one], plan.sizes[other])
+    both, size = (*labels[one], *labels[other]), min(plan.sizes[one], plan.sizes[other])
     text = f"What is the difference between {plan.names[one]} and {plan.names[other]}?"
     answer = str(abs(plan.values[one] - plan.values[other]))
-    chart.questions.append(Question(text, answer, "difference", chart.ink_box(both), size, (tuple(both),)))
+    chart.questions.append(Question(text, answer, "difference", chart.ink_box(both), size, (both,)))

@@ -53,8 +53,8 @@ def normalize(text: str) -> str:
 def vqa_accuracy(prediction: str, golds: Sequence[str], keep_unanimous: bool = True) -> float:
     """Mean over the golds (each annotator's answer) of min(matches among the others / 3, 1), 0..1.
 
-    With `keep_unanimous`, golds that are all the same are not normalised, as in VQAv2's script: an answer "none", which
-    becomes "0", then misses ten "none". TextVQA's evaluation normalises them.
+    With `keep_unanimous`, golds that are all the same are not normalised, as in VQAv2's script: an answer "none" then
+    becomes "0" and misses ten "none". TextVQA's evaluation normalises them.
     """
     if len(checked_golds(golds)) < 2:
         raise ValueError(f"VQA accuracy leaves one gold out, so it needs at least 2, got {list(golds)}.")
