@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from study_runs import SYSTEMS
 
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place
 from modeling_shirg.evaluation.report.examples import pick_examples
