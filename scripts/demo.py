@@ -78,8 +78,8 @@ def build_page(args: argparse.Namespace) -> Any:
 
     need("demo", "gradio", "httpcore")
 
-    from modeling_shirg.demo.asking import Asker
-    from modeling_shirg.demo.page import Page
+    from modeling_shirg.demo.asker import Asker
+    from modeling_shirg.demo.web_page import Page
     from modeling_shirg.running.load import Loaded, load
 
     def load_system(name: str) -> Loaded:

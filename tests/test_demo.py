@@ -21,7 +21,7 @@ from huggingface_hub import RepoCard
 from PIL import Image
 
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.demo.asking import Asker, Draft, Question, Result, image_options
+from modeling_shirg.demo.asker import Asker, Draft, PageQuestion, Result, image_options
 from modeling_shirg.demo.pictures import box_of, draft_html, with_box
 from modeling_shirg.running.ask import ask, conversation, read_image
 from modeling_shirg.running.load import Loaded, load
@@ -50,7 +50,7 @@ def _example(loaded: Loaded, name: str = "grid.png") -> Image.Image:
 
 def test_drafts_lead_to_the_answer_of_shirg_ask(loaded):
     image = _example(loaded)
-    *drafts, result = Asker(lambda name: loaded).ask("shirg", Question(image, QUESTION))
+    *drafts, result = Asker(lambda name: loaded).ask("shirg", PageQuestion(image, QUESTION))
     assert isinstance(result, Result) and all(isinstance(draft, Draft) for draft in drafts)
     assert result.answer.texts[0] == ask(loaded, [conversation(image, QUESTION)]).texts[0]
     assert [draft.tokens.count(None) for draft in drafts] == list(range(7, -1, -1))
@@ -68,9 +68,9 @@ def test_who_stops_watching_ends_the_generation(loaded, monkeypatch):
             asked.append("ended")
             raise
 
-    monkeypatch.setattr("modeling_shirg.demo.asking.ask", answer)
+    monkeypatch.setattr("modeling_shirg.demo.asker.ask", answer)
     events = Asker(lambda name: loaded).ask(
-        "shirg", Question(_example(loaded), QUESTION, generation={"max_new_tokens": 256})
+        "shirg", PageQuestion(_example(loaded), QUESTION, generation={"max_new_tokens": 256})
     )
     next(events)
     events.close()
@@ -86,7 +86,7 @@ def test_an_asker_keeps_two_systems():
 
 
 def test_box_and_budget_go_where_there_is_use_for_them(loaded):
-    question = Question(_example(loaded), QUESTION, (0, 0, 9, 9), 0.5)
+    question = PageQuestion(_example(loaded), QUESTION, (0, 0, 9, 9), 0.5)
     assert image_options(loaded.model.config, question) == (
         {"fovea_boxes": [(0, 0, 9, 9)], "selection_budget": round(0.5 * 181)},
         [],
@@ -154,7 +154,7 @@ def test_a_port_that_is_taken_and_a_host_that_is_none_are_named(capsys):
 
 @pytest.mark.parametrize("system", ["shirg", "lavida"])
 def test_a_question_that_is_too_long_is_refused_before_the_model_runs(system, monkeypatch):
-    gr, page_module = pytest.importorskip("gradio"), pytest.importorskip("modeling_shirg.demo.page")
+    gr, page_module = pytest.importorskip("gradio"), pytest.importorskip("modeling_shirg.demo.web_page")
     asker = Asker(lambda name: load(None, name))
     page = page_module.Page(asker, [system], [])
     monkeypatch.setattr(
@@ -403,7 +403,7 @@ def test_a_file_that_is_no_image_and_no_question_are_errors_that_say_so(browser,
     page.locator("input[type=file]").first.set_input_files(tmp_path / "large.png")
     page.get_by_text("The image has 60000x1000 pixels").wait_for()
     assert page.locator("#picture img").is_visible() and not page.locator("#picture .error").is_visible()
-    page.get_by_label("Question").fill("What color is the triangle?")
+    page.get_by_label("PageQuestion").fill("What color is the triangle?")
     _ask(page)
     assert _answer(page) == "blue"
 

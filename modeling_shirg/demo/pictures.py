@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from modeling_shirg.running.overlay import draw_scores, enlarged, enlargement
 
-from .asking import Draft, Result
+from .asker import Draft, Result
 
 # (left, top, right, bottom)
 Box = tuple[float, float, float, float]

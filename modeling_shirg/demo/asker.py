@@ -17,7 +17,7 @@ from modeling_shirg.running.ask import Answers, ask, conversation
 
 
 @dataclass(frozen=True)
-class Question:
+class PageQuestion:
     """What is asked.
 
     Args:
@@ -73,7 +73,7 @@ class Asker:
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
-    def ask(self, name: str, question: Question) -> Iterator[Draft | Result]:
+    def ask(self, name: str, question: PageQuestion) -> Iterator[Draft | Result]:
         """Drafts, then the result. Closing the iterator ends the generation at its next step.
 
         Raises:
@@ -94,7 +94,7 @@ class Asker:
         yield Result(future.result(), question.image, time.perf_counter() - started, notes)
 
 
-def image_options(config: Any, question: Question) -> tuple[dict[str, Any], list[str]]:
+def image_options(config: Any, question: PageQuestion) -> tuple[dict[str, Any], list[str]]:
     """Call-time arguments of the image processor, and notes on what this system has no use for."""
     options, notes = {}, []
     if question.box is not None and config.view_policy == "foveal":

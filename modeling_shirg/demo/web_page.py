@@ -16,7 +16,7 @@ from modeling_shirg.running.overlay import enlargement
 from modeling_shirg.serving import Limits
 from modeling_shirg.serving.images import open_checked
 
-from .asking import Asker, Draft, Question
+from .asker import Asker, Draft, PageQuestion
 from .pictures import Box, answer_html, box_of, draft_html, facts, pictures, with_box
 from .uploads import UploadedFilesOnly
 
@@ -131,7 +131,7 @@ class Page:
             label="Examples",
             elem_id="examples",
         )
-        self.question = gr.Textbox(label="Question", lines=1, max_lines=3, elem_id="question")
+        self.question = gr.Textbox(label="PageQuestion", lines=1, max_lines=3, elem_id="question")
         with gr.Row(elem_classes="tight"):
             self.system = gr.Dropdown(systems, value=systems[0], label="System", min_width=140, elem_id="system")
             self.other = gr.Dropdown(
@@ -220,7 +220,7 @@ class Page:
             raise _refused("Type a question.")
         if len(text) > self.limits.max_text_characters:
             raise _refused(f"A question has at most {self.limits.max_text_characters} characters, got {len(text)}.")
-        question = Question(image, text.strip(), box, budget / 100, {"steps": steps} if steps else {})
+        question = PageQuestion(image, text.strip(), box, budget / 100, {"steps": steps} if steps else {})
         names = [system] if other == "(none)" else [system, other]
         for panel in self.panels:
             yield self._emptied(panel)
@@ -233,7 +233,7 @@ class Page:
     def _emptied(self, panel: Panel) -> dict:
         return {panel.heading: "", panel.answer: "", panel.facts: "", panel.gallery: gr.Gallery(None, visible=False)}
 
-    def _ask_one(self, name: str, question: Question, panel: Panel) -> Iterator[dict]:
+    def _ask_one(self, name: str, question: PageQuestion, panel: Panel) -> Iterator[dict]:
         yield {panel.heading: f"### {name}", panel.answer: "<div class='draft'>Reading the image</div>"}
         before, step = None, 0
         for event in self.asker.ask(name, question):
