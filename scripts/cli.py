@@ -113,21 +113,14 @@ def _interrupts() -> Iterator[list]:
 
 def _user_errors() -> tuple[type[BaseException], ...]:
     """Errors that a user can mend; evaluated after an error, which only an imported library can have raised."""
+    plain = (ValueError, OSError, ArgumentTypeError, ModuleNotFoundError)
     if "torch" not in sys.modules:
-        return ValueError, OSError, ArgumentTypeError
+        return plain
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
-    return (
-        ValueError,
-        OSError,
-        ModuleNotFoundError,
-        ArgumentTypeError,
-        SafetensorError,
-        StrictDataclassError,
-        OutOfMemoryError,
-    )
+    return *plain, SafetensorError, StrictDataclassError, OutOfMemoryError
 
 
 def _usage() -> str:

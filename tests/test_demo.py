@@ -23,10 +23,9 @@ from PIL import Image
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.demo.asking import Asker, Draft, Question, Result, image_options
 from modeling_shirg.demo.pictures import box_of, draft_html, with_box
-from modeling_shirg.running.ask import answer_question, read_image
+from modeling_shirg.running.ask import ask, conversation, read_image
 from modeling_shirg.running.load import Loaded, load
 from modeling_shirg.running.overlay import draw_scores
-from modeling_shirg.running.timing import StageClock
 from shirg_scripts import demo
 
 EXAMPLES = Path(str(files("shirg_hub_card") / "examples"))
@@ -51,25 +50,26 @@ def _example(loaded: Loaded, name: str = "grid.png") -> Image.Image:
 
 def test_drafts_lead_to_the_answer_of_shirg_ask(loaded):
     image = _example(loaded)
-    *drafts, result = Asker(lambda name: loaded, answer_question).ask("shirg", Question(image, QUESTION))
+    *drafts, result = Asker(lambda name: loaded).ask("shirg", Question(image, QUESTION))
     assert isinstance(result, Result) and all(isinstance(draft, Draft) for draft in drafts)
-    assert result.answer.text == answer_question(loaded, image, QUESTION, StageClock()).text
+    assert result.answer.texts[0] == ask(loaded, [conversation(image, QUESTION)]).texts[0]
     assert [draft.tokens.count(None) for draft in drafts] == list(range(7, -1, -1))
-    assert "".join(drafts[-1].tokens).strip() == result.answer.text
+    assert "".join(drafts[-1].tokens).strip() == result.answer.texts[0]
 
 
-def test_who_stops_watching_ends_the_generation(loaded):
+def test_who_stops_watching_ends_the_generation(loaded, monkeypatch):
     asked = []
 
     def answer(*args, **generation):
         asked.append("begun")
         try:
-            return answer_question(*args, **generation)
+            return ask(*args, **generation)
         except InterruptedError:
             asked.append("ended")
             raise
 
-    events = Asker(lambda name: loaded, answer).ask(
+    monkeypatch.setattr("modeling_shirg.demo.asking.ask", answer)
+    events = Asker(lambda name: loaded).ask(
         "shirg", Question(_example(loaded), QUESTION, generation={"max_new_tokens": 256})
     )
     next(events)
@@ -79,7 +79,7 @@ def test_who_stops_watching_ends_the_generation(loaded):
 
 def test_an_asker_keeps_two_systems():
     names = []
-    asker = Asker(lambda name: names.append(name) or name, answer_question)
+    asker = Asker(lambda name: names.append(name) or name)
     for name in "ababcab":
         asker.system(name)
     assert "".join(names) == "abcab"
@@ -155,7 +155,7 @@ def test_a_port_that_is_taken_and_a_host_that_is_none_are_named(capsys):
 @pytest.mark.parametrize("system", ["shirg", "lavida"])
 def test_a_question_that_is_too_long_is_refused_before_the_model_runs(system, monkeypatch):
     gr, page_module = pytest.importorskip("gradio"), pytest.importorskip("modeling_shirg.demo.page")
-    asker = Asker(lambda name: load(None, name), answer_question)
+    asker = Asker(lambda name: load(None, name))
     page = page_module.Page(asker, [system], [])
     monkeypatch.setattr(
         ShirgLavidaForConditionalGeneration, "generate", lambda *args, **kwargs: pytest.fail("the model was asked")
@@ -245,7 +245,7 @@ def test_an_uploaded_file_is_read_whatever_address_comes_with_it(address, downlo
     url = url and url.replace("ADDRESS", address).replace("UPLOAD", path)
     file = {"path": path, "url": url} | UPLOADED
     event = httpx.post(f"{address}/gradio_api/call/_opened", json={"data": [file]}).json()["event_id"]
-    events = httpx.get(f"{address}/gradio_api/call/_opened/{event}", timeout=60).text
+    events = httpx.get(f"{address}/gradio_api/call/_opened/{event}", timeout=60).texts[0]
     assert "event: complete" in events and "event: error" not in events
     assert downloads == []
 
@@ -355,7 +355,7 @@ def test_ask_watch_and_see(browser, address, loaded):
     _ask(page)
     seen = list(dict.fromkeys(page.evaluate("window.drafts")))
     assert len(seen) >= 4 and set(seen) <= {f"{step},{8 - step}" for step in range(1, 9)}
-    assert _answer(page) == answer_question(loaded, _example(loaded), QUESTION, StageClock()).text
+    assert _answer(page) == ask(loaded, [conversation(_example(loaded), QUESTION)]).texts[0]
     assert "245 image tokens · 181 of 256 patches kept · 8 steps" in page.locator("#facts-0").inner_text()
     captions = _captions(page, 4)
     assert captions == ["kept", "scores", "view: 192 px", "fovea: 224 px"]
@@ -378,11 +378,11 @@ def test_a_tapped_box_moves_the_fovea_and_two_systems_stand_side_by_side(browser
     page.wait_for_function("document.querySelector('#facts-1').innerText.includes('image tokens')")
     image = _example(loaded, "chart.png")
     box = tuple(share * image.width for share in (0.7, 0.7, 0.95, 0.95))
-    looked = answer_question(loaded, image, CHART_QUESTION, StageClock(), {"fovea_boxes": [box]})
-    assert _answer(page) == looked.text
+    looked = ask(loaded, [conversation(image, CHART_QUESTION)], {"fovea_boxes": [box]})
+    assert _answer(page) == looked.texts[0]
     assert "the box was not used" in page.locator("#facts-1").inner_text()
-    other = answer_question(load(None, "lavida-980"), image, CHART_QUESTION, StageClock())
-    assert _answer(page, 1) == other.text
+    other = ask(load(None, "lavida-980"), [conversation(image, CHART_QUESTION)])
+    assert _answer(page, 1) == other.texts[0]
     assert page.locator("#panel-0").bounding_box()["y"] == page.locator("#panel-1").bounding_box()["y"]
 
 

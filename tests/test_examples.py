@@ -90,20 +90,6 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     assert len(out.read_text().splitlines()) == 2 * len(records), "another question is asked of all images"
 
 
-@pytest.mark.slow
-def test_a_run_is_fine_tuned_and_published(tmp_path, capsys):
-    _run("fine_tune.py", str(tmp_path), "--max_steps", "2")
-    printed = capsys.readouterr().out
-    row = json.loads((tmp_path / "rows" / "rows.jsonl").read_text().splitlines()[0])
-    assert f"{row['question']} {row['answer']}" in printed and str(tmp_path / "run") in printed
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 2
-    _run("publish.py", str(tmp_path / "run"), "me/example")
-    *_, names, answer = capsys.readouterr().out.strip().splitlines()
-    assert {"README.md", "model.safetensors", "config.json"} <= set(names.split())
-    chat = conversation(str(IMAGES / "grid.png"), "What is in cell 5?")
-    assert [answer] == ask(load(str(tmp_path / "run")), [chat]).texts
-
-
 def test_a_method_is_tried_and_leaves_no_trace(capsys):
     before = METHODS["uniform"]
     example = _run("selection_method.py", "--questions", "2")

@@ -30,9 +30,8 @@ import uvicorn
 from PIL import Image, ImageFile
 
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
-from modeling_shirg.running.ask import answer_question
+from modeling_shirg.running.ask import ask, conversation
 from modeling_shirg.running.load import BUNDLED, Loaded, load
-from modeling_shirg.running.timing import StageClock
 from modeling_shirg.scenes import scene
 from modeling_shirg.serving import Limits
 from modeling_shirg.serving.chat_request import checked_messages, generation_config
@@ -113,7 +112,7 @@ def _grids(count: int) -> list[Image.Image]:
 
 
 def _alone(loaded: Loaded, image: Image.Image, **arguments) -> str:
-    return answer_question(loaded, image, QUESTION, StageClock(), **arguments).text
+    return ask(loaded, [conversation(image, QUESTION)], **arguments).texts[0]
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +162,9 @@ def test_a_seed_a_fovea_and_steps_reach_the_model(client, plain):
     draws = [_ask(client, messages, temperature=2.0, seed=seed, max_tokens=16) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
     boxes = [[0.0, 0.0, 40.0, 40.0]]
-    looked = answer_question(plain, image, QUESTION, StageClock(), {"fovea_boxes": boxes}, steps=2)
+    looked = ask(plain, [conversation(image, QUESTION)], {"fovea_boxes": boxes}, steps=2)
     extra = {"fovea_boxes": boxes, "generation_config": '{"steps": 2}'}
-    assert _ask(client, messages, extra_body=extra) == looked.text
+    assert _ask(client, messages, extra_body=extra) == looked.texts[0]
 
 
 def test_under_load_everybody_gets_the_answer_to_his_own_image(client, plain):
