@@ -59,9 +59,8 @@ class Asker:
         load: from a preset's name to model and processor, as `modeling_shirg.running.load.load` returns them.
     """
 
-    def __init__(self, load: Callable[[str], Any], answer: Callable[..., Any]):
+    def __init__(self, load: Callable[[str], Any]):
         self._load = load
-        self._answer = answer
         self._loaded: OrderedDict[str, Any] = OrderedDict()
 
     def system(self, name: str) -> Any:
