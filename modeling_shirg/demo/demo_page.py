@@ -43,15 +43,10 @@ THEME_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace"
 
 
 class DemoPage:
-    """Builds the page; `blocks` is what gradio launches.
+    """The page as gradio's `blocks`.
 
-    Args:
-        asker: asks a system.
-        systems: names to choose from, the first one chosen.
-        examples: image files with a question each.
-        note: about the model, in Markdown.
-        step_seconds: time of each step on the screen.
-        limits: largest size of an uploaded image, and of a question.
+    `examples` are image files with a question each, `note` is Markdown about the model. Each step of an answer stays on
+    the screen for `step_seconds`.
     """
 
     def __init__(
@@ -148,7 +143,6 @@ class DemoPage:
     # Events
 
     def opened(self, path: str) -> tuple:
-        """An uploaded image."""
         try:
             image = upright_rgb(open_checked(Path(path).read_bytes(), self.limits.max_image_pixels), 0)
         except ValueError as error:
@@ -156,7 +150,6 @@ class DemoPage:
         return image, *self.cleared(image)
 
     def example(self, index: int) -> tuple:
-        """An example's image and question."""
         path, question = self.examples[index]
         return *self.opened(str(path)), question
 

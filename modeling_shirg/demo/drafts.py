@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import TextDiffusionStreamer
 
 from configuration_shirg import ShirgLavidaConfig
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.ask import Answers, ask, conversation
 from modeling_shirg.running.load import Loaded
 
@@ -33,18 +34,13 @@ class Result:
 
 
 class Asker:
-    """Asks systems; the last two stay loaded.
-
-    Args:
-        load: from a preset's name to model and processor.
-    """
+    """Asks systems, which `load` loads by name; the last two stay loaded."""
 
     def __init__(self, load: Callable[[str], Loaded]):
         self._load = load
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
 
     def system(self, name: str) -> Loaded:
-        """Model and processor of a preset."""
         if name not in self._loaded:
             if len(self._loaded) > 1:
                 self._loaded.popitem(last=False)
@@ -55,17 +51,9 @@ class Asker:
     def ask(
         self, name: str, image: Image.Image, text: str, options: dict, **generation: Any
     ) -> Iterator[Draft | Result]:
-        """Drafts, then the result. Closing the iterator ends the generation at its next step.
+        """Drafts, then the result; `options` are those of `image_options`.
 
-        Args:
-            name: of the system.
-            image: upright RGB.
-            text: the question.
-            options: `box`, `budget` and `fovea`, as `image_options` takes them.
-            **generation: arguments of `generate`.
-
-        Raises:
-            ValueError: an argument does not fit the system, or the question is too long.
+        Closing the iterator ends the generation at its next step. A question that is too long is a `ValueError`.
         """
         loaded, start = self.system(name), time.perf_counter()
         arguments, notes = image_options(loaded.model.config, **options)
@@ -86,18 +74,14 @@ def image_options(
 ) -> tuple[dict[str, Any], list[str]]:
     """Call-time arguments of the image processor, and notes on options that the system does not have.
 
-    Args:
-        config: of the system.
-        box: where the fovea looks; `None` leaves the place to the system.
-        budget: share of the system's own number of selected tokens.
-        fovea: side of the fovea, relative to the system's own.
+    The fovea looks at `box`; `budget` and `fovea` are relative to the system's own budget and side of the fovea.
     """
     arguments, notes = {}, []
     if box is not None and config.view_policy == "foveal":
         arguments["fovea_boxes"] = [box]
     elif box is not None:
         notes.append("it has no fovea, so the box was not used")
-    if budget != 1 and config.selects:
+    if budget != 1 and config.selection_method in METHODS:
         views = config.num_selected_views
         arguments["selection_budget"] = views * max(1, round(budget * config.selection_budget / views))
     elif budget != 1:
@@ -121,7 +105,6 @@ class DraftQueue(TextDiffusionStreamer):
         self.abandoned = False
 
     def put_draft(self, value: torch.Tensor, **kwargs: Any) -> None:
-        """The response `(1, R)` after a step."""
         if self.abandoned:
             raise InterruptedError("nobody waits for this answer any more")
         tokens = value[0].tolist()

@@ -16,11 +16,7 @@ class UploadedFilesOnly:
     Gradio takes `{"path": "http://..."}` for any input of any endpoint, and fetches it. Uploads themselves are
     multipart forms, which name nothing. The folder of an upload has the hash of its content as name, so that nobody
     without the file can name it.
-
-    Args:
-        app: gradio's.
-        folder: where gradio puts uploads.
-        max_bytes: of a request that is no upload.
+    Uploads lie in `folder`; other bodies have at most `max_bytes`.
     """
 
     def __init__(self, app: Any, folder: Path, max_bytes: int):

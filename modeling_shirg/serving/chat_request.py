@@ -12,14 +12,7 @@ from .request_limits import Limits
 _Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
 _GenerationField = Literal[
-    "block_length",
-    "steps",
-    "step_ratio",
-    "schedule",
-    "shift",
-    "remasking",
-    "prefix_kv",
-    "prefix_dtype",
+    "block_length", "steps", "step_ratio", "schedule", "shift", "remasking", "prefix_kv", "prefix_dtype"
 ]
 
 
@@ -54,12 +47,7 @@ class _Message(_Strict):
 
     @property
     def parts(self) -> list[_TextPart | _ImagePart]:
-        """The parts of the content; a string is one text."""
         return [_TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
-
-
-class _TextFormat(_Strict):
-    type: Literal["text"]
 
 
 class ChatRequest(_Strict):
@@ -87,7 +75,7 @@ class ChatRequest(_Strict):
     presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0
     logprobs: Literal[False] = False
     store: Literal[False] = False
-    response_format: _TextFormat | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
     tools: Annotated[list, Field(max_length=0)] = []
 
     @model_validator(mode="before")
@@ -97,12 +85,10 @@ class ChatRequest(_Strict):
 
     @property
     def image_options(self) -> dict[str, Any]:
-        """Call-time arguments of the image processor."""
         return {} if self.fovea_boxes is None else {"fovea_boxes": self.fovea_boxes}
 
     @property
     def image_urls(self) -> list[str]:
-        """The URLs of all images, in order."""
         return [part.image_url.url for message in self.messages for part in message.parts if part.type == "image_url"]
 
     def conversation(self, images: list[Any]) -> list[dict[str, Any]]:

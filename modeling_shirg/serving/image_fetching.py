@@ -12,18 +12,13 @@ _MAX_REDIRECTS = 4
 _REDIRECTS = (301, 302, 303, 307, 308)
 # Never fetched from, whatever `is_global` says, which changes with the version of Python: IANA's special-purpose
 # registries of IPv4 and IPv6, every IPv6 form that carries an IPv4 address, and Azure's metadata service.
-_DENIED = tuple(
-    map(
-        ipaddress.ip_network,
-        """
-        0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
-        192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 198.18.0.0/15
-        198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
-        ::/96 ::ffff:0:0/96 ::ffff:0:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23
-        2001:db8::/32 2002::/16 2620:4f:8000::/48 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
-        """.split(),
-    )
-)
+_DENIED = """
+    0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
+    192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 198.18.0.0/15
+    198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
+    ::/96 ::ffff:0:0/96 ::ffff:0:0:0/96 64:ff9b::/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23
+    2001:db8::/32 2002::/16 2620:4f:8000::/48 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+""".split()
 # All that is assigned to hosts of the internet so far.
 _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 
@@ -31,7 +26,7 @@ _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 def is_public(address: str) -> bool:
     """Whether an address is of the open internet: not loopback, private, link-local, multicast or reserved."""
     ip = ipaddress.ip_address(address)
-    if any(ip in network for network in _DENIED):
+    if any(ip in ipaddress.ip_network(network) for network in _DENIED):
         return False
     return ip.is_global and (ip.version == 4 or ip in _GLOBAL_IPV6)
 
@@ -66,21 +61,11 @@ class PublicBackend(httpcore.AnyIOBackend):
         """A connection to an address that was found public."""
         return await super().connect_tcp(address, port, *args, **kwargs)
 
-    async def connect_unix_socket(self, *args, **kwargs) -> httpcore.AsyncNetworkStream:
-        """Never."""
-        raise ValueError("Images are not fetched from sockets of this machine.")
-
 
 async def fetch(url: str, max_bytes: int, backend: httpcore.AsyncNetworkBackend | None = None) -> tuple[str, bytes]:
-    """The content type and the bytes at a URL. The caller sets a deadline with `asyncio.timeout`.
+    """The content type and the bytes at a URL; a `ValueError` if anything on the way is refused or fails.
 
-    Args:
-        url: http or https.
-        max_bytes: largest size.
-        backend: opens the connections; by default to public addresses only.
-
-    Raises:
-        ValueError: names the URL, an address on the way, the answer's status or its size.
+    The caller sets a deadline with `asyncio.timeout`. By default connections go to public addresses only.
     """
     async with httpcore.AsyncConnectionPool(network_backend=backend or PublicBackend()) as pool:
         for _ in range(_MAX_REDIRECTS + 1):

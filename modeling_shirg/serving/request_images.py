@@ -18,10 +18,7 @@ FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "imag
 async def read_images(urls: list[str], limits: Limits, allow_urls: bool = False) -> list[Image.Image]:
     """The images of one request's `image_url`s, opened but not decoded.
 
-    Args:
-        urls: `data:` URLs in base64; with `allow_urls` also http or https ones, from public addresses.
-        limits: largest sizes, of each image and of all together; one deadline for all URLs.
-        allow_urls: whether to fetch URLs.
+    `data:` URLs hold base64; with `allow_urls` http and https URLs are fetched, all within one deadline.
 
     Raises:
         ValueError: a URL cannot be read, or an image is of another type than it says, or is too large.
@@ -74,13 +71,10 @@ def _decoded(url: str, max_bytes: int) -> tuple[str, bytes]:
 def open_checked(content: bytes, max_pixels: int, kind: str | None = None) -> Image.Image:
     """The image of a file, with its header read but nothing decoded.
 
-    Args:
-        content: the file.
-        max_pixels: largest width x height.
-        kind: the file's media type, whose reader alone may open it; `None` tries all of `FORMATS`.
+    Only the reader of the media type `kind` opens the file; `None` tries all of `FORMATS`.
 
     Raises:
-        ValueError: the file is of another type, broken or too large.
+        ValueError: the file is of another type, broken, or has more than `max_pixels`.
     """
     kind = None if kind is None else kind.split(";")[0].strip().lower()
     if kind is not None and kind not in FORMATS:

@@ -12,14 +12,7 @@ class ServedLavida(ShirgLavidaForConditionalGeneration):
     """Generates as transformers' server expects: for a given tokenizer, and token by token into its streamer."""
 
     def generate(self, *args, tokenizer: Any, streamer: Any = None, **kwargs) -> torch.LongTensor:
-        """As the model's `generate`, without the filler at the end of the answer.
-
-        Args:
-            *args: as the model's.
-            tokenizer: the processor, whose special tokens are the filler.
-            streamer: gets the prompt, then each token once it and all before it are final.
-            **kwargs: as the model's.
-        """
+        """As the model's `generate`, without the special tokens of `tokenizer`, the processor, at the answer's end."""
         special = set(tokenizer.tokenizer.all_special_ids)
         if streamer is not None:
             streamer = FinalTokens(streamer, self.config.mask_token_id, special)
@@ -58,7 +51,6 @@ class FinalTokens(TextDiffusionStreamer):
         self.has_prompt = True
 
     def end(self) -> None:
-        """The response is complete."""
         self.streamer.end()
 
 

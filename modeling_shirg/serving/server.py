@@ -40,12 +40,10 @@ class OneModel(ModelManager):
 
     @staticmethod
     def process_model_name(model_id: str) -> str:
-        """The name as it was asked for."""
         return model_id
 
     @staticmethod
     def get_model_modality(model: Any, processor: Any = None) -> Modality:
-        """Text and images."""
         return Modality.VLM
 
     def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[ServedLavida, Any]:
@@ -53,7 +51,6 @@ class OneModel(ModelManager):
         return self.model, self.processor
 
     def get_gen_models(self, cache_dir: str | None = None) -> list[dict]:
-        """The list of models of OpenAI's API."""
         return [{"id": self.force_model, "object": "model", "owned_by": "shirg", "created": 0}]
 
 
@@ -116,12 +113,11 @@ def build_app(
 
     Args:
         model: in evaluation mode.
-        processor: its own.
+        processor: the model's own.
         name: the model's name in requests.
         limits: by default those of `Limits`.
         allow_urls: fetch images from public addresses.
-        hosts: names that a Host header may have, so that no web page reaches the server through a name of its own;
-            `None` is any.
+        hosts: names that a Host header may have, against web pages that rebind a name of theirs; `None` is any.
     """
     limits = limits or Limits()
     manager = OneModel(model, processor, name)
