@@ -110,7 +110,7 @@ def _interrupts() -> Iterator[list]:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """Errors that a user can mend; evaluated after an error, which a library that is not imported cannot have raised."""
+    """Errors that a user can mend; evaluated after an error, which only an imported library can have raised."""
     if "torch" not in sys.modules:
         return ValueError, OSError
     from huggingface_hub.errors import StrictDataclassError

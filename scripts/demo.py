@@ -78,8 +78,8 @@ def build_page(args: argparse.Namespace) -> Any:
 
     need("demo", "gradio", "httpcore")
 
-    from modeling_shirg.demo.drafts import Asker
     from modeling_shirg.demo.demo_page import DemoPage
+    from modeling_shirg.demo.drafts import Asker
     from modeling_shirg.running.load import Loaded, load
 
     def load_system(name: str) -> Loaded:

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from modeling_shirg.published_selections_shirg import METHODS
-from modeling_shirg.running.ask import answer_question, read_image
+from modeling_shirg.running.ask import ask, conversation, read_image
 from modeling_shirg.running.load import load
-from modeling_shirg.running.timing import StageClock
 from modeling_shirg.selection_shirg import ViewTokens
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
@@ -100,7 +99,7 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     assert "cannot be read" in records["broken.png"]["error"]
     for name in set(records) - {"broken.png"}:
         image = read_image(loaded, str(folder / name))
-        assert records[name]["answer"] == answer_question(loaded, image, QUESTION, StageClock()).text
+        assert records[name]["answer"] == ask(loaded, [conversation(image, QUESTION)]).texts[0]
     first, second, *others = out.read_text().splitlines(keepends=True)
     begun = first + second.replace("}", ', "kept": true}')
     out.write_text(begun + others[0][:20])
@@ -125,9 +124,7 @@ def test_a_run_is_fine_tuned_and_published(tmp_path, capsys):
     loaded = load(str(tmp_path / "run"))
     assert (
         answer
-        == answer_question(
-            loaded, read_image(loaded, str(IMAGES / "grid.png")), "What is in cell 5?", StageClock()
-        ).text
+        == ask(loaded, [conversation(read_image(loaded, str(IMAGES / "grid.png")), "What is in cell 5?")]).texts[0]
     )
 
 

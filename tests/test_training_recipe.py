@@ -21,7 +21,6 @@ from modeling_shirg.training.alignment import ShirgLavidaForAlignment, contrasti
 from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments, parse_arguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
 from modeling_shirg.training.gradient_check import GradientCheck
-from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.mixture import DataArguments
 from modeling_shirg.training.run_facts import closing_facts
 from modeling_shirg.training.run_folder import is_finished, run_settings
@@ -569,5 +568,4 @@ def test_accelerate_understands_its_configs(file):
     assert config.main_training_function == "main" and file.name in file.read_text()
     if config.distributed_type == "FSDP":
         assert config.fsdp_config["fsdp_version"] == 2
-        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",") == list(WRAPPED_LAYERS)
-        assert f"--devices {config.num_processes}" in file.read_text()
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == "LlamaDecoderLayer,SiglipEncoderLayer"

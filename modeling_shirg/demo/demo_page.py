@@ -45,8 +45,8 @@ THEME_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace"
 class DemoPage:
     """The page as gradio's `blocks`.
 
-    `examples` are image files with a question each, `note` is Markdown about the model. Each step of an answer stays on
-    the screen for `step_seconds`.
+    `examples` are image files with a question each, `note` is Markdown about the model. Each step of an answer stays
+    on the screen for `step_seconds`.
     """
 
     def __init__(

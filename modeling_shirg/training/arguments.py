@@ -6,7 +6,7 @@ They come as flags, or as one YAML or JSON file with flags behind it that win.
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -237,19 +237,12 @@ class ShirgTrainingArguments(TrainingArguments):
         self.gradient_accumulation_steps = steps
 
 
-def parse_arguments(
-    argv: list[str],
-    kinds: Iterable[type],
-    adjust: Callable[[dict[str, Any]], None] = lambda values: None,
-    **parser_options: Any,
-) -> tuple:
+def parse_arguments(argv: list[str], kinds: Iterable[type], **parser_options: Any) -> tuple:
     """One object of each of the dataclasses `kinds`, from flags, or from a YAML or JSON file and flags that win.
 
     Args:
         argv: the words of the command line.
         kinds: dataclasses.
-        adjust: changes the values by their names, before there are objects of them: what one argument means for those
-            of another kind.
         **parser_options: of the parser.
 
     Raises:
@@ -260,7 +253,8 @@ def parse_arguments(
     if argv and Path(argv[0]).suffix in _FILES:
         argv = [*_as_flags(Path(argv[0]), {each.name for kind in kinds for each in fields(kind)}), *argv[1:]]
     values = vars(parser.parse_args(argv))
-    adjust(values)
+    if not values.get("validation_data") and not values.get("validation_rows"):
+        values["eval_strategy"] = "no"
     return parser.parse_dict(values)
 
 
