@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,23 @@ from modeling_shirg.serving import Limits
 from modeling_shirg.serving.request_images import open_checked
 
 from .drafts import Asker, Box, Result
-from .pictures import answer_html, box_of, draft_html, facts, pictures, with_box
+from .pictures import box_of, draft_html, facts, pictures, with_box
 from .uploads import UploadedFilesOnly
 
 TITLE = "SHIRG: a diffusion model that looks where it matters"
 HINT = "Tap two opposite corners on the picture to say where the fovea looks."
-LEGEND = (
-    "*kept*: views outlined, dropped patches dark, kept ones framed. *scores*: yellow is highest, violet lowest. "
-    "Then the views as the model gets them. Tap one to enlarge it."
-)
+LEGEND = "*kept*: views outlined, dropped patches dark, kept ones framed. *scores*: yellow is highest, violet lowest."
 EMPTY = "Pick an example or upload an image first."
 CSS = """
 .draft, .answer { font-size: 1.15rem; line-height: 2; min-height: 2.4rem; overflow-wrap: anywhere; }
 .answer { font-weight: 600; }
 .draft span { padding: .1rem .15rem; border-radius: .25rem; margin-right: 1px; white-space: pre-wrap; }
 .draft .mask { background: var(--neutral-300); padding: .1rem .6rem; }
-.draft .filler { opacity: .4; }
 .draft .fresh { background: #bbf7d0; color: #14532d; }
 .gallery .grid-wrap { max-height: none !important; overflow: visible !important; }
-.legend { font-size: .85rem; opacity: .7; }
 #picture .wrap:has(.error), #hint .wrap:has(.error) { display: none !important; }
 footer { display: none !important; }
 """
-# The system's own fonts: the default theme would fetch some.
-THEME_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
 class DemoPage:
@@ -56,12 +50,11 @@ class DemoPage:
         examples: Sequence[tuple[Path, str]],
         note: str = "",
         step_seconds: float = 0.25,
-        limits: Limits | None = None,
     ):
         self.asker = asker
         self.examples = examples
         self.step_seconds = step_seconds
-        self.limits = limits or Limits()
+        self.limits = Limits()
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
             gr.Markdown(f"## {TITLE}\n\n{note}")
             self.image, self.box, self.corner = (gr.State(None) for _ in range(3))
@@ -71,7 +64,7 @@ class DemoPage:
                 with gr.Column(scale=3, min_width=320):
                     with gr.Row():
                         self.panels = [self._lay_out_panel(number) for number in range(2)]
-                    self.legend = gr.Markdown(LEGEND, visible=False, elem_classes="legend")
+                    self.legend = gr.Markdown(LEGEND, visible=False)
             self._wire()
         self.blocks.queue(max_size=self.limits.max_requests, default_concurrency_limit=1)
 
@@ -79,7 +72,8 @@ class DemoPage:
         """Start serving; arguments are gradio's."""
         folder, max_bytes = Path(get_upload_folder()), self.limits.max_request_bytes
         return self.blocks.launch(
-            theme=gr.themes.Default(**THEME_FONTS),
+            # The system's own fonts: the default theme would fetch some.
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS,
             max_file_size=self.limits.max_image_bytes,
             footer_links=[],
@@ -119,7 +113,6 @@ class DemoPage:
                 show_label=False,
                 visible=False,
                 columns=2,
-                object_fit="contain",
                 interactive=False,
                 buttons=["fullscreen"],
                 elem_id=f"gallery-{number}",
@@ -154,7 +147,7 @@ class DemoPage:
         return *self.opened(str(path)), question
 
     def tapped(self, image: Image.Image | None, box: Box | None, corner: tuple | None, event: gr.SelectData) -> tuple:
-        """A box has two taps; the picture, which takes none while it is exchanged, changes after the second."""
+        # The picture takes no tap while it is exchanged, so it changes after the second tap only.
         if image is None:
             return self.cleared(None)
         x, y = (position / enlargement(image) for position in event.index)
@@ -164,7 +157,6 @@ class DemoPage:
         return box, None, with_box(image, box), "The fovea looks here. Tap two corners for another box."
 
     def cleared(self, image: Image.Image | None) -> tuple:
-        """Without a box."""
         return (None, None, None, EMPTY) if image is None else (None, None, with_box(image, None), HINT)
 
     def answers(
@@ -199,7 +191,7 @@ class DemoPage:
             if isinstance(event, Result):
                 image_processor = self.asker.system(name).processor.image_processor
                 yield {
-                    answer: answer_html(event.answer.texts[0]),
+                    answer: f'<div class="answer">{escape(event.answer.texts[0]) or "(an empty answer)"}</div>',
                     about: facts(event),
                     gallery: gr.Gallery(pictures(event, image_processor), visible=True),
                     self.legend: gr.Markdown(visible=True),

@@ -13,20 +13,13 @@ from .drafts import Box, Draft, Result
 
 def draft_html(draft: Draft, before: Draft | None, step: int) -> str:
     """A draft with masks as blocks; tokens that the last step filled in are marked."""
-    cells = [_cell(token, was) for token, was in zip(draft, before or [None] * len(draft), strict=True)]
+    cells = []
+    for token, was in zip(draft, before or [None] * len(draft), strict=True):
+        kind = "mask" if token is None else "token" if token else "filler"
+        fresh = " fresh" if token is not None and was is None else ""
+        text = {"mask": "&nbsp;", "filler": "&middot;"}.get(kind) or escape(token)
+        cells.append(f'<span class="{kind}{fresh}">{text}</span>')
     return f'<div class="draft" data-step="{step}">{"".join(cells)}</div>'
-
-
-def _cell(token: str | None, before: str | None) -> str:
-    if token is None:
-        return '<span class="mask">&nbsp;</span>'
-    kind, text = ("token", escape(token)) if token else ("filler", "&middot;")
-    return f'<span class="{kind}{" fresh" if before is None else ""}">{text}</span>'
-
-
-def answer_html(text: str) -> str:
-    """The finished answer."""
-    return f'<div class="answer">{escape(text) or "(an empty answer)"}</div>'
 
 
 def facts(result: Result) -> str:
