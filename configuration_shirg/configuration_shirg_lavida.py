@@ -37,11 +37,6 @@ _TRANSFORMERS_KEYS = {
 
 _DEFAULT_SYSTEM = preset_fields("shirg", "full")
 
-# Methods that read the attention signal, always or where there is no question.
-NEED_ATTENTION = ("shirg", "fixed", "mixed", "adaptive", "visionzip", "vispruner", "holov")
-# Methods that read the relevance for the question, where there is one.
-NEED_RELEVANCE = ("shirg", "fixed", "mixed", "adaptive", "cdpruner")
-
 UNCONVERTED = (
     "This is an original LaViDa checkpoint (model_type 'llava_llada'). Convert it once with `shirg convert SRC OUT`, "
     "then load OUT."
@@ -92,6 +87,17 @@ _SIZES = (
     "projection_size",
 )
 
+_WEIGHTS = (
+    "attention_weight",
+    "text_weight",
+    "diversity_weight",
+    "neighbor_weight",
+    "center_weight",
+    "merge_threshold",
+    "variance_weight",
+    "edge_weight",
+)
+
 _LARGEST_FOVEA = 16  # sides of a base view; more is a slip of the pen, and would ask for terabytes
 
 # The fields of `lavida_views`, facts of a checkpoint that preset `lavida` takes from it.
@@ -132,12 +138,15 @@ class ShirgLavidaConfig(PreTrainedConfig):
             ones. There is none where tokens are selected from tiles.
         selection_method (`str`, defaults to `"shirg"`): how the tokens of the fovea (`foveal`), of the view (`whole`)
             or of all views (`anyres`) are reduced to `selection_budget`: `"none"`, `"pool"` or a name in
-            selection_methods_shirg.py.
+            the registry of selection_shirg.py.
         selection_budget (`int`, *optional*, defaults to 724): number of selected tokens of one image; several views
             share it evenly.
         attention_weight, text_weight, diversity_weight (`float`, default 0.5, 0.3, 0.1): weights of the score
             `attention_weight * a + text_weight * s - diversity_weight * d`. Without a question the text weight moves
             to `a`.
+        neighbor_weight, center_weight, merge_threshold (`float`, default 0.2, 0.1, 0.05): weights of the distance
+            score of `fixed`, and the difference of scores below which `fixed` merges neighbours.
+        variance_weight, edge_weight (`float`, default 1/3): weights of the edge score of `mixed`.
         selection_temperature (`float`, defaults to 0.15): temperature of the reported probability map
             `softmax(score / T)`. It changes no top-K; `adaptive` measures its mass.
         selection_mass (`float`, defaults to 0.8): share of that mass that `adaptive` keeps.
@@ -221,6 +230,11 @@ class ShirgLavidaConfig(PreTrainedConfig):
     attention_weight: int | float = _DEFAULT_SYSTEM["attention_weight"]
     text_weight: int | float = _DEFAULT_SYSTEM["text_weight"]
     diversity_weight: int | float = _DEFAULT_SYSTEM["diversity_weight"]
+    neighbor_weight: int | float = 0.2
+    center_weight: int | float = 0.1
+    merge_threshold: int | float = 0.05
+    variance_weight: int | float = 1 / 3
+    edge_weight: int | float = 1 / 3
     selection_temperature: int | float = 0.15
     selection_mass: int | float = 0.8
     selection_seed: int = 0
@@ -308,7 +322,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
         return type(self).from_dict(self.to_dict(), prune_method=name, **overrides)
 
     @property
-    def _has_map_head(self) -> bool:
+    def has_map_head(self) -> bool:
         """Whether SigLIP's pooling head is there, with the layer that LaViDa does not project."""
         return self.vision_config.vision_use_head and self.vision_feature_layer < -1
 
@@ -439,7 +453,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 "text_relevance='siglip' needs SigLIP's text tower, and this config has no relevance_text_config. "
                 f"{_GRAFT_TEXT_TOWER}"
             )
-        if not self._has_map_head:
+        if not self.has_map_head:
             raise ValueError(
                 "text_relevance='siglip' needs SigLIP's pooling head and the layer before it (vision_use_head=True "
                 f"and vision_feature_layer < -1), got vision_use_head={self.vision_config.vision_use_head} and "
@@ -511,7 +525,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
                 )
 
     def _validate_selection(self):
-        for name in ("attention_weight", "text_weight", "diversity_weight"):
+        for name in _WEIGHTS:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)} must be a finite number.")
         if not 0 <= self.selection_seed < 2**63:
@@ -567,15 +581,6 @@ class ShirgLavidaConfig(PreTrainedConfig):
             raise ValueError(
                 f"vision_feature_layer={self.vision_feature_layer} must be between -{layers} and -1: the vision tower "
                 f"has {layers} layers."
-            )
-        if self.selection_method not in NEED_ATTENTION or self.attention_source != "map":
-            return
-        if not self._has_map_head:
-            raise ValueError(
-                "attention_source='map' needs SigLIP's pooling head and the layer before it (vision_use_head=True and "
-                f"vision_feature_layer < -1), got vision_use_head={self.vision_config.vision_use_head} and "
-                f"vision_feature_layer={self.vision_feature_layer}. Take a checkpoint that has them, or choose "
-                "attention_source='received' or 'norm'."
             )
 
 

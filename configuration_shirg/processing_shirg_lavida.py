@@ -18,7 +18,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
-from .configuration_shirg_lavida import NEED_RELEVANCE, ShirgLavidaConfig
+from .configuration_shirg_lavida import ShirgLavidaConfig
 from .conversation_shirg import check_conversations, check_texts
 from .geometry_shirg import mosaic_length
 from .image_processing_shirg_lavida import ShirgLavidaImageProcessor
@@ -388,7 +388,7 @@ def _relevance_length(config, relevance_tokenizer) -> int | None:
     """Length of the text tower that a `relevance_tokenizer` writes for, after checking that the two fit."""
     tower = config.relevance_text_config
     if relevance_tokenizer is None:
-        if config.text_relevance == "siglip" and config.selection_method in NEED_RELEVANCE:
+        if config.text_relevance == "siglip" and config.chooses:
             raise ValueError(
                 "text_relevance='siglip' needs SigLIP's own tokenizer beside the language model's: pass "
                 "relevance_tokenizer, or load the processor that was saved with the checkpoint."

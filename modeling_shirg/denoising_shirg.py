@@ -112,30 +112,24 @@ CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | No
 
 
 class RowNoise:
-    """Uniform float64 draws with one independent stream per batch row.
+    """Uniform float64 draws for the masked positions of every row, one row after the other.
 
-    Row r's stream is seeded by the r-th number that `generator` yields, and in each step a row draws for its own
-    masked positions alone. So a row's draws depend on the generator's state and on r, not on the batch size, the
-    padding or the other rows: row 0 of any batch equals a single run. For other rows pass a list of generators, one
-    per row, which are used as they are. Streams live on the generator's device; another device type gives other
-    numbers.
+    With one generator per row, a row draws what it draws alone. A single generator, or torch's default one, is shared
+    by all rows.
+
+    Raises:
+        ValueError: not a generator, or not one per row.
     """
 
     def __init__(
         self, generator: torch.Generator | list[torch.Generator] | None, batch_size: int, device: torch.device
     ):
-        given = generator if isinstance(generator, (list, tuple)) else [generator]
-        if not all(isinstance(one, torch.Generator) for one in given) and generator is not None:
+        self.home = torch.device("cpu") if device.type == "mps" else device
+        self.streams = generator if isinstance(generator, (list, tuple)) else [generator] * batch_size
+        if not all(isinstance(stream, torch.Generator | None) for stream in self.streams):
             raise ValueError(f"generator must be a torch.Generator or one for each row, got {generator!r:.100}.")
-        if isinstance(generator, (list, tuple)):
-            if len(generator) != batch_size:
-                raise ValueError(f"Got {len(generator)} generators for a batch of {batch_size}: give one per row.")
-            self.streams = list(generator)
-            return
-        drawn_on = torch.device("cpu") if device.type == "mps" else device
-        home = drawn_on if generator is None else generator.device
-        seeds = [torch.randint(2**62, (1,), generator=generator, device=home).item() for _ in range(batch_size)]
-        self.streams = [torch.Generator(device=home).manual_seed(seed) for seed in seeds]
+        if len(self.streams) != batch_size:
+            raise ValueError(f"Got {len(self.streams)} generators for a batch of {batch_size}: give one per row.")
 
     def draw(self, shape_BX: Sequence[int], num_masked: list[int], device: torch.device) -> torch.Tensor:
         """Draws in [0, 1) in float64 for the first `num_masked[b]` entries of row b; the others are 0.5."""
@@ -143,7 +137,8 @@ class RowNoise:
         for row, (stream, count) in enumerate(zip(self.streams, num_masked, strict=True)):
             if count:
                 shape = (count, *shape_BX[2:])
-                drawn = torch.rand(shape, generator=stream, dtype=torch.float64, device=stream.device)
+                home = self.home if stream is None else stream.device
+                drawn = torch.rand(shape, generator=stream, dtype=torch.float64, device=home)
                 draws_BX[row, :count] = drawn.to(device)
         return draws_BX
 
@@ -224,23 +219,9 @@ def select_positions(confidence_BM: torch.Tensor, counts_B: torch.Tensor) -> tor
     return (rank_BM < counts_B[:, None]) & (confidence_BM != -torch.inf)
 
 
-def confident_counts(
-    confidence_BM: torch.Tensor, threshold: float | None = None, factor: float | None = None
-) -> torch.LongTensor:
-    """How many of each row's predictions can be kept at once, `(B,)`, by the probabilities that they have alone
-    (Fast-dLLM, arXiv:2505.22618).
-
-    Args:
-        confidence_BM: probabilities, -inf where there is nothing to predict.
-        threshold: keep what is at least as probable.
-        factor: keep the n most probable, for the largest n with `(n + 1) * (1 - p_n) < factor`, where `p_n` is the
-            n-th largest probability.
-    """
-    if threshold is not None:
-        return (confidence_BM >= threshold).sum(-1)
-    ranks_M = torch.arange(1, confidence_BM.shape[-1] + 1, device=confidence_BM.device)
-    sorted_BM = confidence_BM.sort(dim=-1, descending=True).values
-    return (((ranks_M + 1) * (1 - sorted_BM) < factor) * ranks_M).amax(-1)
+def confident_counts(confidence_BM: torch.Tensor, threshold: float) -> torch.LongTensor:
+    """How many of each row's predictions have at least the probability `threshold`, `(B,)` (arXiv:2505.22618)."""
+    return (confidence_BM >= threshold).sum(-1)
 
 
 def end_answers(response_BR: torch.LongTensor, mask_token_id: int, end_ids: list[int]) -> torch.LongTensor:

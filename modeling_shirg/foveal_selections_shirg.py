@@ -1,26 +1,22 @@
-"""SHIRG's further selections, as pure functions of one view on a square grid: `shirg-fixed`, `shirg-mixed` and
+"""SHIRG's further selections, as pure functions of one view on a square grid: `shirg-fixed`, `shirg-mixed`,
 `shirg-adaptive`, and the coordinate embedding.
 
-`fixed_selection` scores by relevance, contrast to the neighbours and distance to the centre, keeps a token of every
-4x4 block and merges pairs of neighbours. `mixed_selection` scores by variance, relevance and edges, keeps a token of
-every region of the view and sums up what each region drops. `adaptive_selection` keeps as many tokens as the mass of
-the score needs. All are SHIRG's own definitions (shared/reference/BASELINES.md, "SHIRG scores"); the merging follows
-the idea of ToMe (Bolya et al., 2210.09461), not its algorithm.
-
-Everything a selection decides is float32 and made of sorts, sums and products of single numbers: it depends neither
-on the batch nor on autocast, and nothing but `adaptive_selection` waits for the device. Ties go to the lower index.
+All are SHIRG's own definitions. The merging follows the idea of ToMe (Bolya et al., 2210.09461), not its algorithm.
+Everything a selection decides is float32 and made of sorts, sums and products of single numbers, so it depends neither
+on the batch nor on autocast. Only `adaptive` synchronises with the device. Ties go to the lower index.
 
 Shape suffixes: V views, N patches of one view (N = side * side, raster order), K tokens, D vision width, P pixels per
 side, H and W rows and columns, F any number of features.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .selection_shirg import Selection, ViewTokens, min_max, shirg_scores, top_k
+from .selection_shirg import Selection, ViewTokens, min_max, selection_method, shirg_scores, top_k
 
 # ITU-R 601, the grey of PIL's mode "L".
 _GREY = (0.299, 0.587, 0.114)
@@ -30,166 +26,86 @@ BLOCK = 4
 REGIONS = 4
 
 
-def fixed_selection(
-    view: ViewTokens,
-    budget: int,
-    *,
-    text_weight: float = 0.7,
-    neighbor_weight: float = 0.2,
-    center_weight: float = 0.1,
-    coverage: bool = True,
-    merging: bool = True,
-    merge_threshold: float = 0.05,
-) -> Selection:
+@selection_method("fixed", "attention", "relevance", ranks=True)
+def fixed(view: ViewTokens, budget: int, config: Any) -> Selection:
     """Exactly `budget` tokens by the distance score, with 4x4 coverage and merged neighbours (`shirg-fixed`).
 
-    1. The patches are put in keeping order: the best of each 4x4 block, best first, then all others, best first. A
-       budget below the number of blocks keeps the best blocks' bests.
+    1. The patches are put in keeping order: the best of each 4x4 block, best first, then all others, best first.
+       `coverage=False` leaves the blocks out.
     2. The first `budget` patches are kept.
     3. Kept neighbours whose scores differ by less than `merge_threshold` become pairs (`neighbor_pairs`), each one
-       token: the mean of both, which stands at the better patch. A patch is in one pair at most.
-    4. Each pair frees a place, which the next patch in keeping order takes. These are not merged again.
+       token: the mean of both, placed at the better patch. A patch is in at most one pair. `merging=False` ends here.
+    4. Each pair frees a place, which the next patch in keeping order takes. Patches that refill are not merged.
 
-    There are at most as many pairs as patches to refill from; of more pairs, those of the closest scores merge. What
-    step 2 kept stays in some token, so a block that was covered is still touched by a token's patches.
-
-    Args:
-        view: features, and relevance or, without a question, attention.
-        budget: 1..N.
-        text_weight, neighbor_weight, center_weight: see `distance_scores`.
-        coverage: `False` leaves out the bests of the blocks in step 1.
-        merging: `False` leaves out steps 3 and 4; then `mixing` is `None`.
-        merge_threshold: in units of the score, whose range is 1 with the default weights.
+    There are at most as many pairs as patches to refill from; among more pairs, those of the closest scores merge.
     """
-    scores_N = distance_scores(view, text_weight, neighbor_weight, center_weight)
-    check_budget(budget, len(scores_N))
-    blocks_N = block_ids(grid_side(len(scores_N)), scores_N.device)
-    order_N = keeping_order(view.ranking(scores_N), blocks_N if coverage else None)
-    if not merging:
+    scores_N = distance_scores(view, config)
+    blocks_N = block_ids(view_side(len(scores_N)), scores_N.device)
+    order_N = keeping_order(view.ranking(scores_N), blocks_N if config.coverage else None)
+    if not config.merging:
         return Selection(order_N[:budget].sort().values, scores_N)
-    return _merged(scores_N, order_N, budget, merge_threshold)
+    return _merged(scores_N, order_N, budget, config.merge_threshold)
 
 
-def mixed_selection(
-    view: ViewTokens,
-    budget: int,
-    *,
-    variance_weight: float = 1 / 3,
-    text_weight: float = 1 / 3,
-    edge_weight: float = 1 / 3,
-    coverage: bool = True,
-    summaries: bool = True,
-) -> Selection:
+@selection_method("mixed", "attention", "relevance", "edges", ranks=True)
+def mixed(view: ViewTokens, budget: int, config: Any) -> Selection:
     """Exactly `budget` tokens by the edge score, with region coverage and summary tokens (`shirg-mixed`).
 
-    The view is divided into 4x4 regions. The patches are put in keeping order: the best of each region, best first,
-    then all others, best first. The first n of them are kept, and each region that drops a patch gets one summary
-    token, the mean of the patches it drops. n is the largest number for which both together are `budget` tokens: one
-    more kept patch costs one more token, or none where it is the last of its region and replaces the summary, so there
-    always is one. A summary token stands at the best patch that its region drops.
+    The view has 4x4 regions. The patches are put in keeping order: the best of each region, best first, then all
+    others, best first (`coverage=False` leaves the regions out). The first n patches are kept, and each region that
+    drops a patch gets one summary token, the mean of its dropped patches, placed at the best of them. n is the largest
+    number for which both together are `budget` tokens. One more kept patch costs one more token, or none where the
+    patch is the last of its region and replaces the summary, so such an n always exists.
 
-    A budget below two tokens per region has no summaries: it is the first `budget` patches in keeping order.
-
-    Args:
-        view: features, pixel edges, and relevance or, without a question, attention.
-        budget: 1..N.
-        variance_weight, text_weight, edge_weight: see `edge_scores`.
-        coverage: `False` leaves out the bests of the regions; then a region may have a summary token alone.
-        summaries: `False` keeps `budget` patches; then `mixing` is `None`.
+    `summaries=False`, or a budget below two tokens per region, keeps the first `budget` patches in keeping order.
     """
-    scores_N = edge_scores(view, variance_weight, text_weight, edge_weight)
-    check_budget(budget, len(scores_N))
-    side = grid_side(len(scores_N))
+    scores_N = edge_scores(view, config)
+    side = view_side(len(scores_N))
     regions_N, num_regions = region_ids(side, scores_N.device), min(REGIONS, side) ** 2
-    order_N = keeping_order(view.ranking(scores_N), regions_N if coverage else None)
-    if not summaries or budget < 2 * num_regions:
+    order_N = keeping_order(view.ranking(scores_N), regions_N if config.coverage else None)
+    if not config.summaries or budget < 2 * num_regions:
         return Selection(order_N[:budget].sort().values, scores_N)
     return _summarised(scores_N, order_N, regions_N, num_regions, budget)
 
 
-def adaptive_selection(
-    view: ViewTokens,
-    budget: int,
-    *,
-    mass: float = 0.8,
-    min_budget: int | None = None,
-    temperature: float = 0.15,
-    attention_weight: float = 0.5,
-    text_weight: float = 0.3,
-    diversity_weight: float = 0.1,
-) -> Selection:
-    """The fewest best tokens that hold `mass` of `softmax(score / temperature)`, at most `budget` (`shirg-adaptive`).
+@selection_method("adaptive", "attention", "relevance", ranks=True)
+def adaptive(view: ViewTokens, budget: int, config: Any) -> Selection:
+    """The fewest best tokens with `selection_mass` of `softmax(score / selection_temperature)` (`shirg-adaptive`).
 
-    The score is `shirg_scores`. A view with a few salient patches needs few tokens, an even one the whole budget.
-
-    Args:
-        view: features, attention, and relevance if there is a question.
-        budget: 1..N, the most tokens.
-        mass: above 0, at most 1.
-        min_budget: the fewest tokens, 1..budget; `None` is half of the budget, rounded up.
-        temperature: of the softmax; the lower, the fewer tokens.
-        attention_weight, text_weight, diversity_weight: see `shirg_scores`.
+    Between half of `budget`, rounded up, and `budget` tokens are kept, by `shirg_scores`.
     """
-    check_budget(budget, len(view.features))
-    fewest = math.ceil(budget / 2) if min_budget is None else min_budget
-    if not 1 <= fewest <= budget:
-        raise ValueError(f"min_budget must be in 1..budget={budget}, got {min_budget}.")
-    if not 0 < mass <= 1:
-        raise ValueError(f"mass is a share of the score's mass, above 0 and at most 1, got {mass}.")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}.")
-    if view.attention is None:
-        raise ValueError("The score of shirg-adaptive needs the patches' attention, and the view has none.")
-    relevance_N = None if view.relevance is None else view.relevance.float()
-    weights = (attention_weight, text_weight, diversity_weight)
-    with torch.autocast(view.features.device.type, enabled=False):
-        scores_N = shirg_scores(view.features, view.attention, relevance_N, budget, *weights)
-    sums_N = (scores_N / temperature).softmax(-1).sort(descending=True).values.cumsum(-1)
-    reached = int((sums_N < mass).sum()) + 1
-    return Selection(top_k(view.ranking(scores_N), min(max(reached, fewest), budget)), scores_N)
+    scores_N = shirg_scores(view, budget, config)
+    sums_N = (scores_N / config.selection_temperature).softmax(-1).sort(descending=True).values.cumsum(-1)
+    reached = int((sums_N < config.selection_mass).sum()) + 1
+    return Selection(top_k(view.ranking(scores_N), min(max(reached, math.ceil(budget / 2)), budget)), scores_N)
 
 
-def distance_scores(
-    view: ViewTokens, text_weight: float = 0.7, neighbor_weight: float = 0.2, center_weight: float = 0.1
-) -> torch.Tensor:
-    """`0.7 s - 0.2 (distance to the neighbours' features) - 0.1 (distance to the view's centre)`, float32 (N,).
+def distance_scores(view: ViewTokens, config: Any) -> torch.Tensor:
+    """`text_weight * s - neighbor_weight * n - center_weight * c` of every patch, float32 (N,).
 
-    Every term is min-max normalised. Without a question (`view.relevance` is `None`) `s` is the attention, at the same
-    weight. The distance to the neighbours is the mean cosine distance to the up to 8 patches around.
+    `s` is the relevance, or the attention without a question; `n` the mean cosine distance to the up to 8 patches
+    around; `c` the distance to the view's centre. Every term is min-max normalised.
     """
-    # The negative similarity is the distance but for a constant; unlike 1 - similarity it shows `min_max` its scale.
+    # The negative similarity equals the distance up to a constant and keeps the scale that `min_max` looks at.
     neighbors_N = min_max(-neighbor_similarity(view.features))
     center_N = min_max(center_distance(view.features))
-    return _relevance_term(view, text_weight) - neighbor_weight * neighbors_N - center_weight * center_N
+    return _relevance_term(view, config) - config.neighbor_weight * neighbors_N - config.center_weight * center_N
 
 
-def edge_scores(
-    view: ViewTokens, variance_weight: float = 1 / 3, text_weight: float = 1 / 3, edge_weight: float = 1 / 3
-) -> torch.Tensor:
-    """`(variance + s + edge density) / 3`, float32 (N,).
+def edge_scores(view: ViewTokens, config: Any) -> torch.Tensor:
+    """`variance_weight * v + text_weight * s + edge_weight * e` of every patch, float32 (N,).
 
-    Every term is min-max normalised. Without a question (`view.relevance` is `None`) `s` is the attention, at the same
-    weight. The variance is `local_variance`, the edge density `view.edges`, see `patch_edges`.
+    `v` is `local_variance`, `s` the relevance, or the attention without a question, and `e` the edge density
+    (`patch_edges`). Every term is min-max normalised.
     """
-    scores_N = _relevance_term(view, text_weight) + variance_weight * min_max(local_variance(view.features))
-    if edge_weight == 0.0:
-        return scores_N
-    if view.edges is None:
-        raise ValueError("The edge score needs the pixel edges of the patches (patch_edges), and the view has none.")
-    return scores_N + edge_weight * min_max(view.edges.float())
+    scores_N = _relevance_term(view, config) + config.variance_weight * min_max(local_variance(view.features))
+    return scores_N if config.edge_weight == 0.0 else scores_N + config.edge_weight * min_max(view.edges.float())
 
 
-def _relevance_term(view: ViewTokens, weight: float) -> torch.Tensor:
-    """`weight * s`, or `weight * a` without a question, float32 (N,)."""
-    if weight == 0.0:
+def _relevance_term(view: ViewTokens, config: Any) -> torch.Tensor:
+    if config.text_weight == 0.0:
         return torch.zeros(len(view.features), device=view.features.device)
-    signal_N = view.attention if view.relevance is None else view.relevance
-    if signal_N is None:
-        raise ValueError(
-            "This score needs the patches' relevance for the question, or without a question their attention, and the "
-            "view has neither. Hand one over, or set text_weight=0."
-        )
-    return weight * min_max(signal_N.float())
+    return config.text_weight * min_max((view.attention if view.relevance is None else view.relevance).float())
 
 
 def neighbor_similarity(features_ND: torch.Tensor) -> torch.Tensor:
@@ -215,7 +131,7 @@ def local_variance(features_ND: torch.Tensor) -> torch.Tensor:
 
 def center_distance(features_ND: torch.Tensor) -> torch.Tensor:
     """Distance of each patch to the centre of the view in patches, float32 (N,)."""
-    side = grid_side(len(features_ND))
+    side = view_side(len(features_ND))
     row_N, column_N = _rows_and_columns(side, features_ND.device)
     middle = (side - 1) / 2
     return ((row_N - middle).square() + (column_N - middle).square()).sqrt()
@@ -225,8 +141,8 @@ def center_distance(features_ND: torch.Tensor) -> torch.Tensor:
 def patch_edges(pixels_V3PP: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Edge density of every patch, float32 (V, N): the mean of gx^2 + gy^2 by the 3x3 Sobel operator.
 
-    It is taken on the grey of the normalised pixels as the vision tower gets them. Border pixels are repeated outside
-    the view; a remainder of pixels at the right and the bottom, which no patch shows, is not looked at.
+    The grey is that of the normalised pixels. Border pixels are repeated outside the view. Pixels at the right and the
+    bottom that no patch covers are ignored.
     """
     side = min(pixels_V3PP.shape[-2:]) // patch_size
     red_VHW, green_VHW, blue_VHW = pixels_V3PP.float()[..., : side * patch_size, : side * patch_size].unbind(1)
@@ -274,12 +190,11 @@ def _first_of_groups(groups_N: torch.Tensor) -> torch.Tensor:
 
 
 def neighbor_pairs(kept_N: torch.Tensor, scores_N: torch.Tensor, threshold: float, most: int) -> torch.Tensor:
-    """The other patch of the pair that each patch is in, or the patch itself, int64 (N,).
+    """The partner of each patch, or the patch itself, int64 (N,).
 
-    A pair is two kept 4-neighbours whose scores differ by less than `threshold`. Patches look for a free partner in
-    four rounds: pairs that begin in even columns, in odd columns, in even rows, in odd rows. Every two neighbours meet
-    once, so no further pair could be made. Of more than `most` pairs those of the closest scores stay, of equally
-    close ones those that begin first in raster order.
+    A pair is two kept 4-neighbours whose scores differ by less than `threshold`. Pairs are made in four rounds: those
+    that begin in even columns, in odd columns, in even rows, in odd rows. Of more than `most` pairs those of the
+    closest scores stay, and among equally close pairs those that begin first in raster order.
     """
     own_N = torch.arange(len(scores_N), device=scores_N.device)
     partner_N, free_N = own_N.clone(), kept_N.clone()
@@ -306,23 +221,23 @@ def _neighbor_rounds(own_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tens
 
 
 def _merged(scores_N: torch.Tensor, order_N: torch.Tensor, budget: int, threshold: float) -> Selection:
-    """Steps 2 to 4 of `fixed_selection`."""
+    """Steps 2 to 4 of `fixed`."""
     own_N = torch.arange(len(scores_N), device=scores_N.device)
     kept_N = _scattered(own_N < budget, order_N)
     partner_N = neighbor_pairs(kept_N, scores_N, threshold, most=len(scores_N) - budget)
     gain_N = scores_N[partner_N] - scores_N
     absorbed_N = (gain_N > 0) | ((gain_N == 0) & (partner_N < own_N))
-    # First what stands for itself or a pair, then what was not kept, last what another patch stands for.
+    # Rank 0: kept, alone or for a pair; 1: not kept; 2: absorbed by another patch.
     rank_N = torch.where(absorbed_N, 2, torch.where(kept_N, 0, 1))
     indices_K = order_N[rank_N[order_N].argsort(stable=True)][:budget].sort().values
-    mixing_KN = (own_N == indices_K[:, None]) | (own_N == partner_N[indices_K][:, None])
-    return Selection(indices_K, scores_N, _rows_of_sum_1(mixing_KN))
+    weights_KN = (own_N == indices_K[:, None]) | (own_N == partner_N[indices_K][:, None])
+    return Selection(indices_K, scores_N, _rows_of_sum_1(weights_KN))
 
 
 def _summarised(
     scores_N: torch.Tensor, order_N: torch.Tensor, regions_N: torch.Tensor, num_regions: int, budget: int
 ) -> Selection:
-    """`mixed_selection` given the keeping order; needs a budget of at least one token per region."""
+    """`mixed` given the keeping order; needs a budget of at least one token per region."""
     place_N = torch.arange(len(scores_N), device=scores_N.device)
     # How many tokens there are if the patches up to each place are kept: a complete region has no summary.
     completes_N = _first_of_groups(regions_N[order_N].flip(0)).flip(0)
@@ -332,29 +247,12 @@ def _summarised(
     indices_K = top_k(_scattered(stands_N, order_N).float(), budget)
     dropped_N = _scattered(~kept_N, order_N)
     region_KN = dropped_N & (regions_N == regions_N[indices_K][:, None])
-    mixing_KN = torch.where(dropped_N[indices_K][:, None], region_KN, place_N == indices_K[:, None])
-    return Selection(indices_K, scores_N, _rows_of_sum_1(mixing_KN))
-
-
-def mixed_values(values_NF: torch.Tensor, selection: Selection) -> torch.Tensor:
-    """What the tokens get of the patches' values, in the values' dtype, (K, F).
-
-    For features that is each token's feature, for boxes (x, y, w, h) its box: of a merged token the area-weighted mean
-    of its patches, which are all of one size. Mixed in float32 whatever autocast surrounds it; gradients pass.
-    """
-    if selection.mixing is None:
-        return values_NF[selection.indices]
-    with torch.autocast(values_NF.device.type, enabled=False):
-        return (selection.mixing @ values_NF.float()).to(values_NF.dtype)
+    weights_KN = torch.where(dropped_N[indices_K][:, None], region_KN, place_N == indices_K[:, None])
+    return Selection(indices_K, scores_N, _rows_of_sum_1(weights_KN))
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero, a class of its own so that a model's `_init_weights` can know it.
-
-    transformers does not call `_init_weights` for modules without parameters of their own, such as
-    `CoordinateEmbedding`, and initialises every other `nn.Linear` at random. So a model that has one must, before it
-    leaves linear layers to `super()._init_weights`, do `init.zeros_` of the weight and the bias of a `ZeroLinear`.
-    """
+    """A linear layer that starts at zero; the model's `_init_weights` knows it by its class."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -363,14 +261,9 @@ class ZeroLinear(nn.Linear):
 
 
 class CoordinateEmbedding(nn.Module):
-    """Where a token lies in the image, as something to add to its feature before the projector: two linear layers.
+    """Embedding of a token's box in the image, added to its feature before the projector: two linear layers.
 
-    The last layer, `linear_out`, starts at zero (see `ZeroLinear`), so the embedding changes nothing until it is
-    trained.
-
-    Args:
-        feature_size: D.
-        hidden_size: width between the two layers.
+    The last layer starts at zero, so the embedding changes nothing until it is trained.
     """
 
     def __init__(self, feature_size: int, hidden_size: int = 128):
@@ -379,30 +272,20 @@ class CoordinateEmbedding(nn.Module):
         self.linear_out = ZeroLinear(hidden_size, feature_size)
 
     def forward(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Boxes (x, y, w, h) in 0..1, shape (..., 4), to what is added to the features, shape (..., D)."""
+        """Boxes (x, y, w, h) in 0..1, shape (..., 4), to embeddings of shape (..., D)."""
         return self.linear_out(self.linear_in(boxes.to(self.linear_in.weight.dtype)))
 
 
-def check_budget(budget: int, num_patches: int) -> None:
-    """Raises a `ValueError` unless `budget` tokens can be kept of `num_patches`."""
-    if not 1 <= budget <= num_patches:
-        raise ValueError(f"A view of {num_patches} patches can keep 1..{num_patches} tokens, got budget={budget}.")
-
-
-def grid_side(num_patches: int) -> int:
+def view_side(num_patches: int) -> int:
     """Patches per side of a square view."""
     side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise ValueError(
-            f"This selection needs a square grid of patches, got {num_patches}. Does the view hold padding or several "
-            "tiles? Select from each view on its own."
-        )
+    assert side * side == num_patches, f"{num_patches} patches are no square"
     return side
 
 
 def _on_grid(values: torch.Tensor) -> torch.Tensor:
     """(N, ...) -> (H, W, ...)."""
-    return values.unflatten(0, (grid_side(len(values)), -1))
+    return values.unflatten(0, (view_side(len(values)), -1))
 
 
 def _rows_and_columns(side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -419,7 +302,7 @@ def _window_sums(values_HWF: torch.Tensor) -> torch.Tensor:
 
 
 def _scattered(values_N: torch.Tensor, order_N: torch.Tensor) -> torch.Tensor:
-    """Values that are given in an order of the patches, back in raster order, (N,)."""
+    """Values in the order `order_N` of the patches, back in raster order, (N,)."""
     return torch.empty_like(values_N).scatter_(0, order_N, values_N)
 
 

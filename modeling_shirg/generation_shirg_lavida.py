@@ -10,12 +10,12 @@ Shape suffixes: B batch, P prompt length, R response length, L block length, M p
 size, V vocabulary, S = P + R, N denoising steps of a block.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 from transformers import GenerationConfig, TextDiffusionStreamer
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
@@ -32,9 +32,9 @@ from .denoising_shirg import (
     transfer_table,
 )
 from .generation_config_shirg import GENERATION_DEFAULTS, ShirgGenerationConfig, overridden_fields
+from .image_inputs_shirg import IMAGE_INPUTS
 from .prefix_cache_shirg import (
     PREFIX_DTYPES,
-    OffloadedPrefixCache,
     PrefixCache,
     compiled_layers,
     encode_compressed,
@@ -46,23 +46,10 @@ logger = logging.get_logger(__name__)
 
 # Token ids that come from the model when the call does not give them.
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
-# Devices whose memory is the host's.
-_HOST_DEVICES = ("cpu", "mps")
-# A product with the vocabulary of more than `_FEW_ROWS` rows is done with `_PRODUCT_ROWS` at least.
+# Speed only: on a CPU the LM head is twice as slow for 12 rows as for 16, so 4 to 15 rows are padded to 16.
 _PRODUCT_ROWS, _FEW_ROWS = 16, 3
-# Arguments of `forward` that would contradict the loop.
-_FORWARD_ONLY = {
-    "labels",
-    "diffusion_time",
-    "mask_noise",
-    "selection_noise",
-    "dropped_tokens",
-    "logits_to_keep",
-    "past_key_values",
-    "cache",
-    "output_attentions",
-    "output_hidden_states",
-}
+# Image arguments of training.
+_TRAINING_INPUTS = ("selection_noise", "dropped_tokens")
 
 
 @dataclass
@@ -148,16 +135,15 @@ class ShirgLavidaGenerationMixin:
         """Fills a response of `max_new_tokens` masks after the prompt.
 
         0. Prepare: the configuration, the prompt's embeddings and positions, the response (masks, or the draft).
-        1. Encode the prompt alone into the prefix cache; no logits are computed for it. Evict and store it as
-           `prefix_kv`, `prefix_dtype` and `prefix_offload` say.
+        1. Encode the prompt alone into the prefix cache, without logits. Evict and store it by `prefix_kv` and
+           `prefix_dtype`.
         2. For each block, from left to right, until its steps are spent or nothing in it is masked:
             a. Run the response on the prefix (or, without the cache, prompt and response together; or, with
                `dual_cache` after a block's first step, the block alone) and compute logits for the block's masked
                positions alone.
             b. Predict a token and a confidence for each masked position of the block.
-            c. Keep the most confident predictions, as many as the row's schedule says for this step, and those that
-               are sure enough for `confidence_threshold` or `confidence_factor`. With `stop_at_eos`, what is left
-               after an end-of-text becomes end-of-text.
+            c. Keep the most confident predictions, as many as the row's schedule says for this step, and those above
+               `confidence_threshold`. With `stop_at_eos`, masks after an end-of-text become end-of-text.
             d. Record and stream the response.
         3. Return.
 
@@ -174,8 +160,8 @@ class ShirgLavidaGenerationMixin:
             generation_config: replaces the model's; token ids that it leaves at `None` still come from the model.
             streamer (*optional*): gets the prompt, the draft after each forward if it is a `TextDiffusionStreamer`,
                 and the response. Batch size 1 only.
-            generator (*optional*): source of randomness of `do_sample` and `remasking="random"`, or one per row. What
-                a row's draws depend on is said in `RowNoise`.
+            generator (*optional*): source of randomness of `do_sample` and `remasking="random"`, or one per row; a row
+                with its own generator gives what it gives alone.
             draft_ids (`(R,)` or `(B, R)`, *optional*): a response with gaps: mask ids are filled, all others stay.
                 Sets `max_new_tokens`. Each row follows the schedule of its own number of masks.
             **kwargs: fields of `ShirgGenerationConfig`, which override it, and the vision arguments of `forward`.
@@ -193,7 +179,8 @@ class ShirgLavidaGenerationMixin:
         config = self._resolve_generation_config(generation_config, draft_ids, overrides)
         self._check_length(config.max_new_tokens)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, vision_kwargs)
-        attention_mask = visible_attention(attention_mask, image_outputs)
+        if image_outputs is not None:
+            attention_mask = image_outputs.visible(attention_mask)
         prompt = _prepare_prompt(embeds_BPD, attention_mask, position_ids, config.max_new_tokens)
         batch_size, device = embeds_BPD.shape[0], embeds_BPD.device
         self._warn_of_length(int(prompt.response_positions_BR.max()) + 1)
@@ -203,7 +190,8 @@ class ShirgLavidaGenerationMixin:
         _start_stream(streamer, input_ids, batch_size)
 
         # 1. Encode the prompt
-        prefix = self._encode_prefix(prompt, config) if config.use_cache else None
+        with record_function("shirg.prefix"):
+            prefix = self._encode_prefix(prompt, config) if config.use_cache else None
 
         # 2. Fill the response, block by block
         history = []
@@ -218,10 +206,11 @@ class ShirgLavidaGenerationMixin:
                 masked_BL = response_BR[:, block] == config.mask_token_id
                 positions_BM = start + masked_positions(masked_BL, max(num_masked))
                 tokens = block if config.dual_cache and step > 0 else whole
-                logits_BMV = self._denoise(prompt, prefix, response_BR, positions_BM, tokens)  # 2.a
+                with record_function("shirg.denoise"):
+                    logits_BMV = self._response_logits(prompt, prefix, response_BR, positions_BM, tokens)  # 2.a
                 tokens_BM, confidence_BM = sampler(logits_BMV, num_masked)  # 2.b
                 response_BR = _fill(response_BR, positions_BM, tokens_BM, confidence_BM, counts_B, config)  # 2.c
-                if config.fills_by_schedule:  # nobody has to ask the device
+                if config.fills_by_schedule:  # no device sync: the schedule is known on the host
                     num_masked = [left - count for left, count in zip(num_masked, counts_B.tolist(), strict=True)]
                 else:
                     num_masked = (response_BR[:, block] == config.mask_token_id).sum(-1).tolist()
@@ -274,12 +263,6 @@ class ShirgLavidaGenerationMixin:
         size = table_VD.shape[0]
         if config.mask_token_id >= size:
             raise ValueError(f"mask_token_id={config.mask_token_id} must be one of the model's {size} ids.")
-        if config.prefix_offload and table_VD.device.type in _HOST_DEVICES:
-            raise ValueError(
-                "prefix_offload=True moves the prompt's keys and values from an accelerator to host memory, but the "
-                f"model is on {table_VD.device.type!r}, where they are there already. Leave it out, or load the model "
-                "on an accelerator."
-            )
         if config.suppress_tokens is None:
             config.suppress_tokens = self._default_suppress_tokens(config.mask_token_id)
         if len(set(config.suppress_tokens)) >= size:
@@ -314,20 +297,14 @@ class ShirgLavidaGenerationMixin:
     def _vision_kwargs(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Those of the model's arguments that the prompt is made of. The others that `forward` names are the
         processor's reports about the views; whatever it does not name is an error."""
-        parameters = inspect.signature(type(self).forward).parameters
-        accepted = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
-        accepted -= {"self", *_FORWARD_ONLY}
-        unknown = sorted(set(model_kwargs) - accepted)
+        unknown = sorted(set(model_kwargs) - set(IMAGE_INPUTS))
+        unknown += sorted(name for name in _TRAINING_INPUTS if model_kwargs.get(name) is not None)
         if unknown:
             raise ValueError(
                 f"generate got the unknown argument {', '.join(map(repr, unknown))}. Generation arguments: "
-                f"{', '.join(GENERATION_DEFAULTS)}. Model arguments: {', '.join(sorted(accepted))}."
+                f"{', '.join(GENERATION_DEFAULTS)}. Image arguments: {', '.join(IMAGE_INPUTS)}."
             )
-        taken = inspect.signature(self.model.prepare_inputs_embeds).parameters.values()
-        names = {parameter.name for parameter in taken}
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
-            names = accepted
-        return {name: value for name, value in model_kwargs.items() if value is not None and name in names}
+        return {name: value for name, value in model_kwargs.items() if value is not None and name in IMAGE_INPUTS}
 
     def _model_token(self, name: str) -> Any:
         """A special token: the model's generation config, then its config."""
@@ -378,19 +355,18 @@ class ShirgLavidaGenerationMixin:
         """The prompt's keys and values, whole or smaller, and what goes with them."""
         language_model = self.model.language_model
         given = (language_model, prompt.embeds_BPD, prompt.mask_BP, prompt.positions_BP, config.max_new_tokens)
-        kind = OffloadedPrefixCache if config.prefix_offload else PrefixCache
         if config.evicted_ratio is None and config.prefix_dtype is None:
-            cache, lengths_LB = encode_whole(*given, kind)
+            cache, lengths_LB = encode_whole(*given)
         else:
             dtype = None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype]
-            cache, lengths_LB = encode_compressed(*given, config.evicted_ratio, dtype, kind)
+            cache, lengths_LB = encode_compressed(*given, config.evicted_ratio, dtype)
         response_like_BRD = prompt.embeds_BPD[:, :1].expand(-1, config.max_new_tokens, -1)
         masks = cache.attention_masks(language_model, response_like_BRD)
         rotary = language_model.rotary_emb(response_like_BRD, position_ids=prompt.response_positions_BR)
         run = run_layers if config.compile_config is None else compiled_layers(config.compile_config)
         return _Prefix(cache, lengths_LB, masks, rotary, run)
 
-    def _denoise(
+    def _response_logits(
         self,
         prompt: _Prompt,
         prefix: _Prefix | None,
@@ -465,20 +441,6 @@ class ShirgLavidaGenerationMixin:
         )
 
 
-def visible_attention(attention_mask: torch.Tensor | None, image_outputs: Any) -> torch.Tensor | None:
-    """The prompt's attention mask without the image tokens that stand for nothing (`visible_mask` of the outputs)."""
-    if image_outputs is None or image_outputs.visible_mask is None:
-        return attention_mask
-    if attention_mask is None:
-        return image_outputs.visible_mask.long()
-    if attention_mask.ndim != 2:
-        raise ValueError(
-            "The selection leaves image tokens unused, which a 2D attention_mask can hide and one of shape "
-            f"{tuple(attention_mask.shape)} cannot."
-        )
-    return attention_mask * image_outputs.visible_mask.to(attention_mask)
-
-
 def _check_ids(name: str, ids_BL: Any, size: int) -> None:
     """Raises a `ValueError` unless these are rows of ids of a model that has `size` of them."""
     if not isinstance(ids_BL, torch.Tensor) or ids_BL.ndim != 2 or ids_BL.dtype not in (torch.int64, torch.int32):
@@ -551,9 +513,8 @@ def _fill(
 ) -> torch.LongTensor:
     """The response after a step: `counts_B` of the predicted tokens in their places, more where they are sure."""
     counts_B = counts_B.to(response_BR.device)
-    if config.by_confidence:
-        sure_B = confident_counts(confidence_BM, config.confidence_threshold, config.confidence_factor)
-        counts_B = counts_B.maximum(sure_B)
+    if config.confidence_threshold is not None:
+        counts_B = counts_B.maximum(confident_counts(confidence_BM, config.confidence_threshold))
     keep_BM = select_positions(confidence_BM, counts_B)
     tokens_BM = torch.where(keep_BM, tokens_BM, response_BR.gather(-1, positions_BM))
     response_BR = response_BR.scatter(-1, positions_BM, tokens_BM)

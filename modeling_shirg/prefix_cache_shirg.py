@@ -1,31 +1,23 @@
 """The prompt's keys and values, which every denoising step reads, and how they are made smaller.
 
-A layer holds them in one buffer with room for the response behind them: a step writes its own keys and values there,
-over those of the step before, and nothing is copied. Keys are stored rotated.
+A layer holds them in one buffer with room for the response behind them: a step writes its own keys and values over
+those of the step before, and nothing is copied. Keys are stored rotated.
 
-They get smaller by PrefixKV's eviction (arXiv:2412.03409), and by fewer bits. After the pass over the prompt each
-layer loses, once, the positions that were attended to least. One threshold decides for all layers, so a layer whose
-attention is spread out keeps more than one that looks at a few positions. Survivors keep their positions, and layers
-of different lengths need no re-indexing. Every row of a batch is decided alone, as if there were no other; a layer
-holds as many keys as its longest row and masks the rest.
+PrefixKV's eviction (arXiv:2412.03409) drops, once after the pass over the prompt, the positions that received least
+attention. One threshold decides for all layers, so a layer with spread-out attention keeps more positions. Survivors
+keep their positions. Every row of a batch is decided alone; a layer holds as many keys as its longest row
+and masks the rest. `prefix_dtype` stores the keys and values in fewer bits.
 
-They can also stay in host memory: a step then copies each layer's to the accelerator while the layer before is at
-work. It only reads them, so nothing is copied back.
-
-transformers' `StaticCache` (5.23) shows a layer's whole buffer to the prompt too, which would need a mask, and its
-`QuantizedCache` cannot hold a prefix that is read at every step: its quanto backend has 2 and 4 bits only, hqq takes 8
-but needs CUDA, and all backends, fp8 included, mix the response into what they store and cannot `crop` it out again.
-`Cache(offloading=True)` copies every layer back to the host at each step.
+transformers' `StaticCache` would show a layer's whole buffer to the prompt, and its `QuantizedCache` mixes the
+response into the stored prefix and cannot crop it out again.
 
 Shape suffixes: B batch, L layers, P prompt length, K keys that a layer holds, R response length, N tokens of a pass,
 H query heads, G key heads, C queries of a chunk, E head width, D hidden size.
 """
 
-import functools
 import inspect
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -57,15 +49,10 @@ class PrefixLayer(CacheLayerMixin):
     """
 
     is_compileable = True
-    # The tensors that hold the prompt.
-    _parts: tuple[str, ...] = ("keys", "values")
 
     def __init__(self, room: int):
         super().__init__()
         self.room, self.prompt_length = room, 0
-        # The prompt in host memory, once it was offloaded, and whether it is on the layer's device too.
-        self.in_host: dict[str, torch.Tensor] = {}
-        self.on_device = True
         # Where in the response the tokens of the next `update` begin.
         self.start = 0
 
@@ -91,21 +78,6 @@ class PrefixLayer(CacheLayerMixin):
         """What is held of the prompt: keys, values and, where they are stored in int8, their scales."""
         return self.keys[:, :, : self.prompt_length], self.values[:, :, : self.prompt_length]
 
-    def offload(self) -> None:
-        """Hold the prompt in host memory alone. It is copied there once, and that copy never changes."""
-        if not self.in_host:
-            parts = {name: getattr(self, name) for name in self._parts}
-            self.in_host = {name: _in_host(part) for name, part in parts.items() if part is not None}
-        for name, part in self.in_host.items():
-            setattr(self, name, part)
-        self.on_device = False
-
-    def prefetch(self) -> None:
-        """Begin to copy an offloaded prompt to the layer's device."""
-        for name, part in self.in_host.items():
-            setattr(self, name, part.to(self.device, non_blocking=True, copy=True))
-        self.on_device = True
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that response tokens see, from the first on."""
         return self.prompt_length + self.room, 0
@@ -126,8 +98,6 @@ class NarrowPrefixLayer(PrefixLayer):
     int8 has a float32 scale per channel for keys and per position for values (as KIVI, arXiv:2402.02750), symmetric:
     the error is at most half a scale, 1/254 of the largest value that shares it.
     """
-
-    _parts = ("keys", "values", "key_scales", "value_scales")
 
     def __init__(self, room: int, stored: torch.dtype):
         super().__init__(room)
@@ -207,45 +177,16 @@ class PrefixCache(Cache):
         return [sum(part.nbytes for part in layer.prompt()) for layer in self.layers]
 
 
-class OffloadedPrefixCache(PrefixCache):
-    """A prompt's keys and values in host memory, but for those of the layer at work and of the next one.
-
-    On CUDA a stream of its own copies the next layer's while this one computes; other accelerators copy in between.
-    What a step writes is dropped after its layer.
-    """
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the layer's `update`, on its device."""
-        layer = self.layers[layer_idx]
-        if layer.is_initialized:
-            self._start(layer)
-            if layer.device.type == "cuda":
-                torch.cuda.current_stream(layer.device).wait_stream(_copy_stream(layer.device))
-            self._start(self.layers[(layer_idx + 1) % len(self.layers)])
-        states = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        layer.offload()
-        return states
-
-    def _start(self, layer: PrefixLayer) -> None:
-        """Begin the copy of a layer that is not on its device."""
-        if not layer.on_device:
-            with _beside(layer.device):
-                layer.prefetch()
-
-
 def encode_whole(
     language_model: nn.Module,
     embeds_BPD: torch.Tensor,
     mask_BP: torch.Tensor | None,
     position_ids_BP: torch.LongTensor,
     room: int,
-    kind: type[PrefixCache] = PrefixCache,
 ) -> tuple[PrefixCache, torch.LongTensor]:
     """The prompt's cache as it is, and the number of positions that each row keeps, all but padding, int64 (L, B)."""
     num_layers = len(language_model.layers)
-    cache = kind([PrefixLayer(room) for _ in range(num_layers)], [mask_BP] * num_layers)
+    cache = PrefixCache([PrefixLayer(room) for _ in range(num_layers)], [mask_BP] * num_layers)
     _read_prompt(language_model, embeds_BPD, mask_BP, position_ids_BP, cache)
     return cache, _real(embeds_BPD, mask_BP).sum(-1).repeat(num_layers, 1)
 
@@ -258,7 +199,6 @@ def encode_compressed(
     room: int,
     ratio: float | None,
     dtype: torch.dtype | None,
-    kind: type[PrefixCache] = PrefixCache,
 ) -> tuple[PrefixCache, torch.LongTensor]:
     """The prompt's cache, evicted to `ratio` (`None`: nothing is) and stored as `dtype`, and the number of positions
     that each row keeps, int64 (L, B). Padding is never kept. All of it is on the device until the pass has ended.
@@ -281,7 +221,7 @@ def encode_compressed(
     kept_LBP = real_BP.repeat(num_layers, 1, 1)
     for row, scores_LP in enumerate(zip(*scores_L, strict=True)):
         kept_LBP[:, row, real_BP[row]] = kept_positions(torch.stack(scores_LP), ratio)
-    return kind.survivors(cache, kept_LBP, room, dtype), kept_LBP.sum(-1)
+    return PrefixCache.survivors(cache, kept_LBP, room, dtype), kept_LBP.sum(-1)
 
 
 def _read_prompt(
@@ -485,27 +425,6 @@ def _with_room(states_BGPE: torch.Tensor, room: int) -> torch.Tensor:
     return buffer
 
 
-def _beside(device: torch.device) -> AbstractContextManager:
-    """On CUDA, where copies run beside what the device computes. They wait for all that it was given so far, which may
-    still read the memory that they get."""
-    if device.type != "cuda":
-        return nullcontext()
-    stream = _copy_stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    return torch.cuda.stream(stream)
-
-
-@functools.cache
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """The same one for every answer: memory stays with the stream that it was first given to."""
-    return torch.cuda.Stream(device)
-
-
-def _in_host(part: torch.Tensor) -> torch.Tensor:
-    """A copy in host memory; page-locked beside an accelerator, so that a copy back needs nobody to wait for it."""
-    return torch.empty_like(part, device="cpu", pin_memory=part.device.type != "cpu").copy_(part)
-
-
 def _store(states: torch.Tensor, dtype: torch.dtype, dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What is stored, and the scales of int8, which are shared along `dim`."""
     if dtype.is_floating_point:
@@ -527,7 +446,6 @@ def _restore(stored: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dty
 
 __all__ = [
     "PREFIX_DTYPES",
-    "OffloadedPrefixCache",
     "PrefixCache",
     "compiled_layers",
     "encode_compressed",

@@ -1,44 +1,21 @@
-"""Published token selection methods, each one small function of a view and a budget; `PEERS` names them.
+"""Published token selection methods, one function each, in the registry under their names.
 
-All are written from their papers' rules for the vision tower of this house: one view at a time, no CLS token, features
-before the projector, an exact count. Where a paper leaves room, the docstring says what is done. Scores are float32,
-also for half precision and under autocast, and the lower index comes first among equals. Nearly all are quadratic in
-the number of patches: a table of all cosines takes O(N^2 D) time and O(N^2) memory; a greedy step adds O(N) to O(N K).
+All are written from their papers' rules for a tower without a CLS token: one view at a time, features before the
+projector, an exact count. Where a paper leaves a choice open, the docstring names the choice made here. The lower
+index comes first among equals. A table of all cosines takes O(N^2 D) time and O(N^2) memory; a greedy step adds O(N)
+to O(N K).
 
 Shape suffixes: N patches of one view, D width, K kept patches, M patches that are left in a loop, R patches that are
     not dominant, C contextual tokens, P crops, 1 one patch.
 """
 
-from collections.abc import Callable
-from functools import wraps
 from math import isqrt
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from .selection_shirg import Selection, ViewTokens, min_max, top_k, uniform_indices
-
-# Every method by its name: the function, and the fields of `ViewTokens` that it reads.
-PEERS: dict[str, tuple[Callable[..., Selection], frozenset[str]]] = {}
-
-
-def _peer(*needs: str) -> Callable[[Callable[..., Selection]], Callable[..., Selection]]:
-    """Enter a method into `PEERS`; it will run without autocast and gradients, and with all that it needs."""
-
-    def enter(method: Callable[..., Selection]) -> Callable[..., Selection]:
-        @wraps(method)
-        def select(view: ViewTokens, budget: int, **constants: float) -> Selection:
-            assert 1 <= budget <= len(view.features), f"{budget} of {len(view.features)} patches"
-            # There is no relevance where there is no question.
-            missing = [name for name in needs if name != "relevance" and getattr(view, name) is None]
-            assert not missing, f"{method.__name__} needs {missing}"
-            with torch.no_grad(), torch.autocast(view.features.device.type, enabled=False):
-                return method(view, budget, **constants)
-
-        PEERS[method.__name__] = (select, frozenset(needs))
-        return select
-
-    return enter
+from .selection_shirg import METHODS, Selection, ViewTokens, min_max, selection_method, top_k, uniform_indices
 
 
 def _cosines(tokens_ND: torch.Tensor) -> torch.Tensor:
@@ -48,15 +25,15 @@ def _cosines(tokens_ND: torch.Tensor) -> torch.Tensor:
     return (unit_ND @ unit_ND.T).fill_diagonal_(1.0)
 
 
-@_peer("keys")
-def saint(view: ViewTokens, budget: int, *, tau: float = 0.83, pace: int = 16) -> Selection:
+@selection_method("saint", "keys")
+def saint(view: ViewTokens, budget: int, config: Any, *, tau: float = 0.83, pace: int = 16) -> Selection:
     """SAINT (arXiv 2503.11549): its rule for vision-language models, before the language model.
 
     Patches whose keys have a cosine of at least `tau` share an edge. Every pass drops the patches with most edges to
-    those that are left: one in `pace` of these, at least one, and the last pass what is still too many.
+    the remaining patches: one in `pace` of them, at least one, and in the last pass the surplus.
 
-    Equal degrees are common, and the paper does not order them. Here the patch stays whose cosines to those that are
-    left sum to less; that sum is all that the authors' code looks at.
+    The paper does not order equal degrees, which are common. Here the patch with the smaller sum of cosines to the
+    remaining patches stays; the authors' code ranks by that sum alone.
     """
     cosines_NN = _cosines(view.keys)
     left_M = torch.arange(len(cosines_NN), device=cosines_NN.device)
@@ -69,10 +46,11 @@ def saint(view: ViewTokens, budget: int, *, tau: float = 0.83, pace: int = 16) -
     return Selection(left_M, -(cosines_NN >= tau).sum(dim=1).float())
 
 
-@_peer("inputs", "features")
+@selection_method("topv", "inputs")
 def topv(
     view: ViewTokens,
     budget: int,
+    config: Any,
     *,
     feature_weight: float = 1.0,
     grid_weight: float = 1.0,
@@ -117,8 +95,8 @@ def _best_and_recovered(scores_N: torch.Tensor, budget: int, every: int) -> torc
     return torch.cat([order_N[:best], recovered]).sort().values
 
 
-@_peer("attention", "keys")
-def visionzip(view: ViewTokens, budget: int, *, contextual_share: float = 10 / 64) -> Selection:
+@selection_method("visionzip", "attention", "keys")
+def visionzip(view: ViewTokens, budget: int, config: Any, *, contextual_share: float = 10 / 64) -> Selection:
     """VisionZip (arXiv 2412.04467): the dominant patches by attention, the others merged into contextual tokens.
 
     Dominant to contextual is 54 to 10. Of the others, evenly spread ones are targets, and each of the rest joins the
@@ -130,8 +108,8 @@ def visionzip(view: ViewTokens, budget: int, *, contextual_share: float = 10 / 6
     attention_N = view.attention.detach().float()
     order_N = attention_N.argsort(descending=True, stable=True)
     dominant, others_R = order_N[: budget - contextual], order_N[budget - contextual :].sort().values
-    mixing_KN = torch.zeros(budget, len(order_N), device=order_N.device)
-    mixing_KN[torch.arange(len(dominant), device=order_N.device), dominant] = 1.0
+    weights_KN = torch.zeros(budget, len(order_N), device=order_N.device)
+    weights_KN[torch.arange(len(dominant), device=order_N.device), dominant] = 1.0
     if contextual == 0:
         targets_C = others_R[:0]
     else:
@@ -140,14 +118,14 @@ def visionzip(view: ViewTokens, budget: int, *, contextual_share: float = 10 / 6
         unit_ND = F.normalize(view.keys.float(), dim=-1)
         joined_R = (unit_ND[others_R] @ unit_ND[targets_C].T).argmax(dim=1)
         joined_R[places_C] = torch.arange(contextual, device=order_N.device)
-        mixing_KN[len(dominant) + joined_R, others_R] = 1.0
+        weights_KN[len(dominant) + joined_R, others_R] = 1.0
     indices_K, order_K = torch.cat([dominant, targets_C]).sort()
-    mixing_KN = mixing_KN[order_K]
-    return Selection(indices_K, attention_N, mixing_KN / mixing_KN.sum(dim=1, keepdim=True))
+    weights_KN = weights_KN[order_K]
+    return Selection(indices_K, attention_N, weights_KN / weights_KN.sum(dim=1, keepdim=True))
 
 
-@_peer("attention", "features")
-def vispruner(view: ViewTokens, budget: int, *, attention_share: float = 0.5, pace: int = 8) -> Selection:
+@selection_method("vispruner", "attention")
+def vispruner(view: ViewTokens, budget: int, config: Any, *, attention_share: float = 0.5, pace: int = 8) -> Selection:
     """VisPruner (ICCV 2025, arXiv 2412.01818): a share by attention, the rest by removing near-duplicates.
 
     What attention did not keep is split into every first and every second patch, in the order of attention as in the
@@ -170,8 +148,8 @@ def vispruner(view: ViewTokens, budget: int, *, attention_share: float = 0.5, pa
     return Selection(torch.cat([order_N[:important], left_M[:diverse]]).sort().values, attention_N)
 
 
-@_peer("features")
-def divprune(view: ViewTokens, budget: int) -> Selection:
+@selection_method("divprune")
+def divprune(view: ViewTokens, budget: int, config: Any) -> Selection:
     """DivPrune (arXiv 2503.02175): the max-min diversity problem on cosine distances, solved greedily.
 
     First comes the patch that is farthest from its nearest neighbour, then always the one that is farthest from the
@@ -187,8 +165,8 @@ def divprune(view: ViewTokens, budget: int) -> Selection:
     return Selection(nearest_N.isneginf().nonzero()[:, 0])
 
 
-@_peer("features", "relevance")
-def cdpruner(view: ViewTokens, budget: int) -> Selection:
+@selection_method("cdpruner", "relevance")
+def cdpruner(view: ViewTokens, budget: int, config: Any) -> Selection:
     """CDPruner (arXiv 2506.10967): greedy MAP of a determinantal point process, conditional on the question.
 
     The kernel is diag(r) S diag(r), S the cosines of the features, r the relevance from 0 to 1 plus 1e-6, so that no
@@ -231,9 +209,15 @@ def _apportion(weights_P: torch.Tensor, sizes_P: torch.Tensor, budget: int) -> t
     return quotas_P
 
 
-@_peer("attention", "features")
+@selection_method("holov", "attention", corrects_attention=False)
 def holov(
-    view: ViewTokens, budget: int, *, crops: int = 16, attention_weight: float = 1.0, variance_weight: float = 0.09
+    view: ViewTokens,
+    budget: int,
+    config: Any,
+    *,
+    crops: int = 16,
+    attention_weight: float = 1.0,
+    variance_weight: float = 0.09,
 ) -> Selection:
     """HoloV (arXiv 2510.02912): a quota for every crop of the view, so that no region goes unseen.
 
@@ -264,3 +248,7 @@ def holov(
     starts = torch.tensor([0, *sizes[:-1]]).cumsum(0).tolist()
     kept = [start + top_k(part, quota) for start, part, quota in zip(starts, parts, quotas, strict=True)]
     return Selection(torch.cat(kept), scores_N)
+
+
+# The registry, with the methods of this file in it.
+__all__ = ["METHODS"]

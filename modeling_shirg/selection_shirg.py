@@ -1,14 +1,17 @@
-"""Which foveal tokens are kept: scores, exact top-K, and the controls. Pure tensor functions of one view at a time.
+"""Which tokens of a view are kept: the registry of methods, SHIRG's score, exact top-K and the controls.
 
-Selection runs once per image on what the vision tower saw, before any text is generated, so the prefix cache of a
-bidirectional language model stays valid. Scores are float32, the kept tokens keep raster order, ties go to the lower
-index.
+A method is a pure function of one view of one image. Selection runs once per image, before any text is generated, so
+the prefix cache of a bidirectional language model stays valid. Scores are float32, kept tokens stay in raster order,
+and ties go to the lower index.
 
-Shape suffixes: N patches of one fovea, K kept patches, D vision width, C language model width, Q question tokens, I
-    images.
+Shape suffixes: N patches of one view, K kept patches, D vision width, C language model width, Q question tokens, I
+images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -16,20 +19,19 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class ViewTokens:
-    """What a selection method may look at: the patches of one view of one image, in raster order.
+    """What a selection method may read: the patches of one view of one image, in raster order.
 
-    Only what the method asked for is there; the rest is `None`.
+    Only the fields that the method needs are filled.
 
     Args:
-        features (`torch.Tensor` of shape `(N, D)`): the vision tower's output, what the projector reads.
+        features (`torch.Tensor` of shape `(N, D)`): the vision tower's output, which the projector reads.
         attention (`torch.Tensor` of shape `(N,)`, *optional*): the attention signal, float32; see `attention_source`.
-        relevance (`torch.Tensor` of shape `(N,)`, *optional*): relevance for the question, float32; `None` also where
-            there is no question.
+        relevance (`torch.Tensor` of shape `(N,)`, *optional*): relevance for the question, float32; `None` without a
+            question.
         keys (`torch.Tensor` of shape `(N, K)`, *optional*): keys of the last kept layer, averaged over heads.
-        inputs (`torch.Tensor` of shape `(N, D)`, *optional*): what entered the last kept layer.
+        inputs (`torch.Tensor` of shape `(N, D)`, *optional*): the input of the last kept layer.
         edges (`torch.Tensor` of shape `(N,)`, *optional*): Sobel energy of each patch's pixels, float32.
-        noise (`torch.Tensor` of shape `(N,)`, *optional*): what is added to the score before patches are ranked by it,
-            float32; Gumbel noise in training (`selection_noise` of the model).
+        noise (`torch.Tensor` of shape `(N,)`, *optional*): Gumbel noise for the ranking in training, float32.
     """
 
     features: torch.Tensor
@@ -41,7 +43,7 @@ class ViewTokens:
     noise: torch.Tensor | None = None
 
     def ranking(self, scores_N: torch.Tensor) -> torch.Tensor:
-        """What patches are ranked by, float32 (N,): their score, with the noise if there is any."""
+        """The scores with the noise, if there is any, float32 (N,)."""
         return scores_N if self.noise is None else scores_N + self.noise
 
 
@@ -50,22 +52,104 @@ class Selection:
     """Which tokens of one view the language model reads.
 
     Args:
-        indices (`torch.LongTensor` of shape `(K,)`): the patch that each token stands for, ascending, without repeats.
+        indices (`torch.LongTensor` of shape `(K,)`): the patch where each token stands, ascending, without repeats.
         scores (`torch.FloatTensor` of shape `(N,)`, *optional*): the score of every patch, float32.
-        mixing (`torch.FloatTensor` of shape `(K, N)`, *optional*): the weights, which sum to 1 in every row, by which
-            each token is mixed of the patches' features; `None` where every token is its patch.
+        merge_weights (`torch.FloatTensor` of shape `(K, N)`, *optional*): each token is this mean of the patches'
+            features, rows sum to 1; `None` where every token is its patch.
     """
 
     indices: torch.LongTensor
     scores: torch.FloatTensor | None = None
-    mixing: torch.FloatTensor | None = None
+    merge_weights: torch.FloatTensor | None = None
+
+
+@dataclass(frozen=True)
+class SelectionMethod:
+    """A method of the registry.
+
+    Args:
+        select: `(view, budget, config) -> Selection`, with the weights and switches of a `ShirgLavidaConfig`.
+        needs: fields of `ViewTokens` besides `features`.
+        corrects_attention: whether a calibrated mean is subtracted from the attention first. The result can be
+            negative: rank by it, do not treat it as a distribution.
+        ranks: whether the method ranks patches by a score that noise can be added to.
+    """
+
+    select: Callable[[ViewTokens, int, Any], Selection]
+    needs: frozenset[str]
+    corrects_attention: bool = True
+    ranks: bool = False
+
+    @property
+    def reads_mean(self) -> bool:
+        """Whether a calibrated mean changes the method's choice."""
+        return self.corrects_attention and "attention" in self.needs
+
+
+METHODS: dict[str, SelectionMethod] = {}
+
+
+def selection_method(name: str, *needs: str, corrects_attention: bool = True, ranks: bool = False) -> Callable:
+    """Decorator that enters `(view, budget, config) -> Selection` into `METHODS` under `name`.
+
+    The method runs in float32, without autocast and without gradients.
+    """
+
+    def enter(select: Callable[..., Selection]) -> Callable[..., Selection]:
+        @wraps(select)
+        def checked(view: ViewTokens, budget: int, config: Any = None, **constants: Any) -> Selection:
+            assert 1 <= budget <= len(view.features), f"{budget} of {len(view.features)} patches"
+            with torch.no_grad(), torch.autocast(view.features.device.type, enabled=False):
+                return select(view, budget, config, **constants)
+
+        METHODS[name] = SelectionMethod(checked, frozenset(needs), corrects_attention, ranks)
+        return checked
+
+    return enter
+
+
+@selection_method("shirg", "attention", "relevance", ranks=True)
+def shirg_top_k(view: ViewTokens, budget: int, config: Any) -> Selection:
+    """SHIRG's score (`shirg_scores`), exact top-K."""
+    scores_N = shirg_scores(view, budget, config)
+    return Selection(top_k(view.ranking(scores_N), budget), scores_N)
+
+
+@selection_method("random")
+def random_draw(view: ViewTokens, budget: int, config: Any) -> Selection:
+    """Control: a draw by `selection_seed`, the same for every image, device and process."""
+    generator = torch.Generator("cpu").manual_seed(config.selection_seed)
+    order_N = torch.randperm(len(view.features), generator=generator, device="cpu")
+    return Selection(order_N[:budget].sort().values.to(view.features.device))
+
+
+@selection_method("uniform")
+def even_spread(view: ViewTokens, budget: int, config: Any) -> Selection:
+    """Control: an even spread over the raster."""
+    return Selection(uniform_indices(len(view.features), budget, view.features.device))
+
+
+def shirg_scores(view: ViewTokens, budget: int, config: Any) -> torch.Tensor:
+    """`attention_weight * a + text_weight * s - diversity_weight * d` of every patch, float32 (N,).
+
+    Every term is min-max normalised. Without a question the text weight moves to `a`. `d` is the redundancy with the
+    provisional top-K of the first two terms.
+    """
+    attention_N = min_max(view.attention.float())
+    if view.relevance is None:
+        scores_N = (config.attention_weight + config.text_weight) * attention_N
+    else:
+        scores_N = config.attention_weight * attention_N + config.text_weight * min_max(view.relevance.float())
+    if config.diversity_weight == 0.0:
+        return scores_N
+    return scores_N - config.diversity_weight * min_max(redundancy(view.features, top_k(scores_N, budget)))
 
 
 def min_max(scores_N: torch.Tensor) -> torch.Tensor:
     """Scores mapped to 0..1; scores that differ by no more than rounding errors become 0."""
     low, high = scores_N.amin(), scores_N.amax()
-    noise = 1e-6 * scores_N.abs().amax()
-    return torch.where(high - low > noise, (scores_N - low) / (high - low), torch.zeros_like(scores_N))
+    rounding = 1e-6 * scores_N.abs().amax()
+    return torch.where(high - low > rounding, (scores_N - low) / (high - low), torch.zeros_like(scores_N))
 
 
 def top_k(scores_IN: torch.Tensor, k: int) -> torch.Tensor:
@@ -76,8 +160,8 @@ def top_k(scores_IN: torch.Tensor, k: int) -> torch.Tensor:
 def text_relevance(projected_NC: torch.Tensor, question_QC: torch.Tensor) -> torch.Tensor:
     """Best cosine of each patch with any embedding of the question, float32 (N,).
 
-    Both are of one space: projected patches meet the question's tokens (Q of them) in the language model's input
-    space, the only one that LaViDa aligned them in; or patches and the whole question (Q = 1) meet in SigLIP's.
+    Both live in one space: projected patches and question tokens in the language model's input space, or patches and
+    the whole question (Q = 1) in SigLIP's.
     """
     patches_NC = F.normalize(projected_NC.float(), dim=-1)
     words_QC = F.normalize(question_QC.float(), dim=-1)
@@ -85,38 +169,9 @@ def text_relevance(projected_NC: torch.Tensor, question_QC: torch.Tensor) -> tor
 
 
 def redundancy(features_ND: torch.Tensor, provisional_K: torch.Tensor) -> torch.Tensor:
-    """Mean cosine of each token to the provisionally kept ones, float32 (N,): one matrix-vector product."""
+    """Mean cosine of each token to the provisionally kept tokens, float32 (N,): one matrix-vector product."""
     unit_ND = F.normalize(features_ND.float(), dim=-1)
     return unit_ND @ unit_ND[provisional_K].mean(0)
-
-
-def shirg_scores(
-    features_ND: torch.Tensor,
-    attention_N: torch.Tensor,
-    relevance_N: torch.Tensor | None,
-    budget: int,
-    attention_weight: float,
-    text_weight: float,
-    diversity_weight: float,
-) -> torch.Tensor:
-    """SHIRG's score `attention_weight * a + text_weight * s - diversity_weight * d` of one view, float32 (N,).
-
-    Every term is min-max normalised. Without a question (`relevance_N` is `None`) the text weight moves to `a`. `d` is
-    the redundancy with the provisional top-K of the first two terms.
-    """
-    if relevance_N is None:
-        scores_N = (attention_weight + text_weight) * min_max(attention_N.float())
-    else:
-        scores_N = attention_weight * min_max(attention_N.float()) + text_weight * min_max(relevance_N)
-    if diversity_weight == 0.0:
-        return scores_N
-    return scores_N - diversity_weight * min_max(redundancy(features_ND, top_k(scores_N, budget)))
-
-
-def random_indices(num_tokens: int, k: int, seed: int, device: torch.device) -> torch.Tensor:
-    """`k` of `num_tokens` indices, ascending, int64 (K,): the same draw for every image, device and process."""
-    order_N = torch.randperm(num_tokens, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
-    return order_N[:k].sort().values.to(device)
 
 
 def uniform_indices(num_tokens: int, k: int, device: torch.device) -> torch.Tensor:
@@ -132,3 +187,15 @@ def pool_square(tokens_BNC: torch.Tensor, grid: int) -> torch.Tensor:
     map_BChw = tokens_BNC.transpose(1, 2).unflatten(-1, (side, side))
     pooled_BChw = F.interpolate(map_BChw, size=(grid, grid), mode="bilinear", align_corners=False, antialias=False)
     return pooled_BChw.flatten(2).transpose(1, 2)
+
+
+def merged_values(values_NF: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """The selected tokens' values of per-patch values, in the values' dtype, (K, F); gradients pass.
+
+    Of features this gives the tokens' features, of boxes (x, y, w, h) the tokens' boxes: the area-weighted mean, since
+    all patches have one size.
+    """
+    if selection.merge_weights is None:
+        return values_NF[selection.indices]
+    with torch.autocast(values_NF.device.type, enabled=False):
+        return (selection.merge_weights @ values_NF.float()).to(values_NF.dtype)

@@ -22,11 +22,9 @@ _RENDERED = 400
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .arguments import add_model_arguments, add_system_arguments
+    from .arguments import CommandParser, add_model_arguments, add_system_arguments
 
-    parser = argparse.ArgumentParser(
-        prog="shirg calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("shirg calibrate", __doc__)
     add_model_arguments(parser)
     add_system_arguments(parser)
     parser.add_argument("--data", type=Path, metavar="BOXES.jsonl", help="labelled boxes; by default rendered scenes")
@@ -58,8 +56,8 @@ def main(args: argparse.Namespace) -> None:
     )
     from modeling_shirg.evaluation.calibration import calibration_of, look, readable_signals, text_relevances
     from modeling_shirg.evaluation.labelled_boxes import read_boxes, rendered_boxes
+    from modeling_shirg.running.files import check_free
     from modeling_shirg.running.load import checkpoint_folder, load
-    from modeling_shirg.running.output_folder import check_free
 
     logging.disable_progress_bar()
     if args.images is not None and args.images < 1:

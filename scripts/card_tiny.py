@@ -9,7 +9,6 @@ them takes matplotlib's fonts: pip install 'shirg-lavida[eval]'.
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 FAMILY_TEXT = (
@@ -44,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     """Measure, then write figures.json and README.md into the folder."""
     from modeling_shirg.adapters_shirg import RUN_FILE, read_run
     from modeling_shirg.evaluation.calibrated_folder import with_calibration_section
-    from modeling_shirg.evaluation.intervals import measure
+    from modeling_shirg.evaluation.held_out import answer_rows, exact_match_facts, references, scene_rows
     from modeling_shirg.publishing.cards import render
     from modeling_shirg.running.load import load
     from modeling_shirg.scenes import FAMILIES
@@ -54,12 +53,15 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.model} has no {TRAINING_FILE}: train_tiny --export and bundle write it.")
     training = json.loads((args.model / TRAINING_FILE).read_text())
     loaded = load(str(args.model), args.prune_method, device="cpu", dtype="float32")
-    figures = [
-        figure
-        for family in FAMILIES
-        for figure in measure(loaded.model, loaded.processor, family, "test", args.images)
-    ]
-    (args.model / "figures.json").write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    figures = []
+    for family in FAMILIES:
+        rows, blank = (scene_rows(family, "test", args.images, is_blank) for is_blank in (False, True))
+        seen, unseen = (answer_rows(loaded.model, loaded.processor, each, 32) for each in (rows, blank))
+        for fact in exact_match_facts(references(rows), seen, unseen):
+            figure = {"family": family, "kind": fact["task"], "count": fact["n"], "accuracy": fact["value"]}
+            shares = {"low": fact["low"], "high": fact["high"], "no_image": fact["baseline"]}
+            figures.append({**figure, **shares, "majority": fact["majority"]})
+    (args.model / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     card = render(
         "tiny",
         {"license": "apache-2.0"},
@@ -90,9 +92,10 @@ def _table(figures) -> str:
         "|---|---|---|---|---|---|",
     ]
     for figure in figures:
+        shares = {name: f"{value:.1%}" for name, value in figure.items() if isinstance(value, float)}
         lines.append(
-            f"| {figure.family} | {figure.kind} | {figure.count} | **{figure.accuracy:.1%}** "
-            f"({figure.low:.1%} to {figure.high:.1%}) | {figure.no_image:.1%} | {figure.majority:.1%} |"
+            f"| {figure['family']} | {figure['kind']} | {figure['count']} | **{shares['accuracy']}** "
+            f"({shares['low']} to {shares['high']}) | {shares['no_image']} | {shares['majority']} |"
         )
     return "\n".join(lines)
 

@@ -21,11 +21,10 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .arguments import preset_name
+    from .argument_types import preset_name
+    from .arguments import CommandParser
 
-    parser = argparse.ArgumentParser(
-        prog="shirg convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("shirg convert", __doc__)
     parser.add_argument("source", metavar="SRC", help="folder or Hub id of the original checkpoint")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write: new, or empty")
     parser.add_argument("--vision_base", metavar="FOLDER_OR_ID", help="the SigLIP it was made from")

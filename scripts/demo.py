@@ -26,18 +26,13 @@ TOY = (
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from configuration_shirg.presets_shirg import PRESETS
+    from .argument_types import port_number, seconds
+    from .arguments import CommandParser, add_model_arguments, add_quantize_argument, add_systems_argument
 
-    from .arguments import add_model_arguments, add_quantize_argument, port_number, preset_name, seconds
-
-    parser = argparse.ArgumentParser(
-        prog="shirg demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("shirg demo", __doc__)
     add_model_arguments(parser)
     add_quantize_argument(parser)
-    parser.add_argument(
-        "--systems", nargs="+", type=preset_name, default=list(PRESETS), metavar="NAME", help="by default all"
-    )
+    add_systems_argument(parser)
     parser.add_argument("--step_seconds", type=seconds, default=0.25, help="how long each step stays on the screen")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port_number, default=7860)
@@ -83,25 +78,18 @@ def build_page(args: argparse.Namespace) -> Any:
 
     need("demo", "gradio", "httpcore")
 
-    from transformers.utils.logging import disable_progress_bar
-
-    from modeling_shirg.demo.asking import Asker
-    from modeling_shirg.demo.page import Page
-    from modeling_shirg.running.ask import answer_question
+    from modeling_shirg.demo.demo_page import DemoPage
+    from modeling_shirg.demo.drafts import Asker
     from modeling_shirg.running.load import Loaded, load
 
-    from .compare import errors_alone
-
     def load_system(name: str) -> Loaded:
-        with errors_alone():
-            return load(args.model, name, args.device, args.dtype, revision=args.revision, quantize=args.quantize)
+        return load(args.model, name, args.device, args.dtype, revision=args.revision, quantize=args.quantize)
 
-    disable_progress_bar()
-    asker = Asker(load_system, answer_question)
+    asker = Asker(load_system)
     asker.system(args.systems[0])
     folder = Path(str(files("shirg_hub_card") / "examples"))
     examples = [(folder / name, question) for name, question in EXAMPLES.items()]
-    return Page(asker, args.systems, examples, "" if args.model else TOY, args.step_seconds)
+    return DemoPage(asker, args.systems, examples, "" if args.model else TOY, args.step_seconds)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="shirg push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from .arguments import CommandParser
+
+    parser = CommandParser("shirg push", __doc__)
     parser.add_argument("source", metavar="RUN_OR_FOLDER", help="folder of a training run or of a checkpoint")
     parser.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, such as me/my-model")
     what = parser.add_mutually_exclusive_group()

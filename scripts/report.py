@@ -1,11 +1,11 @@
-"""Write pages and slides about what `shirg evaluate` or `shirg study` left, every figure from its files.
+"""Write a page and slides about a run of `shirg evaluate` or `shirg study`, every figure from its files.
 
     shirg report runs/synthetic
-    shirg report runs/study                    # a study may be running: what is missing is said to be
+    shirg report runs/study                    # of a running study, the finished parts
     shirg report runs/study --no_examples      # loads no checkpoint
 
-There are then in the folder: REPORT.md, REPORT.html and DECK.html (nine slides; print it for a PDF), the last two in
-one file each; figures/ and examples/. Of a study the tables and results.json are made anew from its entries.
+There are then in the folder: REPORT.md with figures/ and examples/, and DECK.html, at most nine slides in one file
+(print it for a PDF). A study's results.json is made anew from its answers.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="shirg report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from .arguments import CommandParser
+
+    parser = CommandParser("shirg report", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of an evaluation or of a study")
     parser.add_argument("--no_examples", action="store_true", help="show no single answers; loads no checkpoint")
     parser.add_argument("--device", default="auto", help="where examples are answered once more for their overlays")
@@ -24,27 +24,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Open the run, draw the examples, write pages and slides."""
-    from importlib.util import find_spec
+    """Open the run, draw the examples, write page and slides."""
+    from modeling_shirg.evaluation.report.examples import draw_examples, pick_examples
+    from modeling_shirg.evaluation.report.pages import write_pages
+    from modeling_shirg.evaluation.report.reported import open_report
 
-    if find_spec("matplotlib") is None:
-        raise ValueError("Reports are drawn with matplotlib: pip install 'shirg-lavida[eval]'.")
-    from modeling_shirg.evaluation.report.blocks import Paragraph
-    from modeling_shirg.evaluation.report.deck import write_deck
-    from modeling_shirg.evaluation.report.pages import warnings, write_pages
-    from modeling_shirg.evaluation.report.source import open_source
-
-    from .report_examples import draw_examples
-
-    source = open_source(args.run)
-    if args.no_examples:
-        examples = [Paragraph("Left out by --no_examples.")]
-    else:
-        examples = draw_examples(source, args.device)
-    files = [*write_pages(source, examples), write_deck(source, examples)]
-    for line in warnings(source):
-        print(line)
-    print("\n".join(map(str, files)))
+    report = open_report(args.run)
+    picks = [] if args.no_examples else pick_examples(report.tables[0])
+    told = [{"caption": pick.caption, "file": None, "neither": pick.kind.startswith("neither")} for pick in picks]
+    try:
+        for example, file in zip(told, draw_examples(args.run, picks, args.device) if picks else [], strict=True):
+            example["file"] = file
+    except (ValueError, OSError) as error:
+        told.insert(0, {"caption": f"No overlays: {error}", "file": None})
+    print("\n".join(map(str, write_pages(report, told))))
 
 
 if __name__ == "__main__":

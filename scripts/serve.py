@@ -24,20 +24,17 @@ from pathlib import Path
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from modeling_shirg.serving import Limits
+    from .argument_types import light_module, port_number
+    from .arguments import CommandParser, add_model_arguments, add_quantize_argument, add_system_arguments
 
-    from .arguments import add_model_arguments, add_quantize_argument, add_system_arguments, port_number
-
-    parser = argparse.ArgumentParser(
-        prog="shirg serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("shirg serve", __doc__)
     add_model_arguments(parser)
     add_quantize_argument(parser)
     add_system_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port_number, default=8000, help="0 takes a free one")
     parser.add_argument("--allow_urls", action="store_true", help="fetch http(s) images from public addresses")
-    for field in fields(Limits):
+    for field in fields(light_module("modeling_shirg.serving.request_limits").Limits):
         parser.add_argument(
             f"--{field.name}", type=field.type, default=field.default, help=f"(default {field.default})"
         )
@@ -67,9 +64,8 @@ def main(args: argparse.Namespace) -> None:
         args.dtype,
         args.text_relevance,
         revision=args.revision,
-        model_class=ServedLavida,
         quantize=args.quantize,
-    )
+    ).as_class(ServedLavida)
     local = args.host in LOOPBACK
     name = BUNDLED if args.model is None else Path(args.model).name if Path(args.model).is_dir() else args.model
     app = build_app(loaded.model, loaded.processor, name, limits, args.allow_urls, LOOPBACK if local else None)

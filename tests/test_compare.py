@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from configuration_shirg import PRESETS
 from modeling_shirg.evaluation.selection_quality import FIGURES, selection_quality, system_quality
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
@@ -105,7 +105,9 @@ def test_figures_are_those_of_the_selection_that_is_answered_with(preset):
     with torch.no_grad():
         output = model(**inputs, logits_to_keep=1, output_selection=True)
         seen = model.model.get_view_tokens(
-            *(inputs.get(name) for name in ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask")),
+            **{
+                name: inputs.get(name) for name in ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask")
+            },
             needs={"relevance", *(method.needs if method else ())},
         )
         base = model.model.vision_tower(F.interpolate(pixels, (192, 192), mode="bicubic", antialias=True))[0]

@@ -9,11 +9,12 @@ import torch
 from configuration_shirg import PRESETS, ShirgLavidaProcessor
 from fresh_process import run_fresh
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.published_selections_shirg import METHODS
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 CODE_FILES = {
     "adapters_shirg.py",
+    "backbone_shirg.py",
     "calibration_shirg.py",
     "configuration_shirg_lavida.py",
     "conversation_shirg.py",
@@ -21,8 +22,8 @@ CODE_FILES = {
     "fingerprint_shirg.py",
     "foveal_selections_shirg.py",
     "published_selections_shirg.py",
-    "selection_methods_shirg.py",
     "generation_config_shirg.py",
+    "image_inputs_shirg.py",
     "generation_shirg_lavida.py",
     "geometry_shirg.py",
     "image_processing_shirg_lavida.py",

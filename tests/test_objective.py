@@ -133,9 +133,9 @@ def test_the_loss_is_that_of_both_halves_run_by_hand(prefix_lm, padding_side, im
         ids = batch["input_ids"][row].where(~hidden, config.mask_token_id)[real][None]
         embeds, _ = model.model.prepare_inputs_embeds(
             ids,
-            batch["pixel_values"][row : row + 1],
-            batch["fovea_pixel_values"][row : row + 1],
-            batch["question_mask"][row : row + 1, real],
+            pixel_values=batch["pixel_values"][row : row + 1],
+            fovea_pixel_values=batch["fovea_pixel_values"][row : row + 1],
+            question_mask=batch["question_mask"][row : row + 1, real],
         )
         own = labels[row, real]
         logits = _logits_by_hand(model, embeds, own) if prefix_lm else model(inputs_embeds=embeds).logits[0]

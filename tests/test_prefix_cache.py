@@ -3,8 +3,6 @@
 import functools
 import itertools
 import math
-import weakref
-from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -15,8 +13,6 @@ from transformers.cache_utils import DynamicCache, QuantizedCache
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import (
     ShirgLavidaForConditionalGeneration,
-    generation_shirg_lavida,
-    prefix_cache_shirg,
 )
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.prefix_cache_shirg import (
@@ -493,98 +489,6 @@ def test_bytes_count_the_scales():
     layer = PrefixLayer(3)
     layer.update(keys, keys)
     assert PrefixCache([layer], [None]).prompt_bytes() == [2 * keys.nbytes]
-
-
-# ---------------------------------------------------------------- in host memory
-@pytest.fixture
-def host_as_device(monkeypatch):
-    """Lets the host's memory be that of an accelerator too, whose copies are then tensors of their own."""
-    monkeypatch.setattr(generation_shirg_lavida, "_HOST_DEVICES", ())
-
-
-@dataclass
-class Copies:
-    """What an offloaded prefix copied: the layers in order, and the copies themselves as long as they live."""
-
-    layers: list[PrefixLayer] = field(default_factory=list)
-    to_device: list[int] = field(default_factory=list)
-    living: list[weakref.ref] = field(default_factory=list)
-    most_living: int = 0
-
-
-@pytest.fixture
-def copies(monkeypatch, host_as_device) -> Copies:
-    seen, offload, prefetch = Copies(), PrefixLayer.offload, PrefixLayer.prefetch
-
-    def count_offload(layer):
-        if layer not in seen.layers:
-            seen.layers.append(layer)
-        seen.most_living = max(seen.most_living, sum(copy() is not None for copy in seen.living))
-        offload(layer)
-
-    def count_prefetch(layer):
-        prefetch(layer)
-        seen.to_device.append(seen.layers.index(layer))
-        seen.living.append(weakref.ref(layer.keys))
-
-    monkeypatch.setattr(PrefixLayer, "offload", count_offload)
-    monkeypatch.setattr(PrefixLayer, "prefetch", count_prefetch)
-    return seen
-
-
-@pytest.mark.parametrize("option", [{}, {"prefix_kv": 0.5}, {"prefix_dtype": "int8"}, {"prefix_dtype": "bfloat16"}])
-def test_a_prefix_in_host_memory_changes_no_bit(model, prompts, host_as_device, option):
-    input_ids, attention_mask = pad(prompts, "left")
-    kwargs = {"input_ids": input_ids, "attention_mask": attention_mask, "max_new_tokens": 8, **option}
-    plain, plain_logits = capture_logits(model, **kwargs)
-    offloaded, logits = capture_logits(model, **kwargs, prefix_offload=True)
-    assert torch.equal(plain, offloaded) and torch.equal(plain_logits, logits)
-    reports = [generate(model, **{"prompt": prompts[1], **option, "prefix_offload": value}) for value in (False, True)]
-    assert reports[0].prefix_bytes == reports[1].prefix_bytes
-    assert torch.equal(reports[0].prefix_lengths, reports[1].prefix_lengths)
-
-
-@pytest.mark.parametrize("option", [{}, {"prefix_kv": 0.5, "prefix_dtype": "int8"}])
-def test_two_layers_at_most_are_on_the_device_and_the_next_one_is_ahead(model, prompts, copies, option):
-    output = generate(model, prompts[1], prefix_offload=True, **option)
-    assert output.forwards == 8
-    assert copies.to_device == [*range(LAYERS)] * 8 + [0]  # the last step has no next one, and does not know it
-    assert copies.most_living == 2
-    assert [layer.on_device for layer in copies.layers] == [True, False, False]
-    for layer in copies.layers[1:]:
-        in_host = {part.data_ptr() for part in layer.in_host.values()}
-        assert {part.data_ptr() for part in layer.prompt()} == in_host
-
-
-def test_the_copy_in_host_memory_is_made_once_and_never_written(model, prompts, copies, monkeypatch):
-    made, before, in_host = [], [], prefix_cache_shirg._in_host
-
-    def remember(part):
-        made.append(in_host(part))
-        before.append(made[-1].clone())
-        return made[-1]
-
-    monkeypatch.setattr(prefix_cache_shirg, "_in_host", remember)
-    generate(model, prompts[1], prefix_offload=True)
-    assert len(made) == len(before) == 2 * LAYERS
-    for layer, keys, values in zip(copies.layers, made[::2], made[1::2], strict=True):
-        assert layer.in_host["keys"] is keys and layer.in_host["values"] is values
-    for now, then in zip(made, before, strict=True):
-        assert torch.equal(now.view(torch.int32), then.view(torch.int32))  # whatever lies in the room, NaN too
-
-
-def test_offloading_needs_an_accelerator_and_a_cache_that_only_reads(model, prompts, capsys):
-    with pytest.raises(ValueError, match="prefix_offload=True .* the model is on 'cpu'.* Leave it out"):
-        generate(model, prompts[0], prefix_offload=True)
-    for options, message in (
-        ({"use_cache": False}, "prefix_offload=True needs use_cache=True, got False"),
-        ({"dual_cache": True, "block_length": 8}, "dual_cache=True .* prefix_offload=True drops"),
-        ({"compile_config": {}}, "prefix_offload=True moves layers .* compile_config="),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ShirgGenerationConfig(prefix_offload=True, **options)
-    assert main(["ask", GRID, QUESTION, "--prefix-offload", "--device", "cpu"]) == 2
-    assert "the model is on 'cpu'" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- errors

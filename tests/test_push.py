@@ -25,11 +25,11 @@ from adapter_runs import (
     save_run,
 )
 from child_process import fork, kill_when
-from faults.case import contents
+from command_runs import contents
 from fresh_process import run_fresh
 from loopback_hub import metadata_errors
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.publishing.run_folder import publishable
+from modeling_shirg.publishing.publications import publishable
 from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, noise_image, tiny_config, tiny_model
 

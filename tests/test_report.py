@@ -1,18 +1,21 @@
-"""`shirg report`: figures are those of results.json, what is missing is said, pages and slides need no other file."""
+"""`shirg report` and `shirg study`: figures are those of the results, missing parts are named, slides need no file."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from modeling_shirg.evaluation.answer_log import AnswerLog, Place
+from modeling_shirg.evaluation.report.examples import pick_examples
 from modeling_shirg.evaluation.report.figures import pareto_front, shown
-from modeling_shirg.evaluation.report.picks import pick_examples
-from modeling_shirg.evaluation.report.source import open_source
-from modeling_shirg.evaluation.tasks import TASKS
+from modeling_shirg.evaluation.report.reported import open_report
+from modeling_shirg.evaluation.results import Logged, Plan, tabulate, write_results
+from modeling_shirg.evaluation.study_plan import read_study
+from modeling_shirg.evaluation.tasks import TASKS, TaskRows
 from shirg_scripts.cli import main
-from study_runs import SYSTEMS, write_evaluation, write_study
 from tiny_model import tiny_config, tiny_model, tiny_processor
 
 SLIDES = (
@@ -23,34 +26,78 @@ SLIDES = (
     "Results",
     "Efficiency",
     "Ablations",
-    "Failures and limits",
+    "Failures",
     "Roadmap",
 )
+SYSTEMS = ["lavida-980", "lavida-full", "shirg", "random", "uniform", "pool", "shirg-salient", "saint", "topv"]
+CONFIGS = Path(__file__).parents[1] / "scripts" / "configs" / "study"
+MACHINE = {"gpu": None, "cpu": "a CPU", "cores": 2, "threads": 1, "load_average": 0.5, "date": "2026-01-01"}
+MACHINE |= {"torch": "2", "transformers": "5"}
+STUDY = {
+    "tasks": ["chart", "guard"],
+    "limit": 40,
+    "tables": [
+        {"name": "systems", "baseline": "lavida-980", "systems": ["lavida-980", "lavida-full", "shirg", "uniform"]},
+        {"name": "caches", "baseline": "shirg", "systems": ["shirg", "shirg:prefix_kv=0.6"]},
+    ],
+    "train": {"max_steps": 1, "effective_batch_size": 2},
+    "adapt": [{"system": "lavida-980"}, {"system": "shirg", "seeds": [0, 1]}],
+    "aims": [{"system": "shirg", "over": "lavida-980", "at_least": 0.1}],
+}
 
 
-SMALL = """
-tasks: [chart, guard]
-limit: 40
-gate: {system: lavida-980, at_least: 0.5}
-train: {data: ["synthetic:chart,rows=8"], max_steps: 2, effective_batch_size: 4}
-groups: [{name: systems, baseline: lavida-980, adapt: [0], systems: [lavida-980, shirg]}]
-"""
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
-    """A reported study that lacks two entries."""
-    folder = tmp_path_factory.mktemp("study")
-    write_study(folder, left_out=("shirg, seed 1", "uniform"))
-    assert main(["report", str(folder)]) == 0
-    return folder
+def _answers(root: Path, systems: list[str], rows: int = 40, tasks: tuple[str, ...] = ("chart", "guard")) -> None:
+    """Made-up answers to the benchmark's questions."""
+    (root / "settings.json").parent.mkdir(parents=True, exist_ok=True)
+    settings = {"model": "/nowhere/checkpoint", "dtype": "auto", "revision": None, "split": "test", "steps": 2}
+    (root / "settings.json").write_text(json.dumps(settings))
+    for task in tasks:
+        table = TaskRows(task, limit=rows)
+        for number, system in enumerate(systems):
+            records = []
+            for row in range(rows):
+                sample, right = table.sample(row), (row * 7 + number * 3) % 5 < 3
+                prediction = sample.golds[0] if right else "<b>none"
+                scores = {name: float(right) for name in TASKS[task].scores}
+                batch = {"size": 4, "seconds": 0.4 + number, "prefix_bytes": 1000}
+                head = {**Place(task, system)._asdict(), "row": row, "question": sample.question}
+                cost = {"image_tokens": 245 + number, "forwards": 8, "batch": batch}
+                records.append(
+                    {
+                        **head,
+                        "answers": sample.golds,
+                        "prediction": prediction,
+                        "scores": scores,
+                        **sample.facts,
+                        **cost,
+                    }
+                )
+            with AnswerLog(root, Place(task, system), 0) as log:
+                log.append(records)
+        (root / "answers" / task / "rows.json").write_text(json.dumps({"data": None, "rows": rows}))
 
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
-    write_evaluation(folder, [*SYSTEMS, "saint", "topv"], ["chart", "guard"])
+    _answers(folder, SYSTEMS)
+    systems = {name: Logged(folder, name) for name in SYSTEMS}
+    plan = Plan({"chart": 40, "guard": 40}, systems, ["none"], "lavida-980")
+    about = {"settings": {"model": None}, "machine": MACHINE, "baseline": "lavida-980", "systems": SYSTEMS}
+    write_results(folder, about | tabulate(plan))
     assert main(["report", str(folder), "--no_examples"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A reported study without `uniform` and without the second seed."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.json").write_text(json.dumps({"base": "a base", "machine": MACHINE, "plan": STUDY}))
+    _answers(folder / "zero-shot", ["lavida-980", "lavida-full", "shirg", "shirg:prefix_kv=0.6"])
+    for adaptation in read_study(folder / "study.json", folder).adapt[:2]:
+        _answers(folder / "adapted" / adaptation.name, [adaptation.system])
+    assert main(["report", str(folder)]) == 0
     return folder
 
 
@@ -63,215 +110,150 @@ def _tables(text: str) -> dict[str, list[dict[str, str]]]:
     return tables
 
 
-def _shown(row: dict, names: tuple[str, str, str], form: str) -> str:
-    value, low, high = (format(100 * row[name], form) for name in names)
-    return f"{value} ({low} to {high})"
-
-
-def _check_scores(tables: dict, title: str, results: dict) -> int:
-    """Compare the table of scores and of differences with the results; returns how many cells there were."""
-    count, baseline = 0, None
-    for row in results["scores"]:
-        if (row["by"], row["control"], row["metric"]) != ("", "none", TASKS[row["task"]].metric):
+def _check_scores(tables: dict, title: str, baseline: str, scores: list[dict]) -> int:
+    """Compare the tables of scores and differences with the results; returns the number of cells."""
+    count = 0
+    for row in scores:
+        if (row["by"], row["metric"]) != ("", TASKS[row["task"]].metric):
             continue
         column = f"{row['task']}, {row['metric'].replace('_', ' ')}"
-        cells = {line["system"]: line for line in tables[f"{title}: percent, with 95% intervals"]}
-        assert cells[row["system"]][column] == _shown(row, ("value", "low", "high"), ".1f")
-        count += 1
-        if row["difference"] is None:
-            baseline = row["system"]
-            continue
-        caption = f"{title}: paired differences to {baseline} in points, with 95% intervals"
-        cells = {line["system"]: line for line in tables[caption]}
-        names = ("difference", "difference_low", "difference_high")
-        assert cells[row["system"]][column] == _shown(row, names, "+.1f")
-        count += 1
+        for names, form, caption in (
+            (("value", "low", "high"), ".1f", "percent, with 95% intervals"),
+            (
+                ("difference", "difference_low", "difference_high"),
+                "+.1f",
+                f"paired differences to {baseline} in points, with 95% intervals",
+            ),
+        ):
+            if row[names[0]] is not None:
+                value, low, high = (format(100 * row[name], form) for name in names)
+                (line,) = [line for line in tables[f"{title}: {caption}"] if line["system"] == row["system"]]
+                assert line[column] == f"{value} ({low} to {high})"
+                count += 1
     return count
 
 
 def test_figures_of_an_evaluation_are_those_of_its_results(evaluation):
-    results = json.loads((evaluation / "results.json").read_text())
-    tables = _tables((evaluation / "REPORT.md").read_text())
-    assert _check_scores(tables, "all systems", results) == 2 * (9 + 8)
-    groups = [
-        r for r in results["groups"] if (r["task"], r["by"], r["metric"]) == ("chart", "glyph_px", "exact_match")
-    ]
-    what = "glyph height in px of the toy geometry"
-    cells = {line[what]: line for line in tables[f"chart, exact match, {what}"]}
-    for row in groups:
-        assert cells[row["system"]][row["group"]] == _shown(row, ("value", "low", "high"), ".1f")
-    assert cells["questions"]["8"] == str(groups[0]["n"]) and len(groups) == 45
+    results, text = json.loads((evaluation / "results.json").read_text()), (evaluation / "REPORT.md").read_text()
+    tables = _tables(text)
+    assert _check_scores(tables, "all systems", "lavida-980", results["scores"]) == 2 * (9 + 8)
     costs = {row["system"]: row for row in results["efficiency"] if row["task"] == "chart"}
     for line in tables["all systems: cost, means over tasks of each task's median"]:
         assert line["ms per image"] == f"{1000 * costs[line['system']]['seconds']:.1f}"
         assert line["image tokens"] == str(costs[line["system"]]["image_tokens_max"])
-        assert line["peak MB of a batch"] == f"{costs[line['system']]['peak_memory_bytes'] / 1e6:.1f}"
-    verdict = next(line for line in tables["Guard: large shapes"] if line["system"] == "shirg")
+    verdict = next(line for line in tables["all systems: guard, large shapes"] if line["system"] == "shirg")
     assert verdict["guard"].startswith("passes" if results["guard"]["shirg"]["passes"] else "does not pass")
-
-
-def test_figures_of_a_study_are_those_of_its_results(study):
-    results = json.loads((study / "results.json").read_text())
-    tables = _tables((study / "REPORT.md").read_text())
-    for group in results["groups"]:
-        assert _check_scores(tables, f"{group['name']}, {group['arm']}", group["tables"]) > 0
-    for arm, rows in results["aims"].items():
-        lines = tables[f"Aims, {arm}"]
-        assert [line["aim"] for line in lines] == [row["aim"] for row in rows]
-        for line, row in zip(lines, rows, strict=True):
-            assert line["status"].startswith(row["status"])
-            if row["unit"] == "points" and row["value"] is not None:
-                assert line["figure"] == _shown(row, ("value", "low", "high"), "+.1f")
-            if row["value"] is None:
-                assert line["figure"] == "-" and row["why"] in line["status"]
-    gate = {row["task"]: row for row in results["study"]["gate"]["families"]}
-    for line in tables["The base under lavida-980, percent"]:
-        row = gate[line["family"]]
-        assert line["exact match"] == _shown(row, ("value", "low", "high"), ".1f")
-        assert line["no image"] == f"{100 * row['blank']:.1f}"
-    points = [line["point"] for line in tables["Score weights on validation rows, percent"]]
-    assert points == [point["system"] for point in results["grid"]]
-    gains = {(row["system"], row["task"]): row for row in results["gains"]}
-    for line in tables["Adapted minus zero-shot, question by question, in points"]:
-        assert line["chart, exact match"] == _shown(
-            gains[line["system"], "chart"], ("difference", "low", "high"), "+.1f"
-        )
-
-
-def test_what_is_missing_or_cut_is_said(study):
-    text = (study / "REPORT.md").read_text()
-    assert "- Missing from systems, zero-shot: uniform." in text
-    assert "- Missing from systems, adapted: shirg, seed 1." in text
-    assert "- Tasks that are not asked: entity_grid." in text
-    assert {line["entry"]: line["status"] for line in _tables(text)["Entries"]}["uniform"] == "missing"
-    deck = (study / "DECK.html").read_text()
-    assert "Missing from systems, zero-shot: uniform." in deck and "not asked: random" in deck
-
-
-def test_a_failing_gate_stands_at_the_top_a_missing_baseline_is_said_and_all_of_it_regenerates(tmp_path, capsys):
-    write_study(tmp_path, left_out=("lavida-980, seed 0",), text=SMALL)
-    facts = json.loads((tmp_path / "study.json").read_text())
-    facts["gate"]["passes"] = facts["gate"]["families"][1]["passes"] = False
-    facts["status"] = "stopped at the gate"
-    (tmp_path / "study.json").write_text(json.dumps(facts))
-    assert main(["report", str(tmp_path)]) == 0
-    line = "The base does not pass the gate (guard): it reads too little for comparisons on it to count."
-    text, deck = (tmp_path / "REPORT.md").read_text(), (tmp_path / "DECK.html").read_text()
-    assert f"{line} Adaptations were not run." in text.splitlines()[2]
-    assert line in capsys.readouterr().out and line in deck
-    assert "**The baseline lavida-980 is missing, so there is no table.**" in text
-    assert "systems, zero-shot: percent" in text and "systems, adapted: percent" not in text
-    results = (tmp_path / "results.json").read_bytes()
-    for name in ("REPORT.md", "REPORT.html", "DECK.html", "results.json"):
-        (tmp_path / name).unlink()
-    assert main(["report", str(tmp_path)]) == 0
-    assert (tmp_path / "results.json").read_bytes() == results and (tmp_path / "REPORT.md").read_text() == text
-    assert _without_pictures((tmp_path / "DECK.html").read_text()) == _without_pictures(deck)
-    assert (tmp_path / "REPORT.html").exists()
-
-
-def _without_pictures(page: str) -> str:
-    return re.sub(r'src="[^"]*"', "", page)
-
-
-@pytest.mark.parametrize("name", ["REPORT.html", "DECK.html"])
-def test_pages_need_no_other_file_and_show_answers_as_text(study, name):
-    text = (study / name).read_text()
-    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'(?:src|href)="([^"]*)"', text))
-    assert "<script" not in text and "<b>none" not in text
-    assert text.count("<img") >= 5
-
-
-def test_the_deck_has_nine_slides(study, evaluation):
-    for folder in (study, evaluation):
-        text = (folder / "DECK.html").read_text()
-        titles = re.findall(r"<section><h1>([^<]*)</h1>", text)
-        assert len(titles) == 9
-        assert all(title.startswith(name) for title, name in zip(titles, SLIDES, strict=True))
-    assert "Not measured: no group beside the main one has tables." in text
-    told = (study / "DECK.html").read_text()
-    assert "systems, zero-shot: paired differences to lavida-980" in told  # where the upper bound was asked
-
-
-def test_pictures_are_linked_and_drawn(evaluation):
-    linked = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (evaluation / "REPORT.md").read_text())
-    assert len(linked) == 8
-    assert shown(open_source(evaluation).main) == list(SYSTEMS)
-    assert "2 systems more are in the tables." in (evaluation / "REPORT.md").read_text()
+    sizes = tables["chart, exact match, glyph height inside the centre fovea"]
+    assert sizes[-1]["8"] == str(next(r["n"] for r in results["groups"] if r["by"] == "glyph_px_in_fovea"))
+    linked = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert len(linked) == 5 and len(shown(open_report(evaluation).main)) == 7
     for name in linked:
         with Image.open(evaluation / name) as picture:
             assert picture.width > 400 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
 
 
-def test_the_front_has_what_nothing_beats():
+def test_figures_of_a_study_are_those_of_its_results_and_missing_parts_are_named(study):
+    results, text = json.loads((study / "results.json").read_text()), (study / "REPORT.md").read_text()
+    tables = _tables(text)
+    titles = ["systems, zero-shot", "systems, adapted", "caches, zero-shot"]
+    assert [table["title"] for table in results["tables"]] == titles
+    for table, baseline in zip(results["tables"], ("lavida-980", "lavida-980, seed 0", "shirg"), strict=True):
+        assert _check_scores(tables, table["title"], baseline, table["scores"]) > 0
+    assert results["unfinished"] == ["uniform, zero-shot", "shirg, seed 1, adapted"]
+    assert "uniform, zero-shot; shirg, seed 1, adapted" in text.splitlines()[2]
+    told = [aim["figure"] for aim in results["aims"]["adapted"]]
+    caption = f"{titles[1]}: paired differences to lavida-980, seed 0 in points, with 95% intervals"
+    adapted = {line["system"]: line for line in tables[caption]}
+    assert told == [adapted["shirg, seed 0"][name] for name in ("chart, exact match", "guard, vqa accuracy")]
+    assert "No overlays" in text and "/nowhere/checkpoint" in text and "only shirg is right" in text
+
+
+def test_slides_have_content_and_need_no_other_file(study, evaluation):
+    for folder, names in (
+        (study, SLIDES),
+        (evaluation, [name for name in SLIDES if name not in ("Ablations", "Roadmap")]),
+    ):
+        text = (folder / "DECK.html").read_text()
+        titles = re.findall(r"<section><h1>([^<]*)</h1>", text)
+        assert [title.startswith(name) for title, name in zip(titles, names, strict=True)] == [True] * len(names)
+        sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+        assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+        assert "<script" not in text and "<b>none" not in text
+
+
+def test_the_front_has_the_points_that_no_other_beats():
     points = [(245, 0.5), (245, 0.6), (845, 0.7), (300, 0.55), (900, 0.7)]
     assert pareto_front(points) == [(245, 0.6), (845, 0.7)]
 
 
-def test_examples_are_of_every_kind_and_need_two_systems(evaluation, tmp_path):
-    picks = pick_examples(open_source(evaluation).main)
-    kinds = [pick.kind for pick in picks]
-    assert kinds[:2] == ["only shirg is right"] * 2 and len(set(kinds)) == 4
-    assert {pick.task for pick in picks[:2]} == {"chart", "guard"} and {pick.system for pick in picks} == {"shirg"}
-    for pick in picks:
-        right = [given == pick.golds[0] for given in pick.given]
-        assert (
-            right
-            == {
-                "only shirg is right": [False, True],
-                "only lavida-980 is right": [True, False],
-                "neither is right": [False, False],
-                "both are right": [True, True],
-            }[pick.kind]
-        )
-    write_evaluation(tmp_path, ["lavida-980"], ["chart"], rows=10)
-    assert pick_examples(open_source(tmp_path).main) == []
+def test_examples_are_of_every_kind(evaluation):
+    picks = pick_examples(open_report(evaluation).main)
+    right = {pick.kind: tuple(given == pick.gold for given in pick.given) for pick in picks}
+    assert right == {
+        "only shirg is right": (False, True),
+        "only lavida-980 is right": (True, False),
+        "neither is right": (False, False),
+        "both are right": (True, True),
+    }
 
 
-def test_examples_without_their_checkpoint_say_why(study):
-    text = (study / "REPORT.md").read_text()
-    assert "No overlays: the checkpoint /nowhere/checkpoint is not there any more." in text
-    assert "chart, row" in text and "(only shirg is right)" in text
-
-
-def test_a_folder_that_is_none_is_an_error(tmp_path, capsys):
+def test_a_folder_that_is_none_and_a_cut_file_are_named(study, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds neither study.json nor results.json" in capsys.readouterr().err
-    (tmp_path / "settings.json").write_text("{}")
-    assert main(["report", str(tmp_path)]) == 2
-    assert "an evaluation that is not finished" in capsys.readouterr().err
-
-
-def test_a_file_that_was_cut_is_named(tmp_path, capsys):
-    write_study(tmp_path, text=SMALL)
-    (answers,) = tmp_path.glob("entries/shirg/answers/chart/shirg/none.*.jsonl")
-    whole = answers.read_bytes()
-    answers.write_bytes(b"".join(whole.splitlines(keepends=True)[:-3]))
-    assert main(["report", str(tmp_path), "--no_examples"]) == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path / 'entries' / 'shirg'}: of 80 answers of shirg on chart, control 'none', 3 are missing" in said
-    answers.write_bytes(whole)
+    assert "study.json nor results.json" in capsys.readouterr().err
     (tmp_path / "study.json").write_text('{"status": ')
-    assert main(["report", str(tmp_path), "--no_examples"]) == 2
-    assert f"{tmp_path / 'study.json'} cannot be read" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2
+    assert str(tmp_path / "study.json") in capsys.readouterr().err
 
 
-def test_overlays_of_a_real_run_are_drawn_once(tmp_path):
-    base, out = tmp_path / "base", tmp_path / "out"
-    tiny_model(config := tiny_config("shirg")).save_pretrained(base)
-    tiny_processor(config).save_pretrained(base)
-    words = ["--tasks", "guard", "--limit", "3", "--systems", "lavida-980", "shirg", "--batch_size", "3"]
-    words += ["--max_new_tokens", "4", "--steps", "2", "--device", "cpu", "--no_curves"]
-    assert main(["evaluate", "--model", str(base), "--out", str(out), *words]) == 0
-    assert main(["report", str(out)]) == 0
-    (picture,) = sorted((out / "examples").glob("*.png"))
-    with Image.open(picture) as opened:
-        colors = [color for _, color in opened.getcolors(1 << 24)]
-        assert opened.width > 2 * 440 and any(g > r + 60 and g > b + 60 for r, g, b in colors)  # kept patches' frames
-    assert "![guard, row 0: " in (out / "REPORT.md").read_text()
-    drawn = picture.stat().st_mtime_ns
-    assert main(["report", str(out)]) == 0
-    assert picture.stat().st_mtime_ns == drawn
-    moved = out.rename(tmp_path / "moved")
-    assert main(["report", str(moved)]) == 0
-    assert (moved / "examples" / picture.name).stat().st_mtime_ns == drawn
+@pytest.mark.parametrize("name", ["plan", "cpu"])
+def test_packaged_studies_can_be_read(name, tmp_path):
+    plan = read_study(CONFIGS / f"{name}.yaml", tmp_path)
+    systems = {system for table in plan.tables for system in table["systems"]}
+    assert {"lavida-980", "shirg", "shirg:prefix_kv=0.6"} <= systems and len(plan.adapt) > 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"tasks": ["chatr"]}, "'chatr'"),
+        ({"colour": 1}, "colour"),
+        ({"train": {}}, "max_steps"),
+        ({"tables": [{"name": "a", "baseline": "lavida", "systems": ["shirg"]}]}, "lavida"),
+    ],
+)
+def test_a_wrong_study_is_named(tmp_path, changes, named):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes))
+    with pytest.raises(ValueError, match=named):
+        read_study(tmp_path / "study.yaml", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model(config := tiny_config("shirg")).save_pretrained(folder)
+    tiny_processor(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_study_trains_asks_and_skips_finished_parts(base, tmp_path, capsys, monkeypatch):
+    recipe = {
+        "data": ["synthetic:guard,rows=8"],
+        "footprint": "shirg-extra",
+        "max_steps": 1,
+        "save_steps": 1,
+        "logging_steps": 1,
+    }
+    recipe |= {"effective_batch_size": 2, "per_device_train_batch_size": 2, "warmup_steps": 0, "use_cpu": True}
+    plan = {"tasks": ["guard"], "limit": 6, "train": recipe, "adapt": [{"system": s} for s in ("lavida-980", "shirg")]}
+    plan["tables"] = [{"name": "systems", "baseline": "lavida-980", "systems": ["lavida-980", "shirg"]}]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan))
+    words = f"study {tmp_path / 'study.yaml'} --base {base} --out {tmp_path / 'run'} --device cpu".split()
+    assert main(words) == 0, capsys.readouterr().err
+    monkeypatch.setattr("shirg_scripts.train.main", lambda *_: pytest.fail("it trained again"))
+    assert main(words) == 0 and "shirg, seed 0: finished before" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "run")]) == 0
+    report = open_report(tmp_path / "run")
+    assert [table.title for table in report.tables] == ["systems, zero-shot", "systems, adapted"]
+    with Image.open(next((tmp_path / "run" / "examples").glob("*.png"))) as picture:
+        colors = [color for _, color in picture.getcolors(1 << 24)]
+        assert any(g > r + 60 and g > b + 60 for r, g, b in colors)  # frames of kept patches

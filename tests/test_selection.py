@@ -1,15 +1,17 @@
 """The selection functions by hand-computed cases, and the static, exact selection of the whole model."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from modeling_shirg.selection_methods_shirg import METHODS
 from modeling_shirg.selection_shirg import (
+    ViewTokens,
     min_max,
     pool_square,
-    random_indices,
+    random_draw,
     redundancy,
     shirg_scores,
     text_relevance,
@@ -19,6 +21,12 @@ from modeling_shirg.selection_shirg import (
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 SCORED = ("shirg", "shirg-v1", "shirg-784")
+
+
+def _scores(features, attention, relevance, budget, *weights) -> torch.Tensor:
+    names = ("attention_weight", "text_weight", "diversity_weight")
+    config = SimpleNamespace(**dict(zip(names, weights, strict=True)))
+    return shirg_scores(ViewTokens(features, attention, relevance), budget, config)
 
 
 def test_top_k_is_in_raster_order_and_breaks_ties_by_index():
@@ -57,9 +65,9 @@ def test_redundancy_is_the_mean_cosine_to_the_provisional_tokens():
 def test_score_v2_and_v1_follow_their_formulas():
     features, attention, relevance = torch.randn(12, 4), torch.rand(12), torch.rand(12)
     a, s = min_max(attention), min_max(relevance)
-    v1 = shirg_scores(features, attention, relevance, 5, 0.7, 0.3, 0.0)
+    v1 = _scores(features, attention, relevance, 5, 0.7, 0.3, 0.0)
     assert torch.allclose(v1, 0.7 * a + 0.3 * s)
-    v2 = shirg_scores(features, attention, relevance, 5, 0.5, 0.3, 0.1)
+    v2 = _scores(features, attention, relevance, 5, 0.5, 0.3, 0.1)
     d = min_max(redundancy(features, top_k(0.5 * a + 0.3 * s, 5)))
     assert torch.allclose(v2, 0.5 * a + 0.3 * s - 0.1 * d)
 
@@ -71,52 +79,49 @@ def test_scores_of_half_precision_are_computed_in_float32():
     assert torch.equal(redundancy(features, provisional), redundancy(features.float(), provisional))
     relevance = text_relevance(features, words)
     for of_question in (relevance, None):
-        scores = shirg_scores(features, attention, of_question, 5, 0.5, 0.3, 0.1)
+        scores = _scores(features, attention, of_question, 5, 0.5, 0.3, 0.1)
         assert scores.dtype == torch.float32
-        assert torch.equal(scores, shirg_scores(features.float(), attention.float(), of_question, 5, 0.5, 0.3, 0.1))
+        assert torch.equal(scores, _scores(features.float(), attention.float(), of_question, 5, 0.5, 0.3, 0.1))
 
 
 def test_without_a_question_v1_is_a_and_v2_is_08a_minus_01d():
     features, attention = torch.randn(12, 4), torch.rand(12)
     a = min_max(attention)
-    assert torch.allclose(shirg_scores(features, attention, None, 5, 0.7, 0.3, 0.0), a)
+    assert torch.allclose(_scores(features, attention, None, 5, 0.7, 0.3, 0.0), a)
     d = min_max(redundancy(features, top_k(a, 5)))
-    assert torch.allclose(shirg_scores(features, attention, None, 5, 0.5, 0.3, 0.1), 0.8 * a - 0.1 * d)
+    assert torch.allclose(_scores(features, attention, None, 5, 0.5, 0.3, 0.1), 0.8 * a - 0.1 * d)
 
 
 @pytest.mark.parametrize("weights", [(0.7, 0.3, 0.0), (0.5, 0.3, 0.1)], ids=["v1", "v2"])
 def test_every_weight_and_every_input_of_the_score_changes_what_is_kept(weights):
     reads_features = weights[2] > 0
     torch.manual_seed(0)
-    signals = {"features_ND": torch.randn(64, 6), "attention_N": torch.rand(64), "relevance_N": torch.rand(64)}
+    signals = {"features": torch.randn(64, 6), "attention": torch.rand(64), "relevance": torch.rand(64)}
 
     def kept(given_weights=weights, **changed):
-        named = zip(("attention_weight", "text_weight", "diversity_weight"), given_weights, strict=True)
-        return top_k(shirg_scores(**{**signals, **changed}, budget=30, **dict(named)), 30).tolist()
+        return top_k(_scores(*{**signals, **changed}.values(), 30, *given_weights), 30).tolist()
 
     for term in range(3 if reads_features else 2):
         for factor in (0.0, 5.0):
             changed = [factor * weight if place == term else weight for place, weight in enumerate(weights)]
             assert kept(changed) != kept()
-    for name in ("attention_N", "relevance_N"):
+    for name in ("attention", "relevance"):
         assert kept(**{name: signals[name].flip(0)}) != kept()
-    assert kept(relevance_N=None) != kept()
-    assert (kept(features_ND=signals["features_ND"].flip(0)) != kept()) == reads_features
+    assert kept(relevance=None) != kept()
+    assert (kept(features=signals["features"].flip(0)) != kept()) == reads_features
 
 
 def test_redundancy_is_with_the_tokens_of_the_budget():
     torch.manual_seed(0)
     signals = torch.randn(64, 6), torch.rand(64), torch.rand(64)
-    few, many = (shirg_scores(*signals, budget, 0.5, 0.3, 0.1) for budget in (5, 60))
+    few, many = (_scores(*signals, budget, 0.5, 0.3, 0.1) for budget in (5, 60))
     assert top_k(few, 30).tolist() != top_k(many, 30).tolist()
 
 
 @pytest.mark.parametrize(("tokens", "kept"), [(1024, 724), (256, 181), (5, 5), (7, 1)])
 def test_controls_keep_exactly_k_distinct_tokens_in_raster_order(tokens, kept):
-    for indices in (
-        uniform_indices(tokens, kept, torch.device("cpu")),
-        random_indices(tokens, kept, 0, torch.device("cpu")),
-    ):
+    drawn = random_draw(ViewTokens(torch.ones(tokens, 1)), kept, SimpleNamespace(selection_seed=0)).indices
+    for indices in (uniform_indices(tokens, kept, torch.device("cpu")), drawn):
         assert len(indices) == kept
         assert (indices.diff() > 0).all()
         assert 0 <= indices.min() and indices.max() < tokens
@@ -133,7 +138,8 @@ def test_uniform_keeps_the_middle_of_equal_stretches():
 
 
 def test_random_follows_its_seed():
-    draws = [random_indices(256, 181, seed, torch.device("cpu")).tolist() for seed in (0, 0, 1)]
+    view = ViewTokens(torch.ones(256, 1))
+    draws = [random_draw(view, 181, SimpleNamespace(selection_seed=seed)).indices.tolist() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -191,22 +197,10 @@ def test_the_reported_scores_are_the_formula_on_the_named_attention_source():
             projected = model.model.multi_modal_projector(features)[0]
             question = inputs["input_ids"][0][inputs["question_mask"][0].bool()]
             relevance = text_relevance(projected, model.get_input_embeddings()(question))
-            expected = shirg_scores(features[0], signals["attention"][0], relevance, 181, 0.5, 0.3, 0.1)
+            expected = _scores(features[0], signals["attention"][0], relevance, 181, 0.5, 0.3, 0.1)
         assert torch.allclose(scores[source], expected, atol=1e-5)
     kept = {source: tuple(top_k(values, 181).tolist()) for source, values in scores.items()}
     assert len(set(kept.values())) == 3
-
-
-def test_scores_are_float32_under_autocast():
-    model = tiny_model(tiny_config())
-    tower, pixels = model.model.vision_tower, torch.randn(1, 3, 224, 224)
-    with torch.no_grad():
-        features, signals = tower(pixels, {"attention"})
-        arguments = (features, signals, None, METHODS["shirg"], 181, (None, None, None))
-        with torch.autocast("cpu", torch.bfloat16):
-            (same,) = model.model._select(*arguments)
-        (plain,) = model.model._select(*arguments)
-    assert torch.equal(same.scores, plain.scores)
 
 
 @pytest.mark.parametrize("source", ["map", "received", "norm"])
@@ -257,10 +251,15 @@ SWITCHES = [
     ("shirg-adaptive", "selection_temperature", 0.05),
     ("shirg-fixed", "text_weight", 0.0),
     ("shirg-fixed", "text_relevance", "none"),
+    ("shirg-fixed", "neighbor_weight", 0.0),
+    ("shirg-fixed", "center_weight", 0.0),
+    ("shirg-fixed", "merge_threshold", 0.2),
     ("shirg-fixed", "coverage", False),
     ("shirg-fixed", "merging", False),
     ("shirg-mixed", "text_weight", 0.0),
     ("shirg-mixed", "text_relevance", "none"),
+    ("shirg-mixed", "variance_weight", 0.0),
+    ("shirg-mixed", "edge_weight", 0.0),
     ("shirg-mixed", "coverage", False),
     ("shirg-mixed", "summaries", False),
     ("random", "selection_seed", 1),
@@ -276,10 +275,9 @@ def _tokens(preset: str, **fields) -> tuple[list[list[int]], torch.Tensor]:
     config = tiny_config(preset, **fields)
     model, processor = tiny_model(config), tiny_processor(config)
     inputs = encode(processor, chat(QUESTIONS[0], noise_image(0, 400, 300)))
-    names = ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask", "mosaic_windows")
     with torch.no_grad():
-        given = [inputs.get(name) for name in names]
-        _, images = model.model.prepare_inputs_embeds(*given, patch_boxes=inputs["patch_boxes"])
+        given = {name: value for name, value in inputs.items() if name != "attention_mask"}
+        _, images = model.model.prepare_inputs_embeds(**given)
     return images.kept_indices.tolist(), images.image_tokens[0]
 
 
@@ -296,7 +294,7 @@ def test_every_switch_of_the_config_reaches_the_selection(plain_tokens, preset, 
     if few:
         plain_kept, plain = _tokens(preset, **few)
     kept, tokens = _tokens(preset, **{field: value}, **few)
-    if field == "merging":  # may stand at the same patches, but the tokens are other ones
+    if field in ("merging", "merge_threshold"):  # may stand at the same patches, but the tokens are other ones
         assert tokens.shape == plain.shape and not torch.equal(tokens, plain)
     else:
         assert kept != plain_kept
@@ -336,7 +334,9 @@ def test_reported_probabilities_are_a_softmax_that_changes_no_order():
     model, processor = tiny_model(config), tiny_processor(config)
     inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
     with torch.no_grad():
-        images = model.model.get_image_features(inputs["pixel_values"], inputs["fovea_pixel_values"])
+        images = model.model.get_image_features(
+            inputs["pixel_values"], fovea_pixel_values=inputs["fovea_pixel_values"]
+        )
     assert torch.allclose(images.probabilities.sum(-1), torch.ones(1))
     assert images.probabilities.argmax() == images.scores.argmax()
     assert images.scores.dtype == torch.float32

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from faults.case import contents
+from command_runs import contents
 from full_disk import full_beyond
 from modeling_shirg.training.run_log import read_log
 from modeling_shirg.training.toy.stage import last_complete_checkpoint

@@ -17,11 +17,10 @@ from configuration_shirg.geometry_shirg import grid_side
 from configuration_shirg.presets_shirg import GEOMETRIES, preset_fields
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
 from modeling_shirg.foveal_selections_shirg import CoordinateEmbedding
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.publishing.cards import render
 from modeling_shirg.publishing.checkpoint import FLOAT_TYPES
-from modeling_shirg.running.output_folder import check_free, new_folder
-from modeling_shirg.running.whole_file import write_json
-from modeling_shirg.selection_methods_shirg import METHODS
+from modeling_shirg.running.files import check_free, new_folder, write_json
 from modeling_shirg.vision_shirg import resampled_positions
 
 from .original_config import check_original, text_fields, view_fields, vision_fields

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from configuration_shirg import ShirgLavidaConfig
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.publishing.checkpoint import FLOAT_TYPES
-from modeling_shirg.running.whole_file import write_json
+from modeling_shirg.running.files import write_json
 
 from .source import INDEX, StoredTensor
 from .vision_base import OF_BASE, TEXT_PREFIX

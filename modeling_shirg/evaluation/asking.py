@@ -1,73 +1,108 @@
 """Asks a system the rows of a task in batches, and logs every answer with its scores and its cost."""
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from tqdm.auto import tqdm
 
-from modeling_shirg.evaluation.answer_log import MEMORY_FILE, AnswerLog, Place, read_answers, write_json
-from modeling_shirg.evaluation.side_by_side import System, answer, peak_memory
-from modeling_shirg.evaluation.tasks import Sample, TaskRows
-from modeling_shirg.running.timing import STAGES, StageClock
+from modeling_shirg.evaluation.answer_log import (
+    MEMORY_FILE,
+    ROWS_FILE,
+    AnswerLog,
+    Place,
+    check_settings,
+    read_answers,
+)
+from modeling_shirg.evaluation.costs import peak_memory
+from modeling_shirg.evaluation.tasks import TASKS, Sample, TaskRows
+from modeling_shirg.running.ask import Answers, ask
+from modeling_shirg.running.files import write_json
+from modeling_shirg.running.load import Loaded
 from modeling_shirg.training.data.bad_rows import BadRow
 
 
 class Share(NamedTuple):
-    """Which rows are this process's: every `world`-th, from `rank`."""
+    """The rows of this process: every `world`-th, from `rank`."""
 
     rank: int
     world: int
 
+    @classmethod
+    def of_process(cls) -> "Share":
+        """By the environment of torchrun and accelerate launch."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
-def ask_rows(root: Path, place: Place, system: System, rows: TaskRows, share: Share) -> None:
-    """Answer what of this process's rows is not answered yet, `system.batch` at a time.
+    def device(self, device: str) -> str:
+        """The accelerator of this process among several, where `device` is "auto"."""
+        if device != "auto" or self.world == 1 or not torch.accelerator.is_available():
+            return device
+        return f"{torch.accelerator.current_accelerator().type}:{os.environ.get('LOCAL_RANK', 0)}"
 
-    Batches consist of the same rows however often the run is continued. A row that cannot be read is logged with the
-    reason under `bad`. The first process also measures the memory of one batch, where nobody has.
 
-    Raises:
-        RuntimeError, ValueError: what answering raised, with a note of which rows were asked.
+def open_tasks(
+    root: Path, tasks: Sequence[str], places: Mapping[str, str], split: str | None, limit: int | None, scale: float
+) -> dict[str, TaskRows]:
+    """The rows of every task, checked against the rows of the answers in `root`; other arguments: `TaskRows`."""
+    opened = {task: TaskRows(task, places.get(task), split, limit, scale) for task in dict.fromkeys(tasks)}
+    for task, rows in opened.items():
+        folder = root / "answers" / task
+        check_settings(folder / ROWS_FILE, {"data": places.get(task), "rows": len(rows)}, folder)
+    return opened
+
+
+def generation_of(task: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate`: the task's length and one step per token, unless `given` says otherwise."""
+    generation = {"max_new_tokens": TASKS[task].length} | {k: v for k, v in given.items() if v is not None}
+    if "step_ratio" not in generation:
+        generation.setdefault("steps", generation["max_new_tokens"])
+    return generation
+
+
+def ask_rows(
+    root: Path, place: Place, loaded: Loaded, generation: dict[str, Any], batch_size: int, rows: TaskRows, share: Share
+) -> None:
+    """Answer those of this process's rows that have no answer yet, `batch_size` at a time.
+
+    Batches consist of the same rows however often the run is continued. An unreadable row is logged with the reason
+    under `bad`. The first process also measures the memory of one batch. Errors of the model get a note with the rows.
     """
     done = {record["row"] for record in read_answers(root, place)}
     mine = list(range(len(rows)))[share.rank :: share.world]
-    name = " ".join(part for part in place if part != "none")
+    name, memory = " ".join(part for part in place if part != "none"), place.folder(root) / MEMORY_FILE
     bar = tqdm(total=len(mine), initial=sum(row in done for row in mine), desc=name, disable=share.rank > 0)
     with AnswerLog(root, place, share.rank) as log, bar:
-        for start in range(0, len(mine), system.batch):
-            batch = [row for row in mine[start : start + system.batch] if row not in done]
-            samples, bad = _read(rows, batch, place.control)
-            answers = [*bad, *_answered(place, system, rows, samples)]
-            memory = place.folder(root) / MEMORY_FILE
-            if samples and share.rank == 0 and not memory.exists():
-                write_json(memory, _memory(system, samples))
-            log.append(answers)
+        for start in range(0, len(mine), batch_size):
+            batch = [row for row in mine[start : start + batch_size] if row not in done]
+            records, samples = [], []
+            for row in batch:
+                try:
+                    samples.append(rows.sample(row, place.control))
+                except BadRow as error:
+                    records.append({"row": row, "bad": str(error)})
+            answer = partial(ask, loaded, [sample.chat for sample in samples], **generation)
+            try:
+                records += _answered(place, answer, rows, samples) if samples else []
+                if samples and share.rank == 0 and not memory.exists():
+                    facts = {"memory_batch_size": len(samples), "memory_device": loaded.model.device.type}
+                    write_json(memory, peak_memory(loaded.model, answer) | facts)
+            except (RuntimeError, ValueError) as error:
+                error.add_note(f"while {place.system} answered {place.task}, rows {batch}")
+                raise
+            log.append(records)
             bar.update(len(batch))
 
 
-def _read(rows: TaskRows, batch: list[int], control: str) -> tuple[list[Sample], list[dict]]:
-    samples, bad = [], []
-    for row in batch:
-        try:
-            samples.append(rows.sample(row, control))
-        except BadRow as error:
-            bad.append({"row": row, "bad": str(error)})
-    return samples, bad
-
-
-def _answered(place: Place, system: System, rows: TaskRows, samples: list[Sample]) -> Iterator[dict]:
-    """The records of one batch."""
-    if not samples:
-        return
-    try:
-        given = answer(system, [sample.chat() for sample in samples], StageClock())
-    except (RuntimeError, ValueError) as error:
-        error.add_note(f"while {place.system} answered {place.task}, rows {[sample.row for sample in samples]}")
-        raise
-    seconds = {stage: given.clock.seconds[stage] for stage in STAGES}
-    batch = {"size": len(samples), "seconds": seconds, "prefix_bytes": given.facts.get("prefix_bytes")}
-    for sample, text, tokens in zip(samples, given.texts, given.image_tokens, strict=True):
-        yield {
+def _answered(place: Place, answer: Callable[[], Answers], rows: TaskRows, samples: list[Sample]) -> list[dict]:
+    start, answers = time.perf_counter(), answer()
+    seconds, held = time.perf_counter() - start, answers.outputs.prefix_bytes
+    batch = {"size": len(samples), "seconds": seconds, "prefix_bytes": None if held is None else sum(held)}
+    return [
+        {
             **place._asdict(),
             "row": sample.row,
             "question_id": sample.question_id,
@@ -77,12 +112,8 @@ def _answered(place: Place, system: System, rows: TaskRows, samples: list[Sample
             "scores": {name: score(text, sample.golds) for name, score in rows.task.scores.items()},
             **sample.facts,
             "image_tokens": tokens,
-            "forwards": given.facts["forwards"],
+            "forwards": answers.outputs.forwards,
             "batch": batch,
         }
-
-
-def _memory(system: System, samples: list[Sample]) -> dict:
-    chats = [sample.chat() for sample in samples]
-    measured = peak_memory(system.model, lambda: answer(system, chats, StageClock()))
-    return {**measured, "memory_batch_size": len(samples), "memory_device": system.model.device.type}
+        for sample, text, tokens in zip(samples, answers.texts, answers.num_image_tokens, strict=True)
+    ]

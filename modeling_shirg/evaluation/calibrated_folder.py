@@ -1,7 +1,4 @@
-"""A calibration in a checkpoint's folder: the config's field, and the section of the card that says so.
-
-Weights are never touched. Files are replaced whole, the config first; a section that is there is renewed.
-"""
+"""A calibration in a checkpoint's folder: the config's field, and a section of the card. Weights are never touched."""
 
 import json
 import shutil
@@ -13,21 +10,19 @@ from jinja2 import Template
 
 from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.calibration_shirg import joined_calibration
-from modeling_shirg.running.output_folder import new_folder
-from modeling_shirg.running.whole_file import write_whole
+from modeling_shirg.running.files import new_folder, write_whole
 
 _TEMPLATE = "calibration_section.md"
 _START, _END = "<!-- calibration: written by shirg calibrate -->", "<!-- end of calibration -->"
 _CONFIG, _CARD = "config.json", "README.md"
-# What a folder has besides the checkpoint's own files.
 _NOT_COPIED = shutil.ignore_patterns(".git", ".cache", "__pycache__")
 
 
 def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
-    """Put `calibration` into the folder's config, beside what other views have, and into its card if it has one."""
+    """Put `calibration` into the folder's config, beside that of other views, and into its card if it has one."""
     fields = json.loads((folder / _CONFIG).read_text())
     fields["calibration"] = joined_calibration(fields.get("calibration"), calibration)
-    ShirgLavidaConfig.from_dict(fields)  # nothing is written that would not load
+    ShirgLavidaConfig.from_dict(fields)  # an invalid calibration is not written
     write_whole(folder / _CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
     card = folder / _CARD
     if card.is_file():
@@ -35,52 +30,25 @@ def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
 
 
 def write_calibrated_copy(source: Path, out: Path, calibration: dict[str, Any]) -> None:
-    """Write a copy of the folder `source` with `calibration`; `out` appears when it is complete.
-
-    Raises:
-        ValueError: `out` is not new or empty.
-    """
+    """Write a copy of the folder `source` with `calibration`; `out`, new or empty, appears when it is complete."""
     with new_folder(out) as folder:
         shutil.copytree(source, folder, ignore=_NOT_COPIED, dirs_exist_ok=True)
         write_calibration(folder, calibration)
 
 
 def with_calibration_section(card: str, calibration: dict[str, Any] | None) -> str:
-    """The text of a model card with the section about `calibration`, in the old one's place or at the end."""
+    """The text of a model card with the section about `calibration`, in the old section's place or at the end."""
     before, _, rest = card.partition(_START)
-    after = rest.partition(_END)[2].strip("\n")
-    parts = [before.rstrip("\n"), after]
+    parts = [before.rstrip("\n"), rest.partition(_END)[2].strip("\n")]
     if calibration is not None:
-        section = Template((files("shirg_hub_card") / _TEMPLATE).read_text()).render(
-            table=calibration_table(calibration)
-        )
-        parts.insert(1, f"{_START}\n{section}\n{_END}")
+        parts.insert(1, f"{_START}\n{_section(calibration)}\n{_END}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def calibration_table(calibration: dict[str, Any]) -> str:
-    """What was found, one line of Markdown for each signal."""
-    lines = [
-        "| signal | AUC as it is | AUC corrected | what the other half of the images decided | images | of |",
-        "|---|---|---|---|---|---|",
-    ]
-    for source, entry in calibration["relevance"].items():
-        decision = f"{entry['verdict']}, AUC {_figure(entry['decided'])}: sign {entry['sign']:+d}"
-        lines.append(_line(f"`s`, `text_relevance={source!r}`", entry, entry["sign"] < 0, decision))
-    for entry in calibration["attention"]:
-        name = f"`a`, `attention_source={entry['source']!r}`, {entry['view_policy']} views, grid {entry['grid']}"
-        used = "as it is" if entry["mean"] is None else "mean subtracted"
-        decision = f"{entry['verdict']} without its mean at each position, by {_figure(entry['decided'], '+')}: {used}"
-        lines.append(_line(name, entry, True, decision))
-    return "\n".join(lines)
+    """The figures of a calibration, one line of Markdown for each signal."""
+    return "\n".join(line for line in _section(calibration).splitlines() if line.startswith("|"))
 
 
-def _line(name: str, entry: dict[str, Any], corrected: bool, decision: str) -> str:
-    images = entry["decided"]["images"] + entry["held_out"]["images"]
-    after = _figure(entry["held_out_corrected"]) if corrected else "-"
-    return f"| {name} | {_figure(entry['held_out'])} | {after} | {decision} | {images} | {entry['data']} |"
-
-
-def _figure(figure: dict[str, Any], sign: str = "") -> str:
-    mean, low, high = (format(figure[name], f"{sign}.3f") for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+def _section(calibration: dict[str, Any]) -> str:
+    return Template((files("shirg_hub_card") / _TEMPLATE).read_text()).render(calibration=calibration)

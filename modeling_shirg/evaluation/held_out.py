@@ -1,85 +1,100 @@
-"""Answers to rows of a data set in training's form, and how many are right: exact match, beside its baselines."""
+"""Exact match on held-out rows in training's form: a data set before and after training, or rendered scenes."""
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from peft import PeftModel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from modeling_shirg.evaluation.intervals import wilson_interval
+from modeling_shirg.running.ask import ask, conversation
+from modeling_shirg.running.load import Loaded
+from modeling_shirg.scenes import scene
+from modeling_shirg.scenes.benchmark import blank_image
+
+Rows = Dataset | Sequence[dict[str, Any]]
 
 
-def references(rows: Dataset) -> list[tuple[str, str]]:
+def scene_rows(family: str, split: str, num_images: int, blank: bool = False) -> list[dict[str, Any]]:
+    """`num_images` scenes with one question each, kinds in turn; the kind of question is the row's `source`."""
+    rows = []
+    for index in range(num_images):
+        drawn = scene(family, split, index)
+        kinds = list(dict.fromkeys(question.kind for question in drawn.questions))
+        question = next(question for question in drawn.questions if question.kind == kinds[index % len(kinds)])
+        image = blank_image(drawn.image) if blank else drawn.image
+        answer = {"role": "assistant", "content": question.answer}
+        rows.append({"source": question.kind, "messages": [*conversation(image, question.text), answer]})
+    return rows
+
+
+def references(rows: Rows) -> list[tuple[str, str]]:
     """Source and last answer of every row."""
-    items = (rows[place] for place in range(len(rows)))
-    return [(item["source"], text_of(item["messages"][-1]).strip()) for item in items]
+    items = (rows[number] for number in range(len(rows)))
+    return [(item["source"], _text(item["messages"][-1]).strip()) for item in items]
 
 
-@torch.no_grad()
-def answer_rows(model: Any, processor: Any, rows: Dataset, batch_size: int) -> list[str]:
-    """The model's last answer to every row, given all turns before it.
+def answer_rows(model: Any, processor: Any, rows: Rows, batch_size: int) -> list[str]:
+    """The model's last answer to every row, given all turns before it, by its own generation config.
 
-    Args:
-        model: generates as its generation config says.
-        processor: the model's.
-        rows: items with `images` and `messages`; the last turn is the answer.
-        batch_size: rows that are answered together.
+    `rows` are items with `messages`, and with `images` if the image blocks have none; the last turn is the answer.
     """
-    answers = []
+    texts, loaded = [], Loaded(model, processor, "held-out rows")
     for start in tqdm(range(0, len(rows), batch_size), desc="answering"):
-        items = [rows[place] for place in range(start, min(start + batch_size, len(rows)))]
-        prompts = [
-            processor.apply_chat_template(item["messages"][:-1], tokenize=False, add_generation_prompt=True)
-            for item in items
-        ]
-        inputs = processor(
-            images=[item["images"] for item in items],
-            text=prompts,
-            add_special_tokens=False,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(model.device)
-        sequences = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        answers += processor.post_process_image_text_to_text(sequences)
-    return answers
+        items = [rows[number] for number in range(start, min(start + batch_size, len(rows)))]
+        texts += ask(loaded, [_prompt(item) for item in items]).texts
+    return texts
 
 
-def exact_match_facts(expected: Sequence[tuple[str, str]], given: Sequence[str], base: Sequence[str]) -> list[dict]:
-    """Exact match of each source.
+def adapted_facts(model: PeftModel, processor: Any, rows: Rows, batch_size: int) -> list[dict[str, Any]]:
+    """Exact match of each source, of an adapter and of its base."""
+    with model.disable_adapter():
+        base = answer_rows(model, processor, rows, batch_size)
+    return exact_match_facts(references(rows), answer_rows(model, processor, rows, batch_size), base)
 
-    Args:
-        expected: what `references` returned.
-        given: the model's answers.
-        base: those of the model before it was trained.
 
-    Returns:
-        One dict per source: `task`, `metric`, `value`, its 95% interval `low` to `high`, `n`, and as shares of the
-        same questions `baseline`, the model before training, and `majority`, the most frequent answer to all of them.
+def exact_match_words(row: dict[str, Any]) -> str:
+    """One of `adapted_facts` as a sentence."""
+    return (
+        f"{row['task']}: exact match {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['n']} "
+        f"held-out rows, {row['baseline']:.1%} before training, {row['majority']:.1%} by the most frequent answer"
+    )
+
+
+def exact_match_facts(
+    expected: Sequence[tuple[str, str]], given: Sequence[str], base: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Exact match of each source: `task`, `metric`, `value`, its 95% interval `low` to `high`, `n`, and as shares of
+    the same questions `baseline`, the right ones in `base`, and `majority`, the most frequent answer.
+
+    `expected` is from `references`; `base` are answers of the model before training, or to blank images.
     """
+    by_source: dict[str, list[tuple[str, str, str]]] = {}
+    for (source, gold), answer, other in zip(expected, given, base, strict=True):
+        by_source.setdefault(source, []).append((gold, answer, other))
     facts = []
-    for task in sorted({source for source, _ in expected}):
-        places = [place for place, (source, _) in enumerate(expected) if source == task]
-        answers = [expected[place][1] for place in places]
-        right = sum(given[place] == answer for place, answer in zip(places, answers, strict=True))
-        low, high = wilson_interval(right, len(places))
-        facts.append(
-            {
-                "task": task,
-                "metric": "exact_match",
-                "value": right / len(places),
-                "n": len(places),
-                "low": low,
-                "high": high,
-                "baseline": sum(base[p] == answer for p, answer in zip(places, answers, strict=True)) / len(places),
-                "majority": Counter(answers).most_common(1)[0][1] / len(places),
-            }
-        )
+    for source, answers in sorted(by_source.items()):
+        right, too = (sum(answer[column] == answer[0] for answer in answers) for column in (1, 2))
+        low, high = wilson_interval(right, len(answers))
+        majority = Counter(gold for gold, _, _ in answers).most_common(1)[0][1] / len(answers)
+        fact = {"task": source, "metric": "exact_match", "value": right / len(answers), "n": len(answers)}
+        facts.append({**fact, "low": low, "high": high, "baseline": too / len(answers), "majority": majority})
     return facts
 
 
-def text_of(message: dict) -> str:
-    """The text of a turn."""
+def _prompt(item: dict[str, Any]) -> list[dict]:
+    """The turns before the last, with the item's images in their blocks."""
+    images, turns = iter(item.get("images", ())), []
+    for turn in item["messages"][:-1]:
+        content = turn["content"]
+        if not isinstance(content, str):
+            content = [{"image": next(images), **b} if b == {"type": "image"} else b for b in content]
+        turns.append({**turn, "content": content})
+    return turns
+
+
+def _text(message: dict) -> str:
     content = message["content"]
     return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)

@@ -1,71 +1,26 @@
-"""Exact match of generated answers on rendered scenes, beside what no model and no image would get."""
+"""95% intervals of means and shares: bootstrap over questions, and Wilson's."""
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import sqrt
 
-import torch
-from PIL import Image
-from tqdm.auto import tqdm
+import numpy as np
 
-from modeling_shirg.scenes import Question, scene
-from modeling_shirg.scenes.benchmark import blank_image
+DRAWS = 2000
+LEVEL = 0.95
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Exact match on one kind of question, each as a share of `count` held-out questions.
+def mean_interval(values: Sequence[float], seed: int, draws: int = DRAWS) -> tuple[float, float]:
+    """The 95% percentile interval of the mean of at least one value, by resampling the values.
 
-    Attributes:
-        family: the scenes' family.
-        kind: what has to be done, `Question.kind`.
-        count: number of questions, one per image.
-        accuracy: of the model.
-        low, high: 95% Wilson interval of `accuracy`.
-        no_image: of the model when the image is replaced by a grey one of the same size.
-        majority: of always giving the most frequent answer of these very questions.
+    For paired systems, give the differences question by question. Equal values have an interval of no width.
     """
-
-    family: str
-    kind: str
-    count: int
-    accuracy: float
-    low: float
-    high: float
-    no_image: float
-    majority: float
+    return _ends(_means(values, np.random.default_rng(seed), draws))
 
 
-def measure(model, processor, family: str, split: str, num_images: int, batch_size: int = 32) -> list[Figure]:
-    """One figure per kind of question of `family`, from `num_images` scenes of `split` with one question each.
-
-    The kinds take turns.
-    """
-    rows = list(_rows(family, split, num_images))
-    answers = [question.answer for _, question in rows]
-    seen = _answers(model, processor, [(image, question.text) for image, question in rows], batch_size)
-    blank = [(blank_image(image), question.text) for image, question in rows]
-    unseen = _answers(model, processor, blank, batch_size)
-    figures = []
-    kinds = [question.kind for _, question in rows]
-    for kind in sorted(set(kinds)):
-        chosen = [i for i, other in enumerate(kinds) if other == kind]
-        right = sum(seen[i] == answers[i] for i in chosen)
-        low, high = wilson_interval(right, len(chosen))
-        figures.append(
-            Figure(
-                family=family,
-                kind=kind,
-                count=len(chosen),
-                accuracy=right / len(chosen),
-                low=low,
-                high=high,
-                no_image=sum(unseen[i] == answers[i] for i in chosen) / len(chosen),
-                majority=Counter(answers[i] for i in chosen).most_common(1)[0][1] / len(chosen),
-            )
-        )
-    return figures
+def difference_interval(one: Sequence[float], other: Sequence[float], seed: int) -> tuple[float, float]:
+    """The same of mean(one) - mean(other) for answers to different questions, resampled separately."""
+    rng = np.random.default_rng(seed)
+    return _ends(_means(one, rng, DRAWS) - _means(other, rng, DRAWS))
 
 
 def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -76,25 +31,13 @@ def wilson_interval(right: int, count: int, z: float = 1.96) -> tuple[float, flo
     return max(0.0, center - reach), min(1.0, center + reach)
 
 
-def _rows(family: str, split: str, num_images: int) -> Iterator[tuple[Image.Image, Question]]:
-    for index in range(num_images):
-        drawn = scene(family, split, index)
-        kinds = list(dict.fromkeys(question.kind for question in drawn.questions))
-        kind = kinds[index % len(kinds)]
-        yield drawn.image, next(question for question in drawn.questions if question.kind == kind)
+def _means(values: Sequence[float], rng: np.random.Generator, draws: int) -> np.ndarray:
+    """Means of `draws` resamples: the count of each distinct value in a resample is multinomial."""
+    distinct, counts = np.unique(np.asarray(values, float), return_counts=True)
+    drawn = rng.multinomial(len(values), counts / len(values), size=draws)
+    return drawn @ distinct / len(values)
 
 
-@torch.no_grad()
-def _answers(model, processor, asked: list[tuple[Image.Image, str]], batch_size: int) -> list[str]:
-    answers = []
-    for start in tqdm(range(0, len(asked), batch_size), desc="asking"):
-        chats = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-            for image, question in asked[start : start + batch_size]
-        ]
-        inputs = processor.apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(model.device)
-        sequences = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        answers += processor.post_process_image_text_to_text(sequences)
-    return answers
+def _ends(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

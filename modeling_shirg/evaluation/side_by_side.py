@@ -1,279 +1,180 @@
-"""Systems timed side by side: one run, the same picture and question, repeats in turn (A B C, A B C, ...)."""
+"""Systems timed side by side: the same pictures and question, repeats in turn (A B C, A B C, ...)."""
 
-import gc
-import json
-import os
-import platform
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas
 import torch
-import transformers
 from PIL import Image
-from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from configuration_shirg import ShirgLavidaProcessor
+from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.running.timing import STAGES, StageClock, spread, wall_seconds
+from modeling_shirg.evaluation.costs import machine_words, peak_memory
+from modeling_shirg.running.ask import Answers, ask, conversation
+from modeling_shirg.running.load import Loaded
+from modeling_shirg.running.timing import STAGES, stage_seconds, wall_seconds
 
 QUESTION = "What is written in the middle of the picture?"
 
 
 @dataclass(frozen=True)
-class System:
-    """One row of a comparison: a model, its processor, and how it is asked.
+class Timed:
+    """A system with its arguments of `generate`, and the number and size of the pictures it is asked about."""
 
-    Args:
-        model, processor: of the same config.
-        generation: arguments of `generate`.
-        batch: how many pictures are asked about at once.
-        image_size: their width and height in pixels.
-    """
-
-    model: ShirgLavidaForConditionalGeneration
-    processor: ShirgLavidaProcessor
-    generation: dict[str, Any] = field(default_factory=dict)
+    loaded: Loaded
+    generation: dict[str, Any]
     batch: int = 1
     image_size: tuple[int, int] = (1024, 768)
 
     def chats(self) -> list[list[dict]]:
-        """The prompts: pictures of noise, which cost what others cost."""
-        return [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
-            for image in (_noise(seed, *self.image_size) for seed in range(self.batch))
-        ]
-
-
-@dataclass
-class Answered:
-    """What one run returned: the clock's stages, facts, and for each row its text and number of image tokens."""
-
-    clock: StageClock
-    facts: dict[str, int]
-    texts: list[str] = field(default_factory=list)
-    image_tokens: list[int] = field(default_factory=list)
-
-
-@torch.no_grad()
-def answer(system: System, chats: list[list[dict]], clock: StageClock) -> Answered:
-    """Ask once, from pictures to text, with the stages on `clock`."""
-    model, processor = system.model, system.processor
-    with clock.watch(model), clock.stage("rest"):
-        with clock.stage("preprocess"):
-            inputs = processor.apply_chat_template(
-                chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-            ).to(model.device)
-        output = model.generate(**inputs, **system.generation, return_dict_in_generate=True, output_selection=True)
-        texts = processor.post_process_image_text_to_text(output.sequences[:, inputs["input_ids"].shape[1] :])
-    image_tokens = _image_tokens(model.config, inputs, output)
-    return Answered(clock, _facts(image_tokens[0], inputs, output), texts, image_tokens)
-
-
-def _image_tokens(config: Any, inputs: Any, output: Any) -> list[int]:
-    """Of every row, the image tokens that are used."""
-    written_B = (inputs["input_ids"] == config.image_token_id).sum(1)
-    unused_B = 0 if output.kept_indices is None else (output.kept_indices < 0).sum(1).to(written_B.device)
-    return (written_B - unused_B).tolist()
-
-
-def _facts(image_tokens: int, inputs: Any, output: Any) -> dict[str, int]:
-    """What of an answer is counted and not timed; of a batch, image and prompt tokens are those of the first row."""
-    facts = {
-        "answers": len(inputs["input_ids"]),
-        "image_tokens": image_tokens,
-        "prompt_tokens": inputs["input_ids"].shape[1],
-        "new_tokens": output.sequences.shape[1] - inputs["input_ids"].shape[1],
-        "forwards": output.forwards,
-    }
-    return facts if output.prefix_bytes is None else {**facts, "prefix_bytes": sum(output.prefix_bytes)}
-
-
-@dataclass
-class Measured:
-    """All repeats of one system.
-
-    Args:
-        seconds: by stage, `total` included, one entry per repeat.
-        steps: of every denoising step of every repeat.
-        facts: of the last repeat, the memory, and `first_seconds` of a warm-up's first answer.
-    """
-
-    seconds: dict[str, list[float]]
-    steps: list[float]
-    facts: dict[str, float]
-
-    def spreads(self) -> dict[str, dict[str, float]]:
-        """Median, extremes and quartiles of each stage, of the `total`, and of a single denoising `step`."""
-        step = {"step": spread(self.steps)} if self.steps else {}
-        return {**{name: spread(values) for name, values in self.seconds.items()}, **step}
-
-
-def measure(
-    systems: dict[str, System],
-    repeats: int,
-    warmup: int = 1,
-    ask: Callable[[System, list[list[dict]], StageClock], Answered] = answer,
-    now: Callable[[], float] = wall_seconds,
-) -> dict[str, Measured]:
-    """Time every system `repeats` times in turn, after `warmup` rounds that do not count; then its memory, once.
-
-    Args:
-        systems: by the name of their row.
-        repeats: at least 1.
-        warmup: 0 or more.
-        ask: what is timed; it runs `clock` and returns it.
-        now: one of `CLOCKS`.
-    """
-    chats = {name: system.chats() for name, system in systems.items()}
-    runs: dict[str, list[Answered]] = {name: [] for name in systems}
-    for _ in range(warmup + repeats):
-        for name, system in systems.items():
-            runs[name].append(ask(system, chats[name], StageClock(now)))
-    return {
-        name: _collect(
-            runs[name], warmup, peak_memory(system.model, lambda s=system, c=chats[name]: ask(s, c, StageClock()))
+        """The prompts: pictures of noise, which cost as much as others."""
+        width, height = self.image_size
+        draws = (
+            np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) for seed in range(self.batch)
         )
-        for name, system in systems.items()
-    }
+        return [conversation(Image.fromarray(pixels), QUESTION) for pixels in draws]
 
 
-def _collect(runs: list[Answered], warmup: int, memory: dict[str, int]) -> Measured:
-    counted = runs[warmup:]
-    seconds = {stage: [run.clock.seconds[stage] for run in counted] for stage in STAGES}
-    seconds["total"] = [sum(run.clock.seconds.values()) for run in counted]
-    first = {"first_seconds": sum(runs[0].clock.seconds.values())} if warmup else {}
-    return Measured(
-        seconds, [step for run in counted for step in run.clock.steps], {**counted[-1].facts, **memory, **first}
-    )
+def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[str, dict[str, Any]]:
+    """Time every system `repeats` times in turn after `warmup` rounds that do not count; then count, once each.
+
+    Returns:
+        By system: `seconds`, the spread over the repeats, and `first_seconds`; `stages`, seconds of one profiled
+        answer; `flops` of matrix products and attention; tokens, forwards and bytes.
+    """
+    asked = {name: partial(ask, each.loaded, each.chats(), **each.generation) for name, each in systems.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    answers: dict[str, Answers] = {}
+    for _ in range(warmup + repeats):
+        for name, once in asked.items():
+            start = wall_seconds()
+            answers[name] = once()
+            seconds[name].append(wall_seconds() - start)
+    found = {}
+    for name, once in asked.items():
+        with stage_seconds() as stages:
+            once()
+        with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+            once()
+        held = answers[name].outputs.prefix_bytes
+        found[name] = {
+            "seconds": spread(seconds[name][warmup:]),
+            "first_seconds": seconds[name][0],
+            "stages": {stage: stages[stage] for stage in STAGES},
+            "image_tokens": answers[name].num_image_tokens[0],
+            "prompt_tokens": answers[name].inputs["input_ids"].shape[1],
+            "forwards": answers[name].outputs.forwards,
+            "prefix_bytes": None if held is None else sum(held),
+            "flops": counter.get_total_flops(),
+            **peak_memory(systems[name].loaded.model, once),
+        }
+    return found
+
+
+def _attention_flops(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+# Attention on the CPU, missing from torch's own registry.
+_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, minimum, maximum and quartiles."""
+    names = ("min", "q1", "median", "q3", "max")
+    return dict(zip(names, np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True))
 
 
 def check_baseline(baseline: str, systems: Iterable[str]) -> None:
     """Raises a `ValueError` unless `baseline` is one of `systems`."""
     names = list(systems)
     if baseline not in names:
-        raise ValueError(f"The baseline {baseline!r} is none of the systems that are timed: {', '.join(names)}.")
+        raise ValueError(f"The baseline {baseline!r} is none of the systems: {', '.join(names)}.")
 
 
-def ratios(spreads: dict[str, dict], facts: dict[str, dict], baseline: str) -> dict[str, dict[str, float]]:
-    """Each system's medians and facts over the baseline's; what the baseline has none of is left out."""
-    values = {
-        name: {**{stage: each["median"] for stage, each in stages.items()}, **facts[name]}
-        for name, stages in spreads.items()
+def ratios(systems: dict[str, dict[str, Any]], baseline: str) -> dict[str, dict[str, float]]:
+    """Each system's median seconds and counts over the baseline's; a zero of the baseline has no ratio."""
+    flat = {
+        name: {key: value["median"] if key == "seconds" else value for key, value in found.items() if key != "stages"}
+        for name, found in systems.items()
     }
     return {
-        name: {key: own[key] / base for key, base in values[baseline].items() if base and key in own}
-        for name, own in values.items()
+        name: {key: own[key] / base for key, base in flat[baseline].items() if base and own[key] is not None}
+        for name, own in flat.items()
     }
 
 
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Run a block with so many threads of torch, then with as many as before; `None` changes nothing.
+def table(result: dict[str, Any]) -> str:
+    """The measurement as text: what was timed and where, and a line per system."""
+    settings, base, rows = result["settings"], result["baseline"], []
+    for name, found in result["systems"].items():
+        ratio, seconds, stages = result["ratios"][name], found["seconds"], found["stages"]
+        whole = sum(stages.values()) or 1.0
+        row = {"system": name, "image tokens": found["image_tokens"], "forwards": found["forwards"]}
+        row["ms (min..max)"] = (
+            f"{1e3 * seconds['median']:,.1f} ({1e3 * seconds['min']:,.1f}..{1e3 * seconds['max']:,.1f})"
+        )
+        row |= {f"of {base}": f"{ratio['seconds']:.2f}"}
+        row |= {f"{stage} %": f"{100 * stages[stage] / whole:.1f}" for stage in STAGES}
+        row |= {"GFLOP": f"{found['flops'] / 1e9:,.2f}", "GFLOP ratio": f"{ratio['flops']:.2f}"}
+        row["prefix cache MB"] = "none" if found["prefix_bytes"] is None else f"{found['prefix_bytes'] / 1e6:,.1f}"
+        row["peak MB"] = f"{found['peak_memory_bytes'] / 1e6:,.1f}"
+        rows.append(row | {"peak ratio": f"{ratio['peak_memory_bytes']:.2f}"})
+    about = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{about}. {machine_words(result['machine'])}.\n\n{pandas.DataFrame(rows).to_string(index=False)}"
 
-    Raises:
-        ValueError: fewer than 1.
-    """
-    if count is not None and count < 1:
-        raise ValueError(f"threads={count}: torch needs 1 or more.")
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+
+@dataclass(frozen=True)
+class Profile:
+    """Geometry, widths (empty is the full size), picture size, answer and dtype of a measurement."""
+
+    geometry: str
+    vision: dict[str, int]
+    text: dict[str, int]
+    image_size: tuple[int, int]
+    max_new_tokens: int
+    steps: int
+    dtype: str = "float32"
 
 
-def prefix_savings(spreads: dict[str, dict], facts: dict[str, dict], rows: dict[str, str]) -> dict[str, dict]:
-    """What a smaller prefix cache costs and saves, beside the same system with the whole one.
+def _widths(hidden: int, intermediate: int, layers: int, heads: int, **more: int) -> dict[str, int]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return dict(zip(names, (hidden, intermediate, layers, heads), strict=True)) | more
+
+
+# MLPs are as wide beside the layers, and heads as wide, as at the full size.
+PROFILES = {
+    "toy": Profile("toy", _widths(128, 512, 5, 4), _widths(192, 512, 4, 3, vocab_size=768), (512, 384), 8, 8),
+    "cpu": Profile("full", _widths(256, 960, 6, 4), _widths(512, 1536, 8, 8, vocab_size=4096), (1024, 768), 32, 16),
+    "gpu": Profile("full", {}, {}, (1024, 768), 32, 30, "bfloat16"),
+}
+# A random model is asked through the tokenizer of a checkpoint, so it takes that checkpoint's token ids.
+_TOKEN_IDS = ("image_token_id", "mask_token_id", "infill_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def random_system(
+    profile: Profile, preset: str, fields: dict[str, Any], given: Loaded, dtype: torch.dtype, device: torch.device
+) -> Loaded:
+    """A preset with random weights at a profile's widths, asked through the tokenizer of `given`.
 
     Args:
-        spreads, facts: of all systems.
-        rows: each system with a smaller cache, and the one that it is compared with.
+        profile, preset: keys of `PROFILES` and `PRESETS`.
+        fields: of the config; they win over the preset's.
+        given: any checkpoint.
+        dtype, device: of the weights.
     """
-    return {
-        name: {
-            "against": whole,
-            "evict_seconds": spreads[name]["evict"]["median"],
-            "saved_bytes": facts[whole]["prefix_bytes"] - facts[name]["prefix_bytes"],
-            "kept_share": facts[name]["prefix_bytes"] / facts[whole]["prefix_bytes"],
-            "saved_step_seconds": spreads[whole]["step"]["median"] - spreads[name]["step"]["median"],
-        }
-        for name, whole in rows.items()
-    }
-
-
-def peak_memory(model: ShirgLavidaForConditionalGeneration, run: Callable[[], Any]) -> dict[str, int]:
-    """Bytes of the weights, the most that torch held beside them during one run, and both together.
-
-    On CUDA it is `max_memory_allocated`, on a CPU the largest sum of what torch's allocator gave out and took back
-    during the run. Neither holds the interpreter, libraries, their scratch memory, or pixels before they are tensors.
-    """
-    weights = {each.untyped_storage()._cdata: each.nbytes for each in (*model.parameters(), *model.buffers())}
-    gc.collect()
-    measured = _cuda_peak if model.device.type == "cuda" else _cpu_peak
-    beside = measured(run)
-    held = sum(weights.values())
-    return {"weight_bytes": held, "activation_bytes": beside, "peak_memory_bytes": held + beside}
-
-
-def _cuda_peak(run: Callable[[], Any]) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _cpu_peak(run: Callable[[], Any]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    changes = sorted((each["ts"], each["args"]["Bytes"]) for each in events if each["name"] == "[memory]")
-    held = np.cumsum([change for _, change in changes])
-    return max(int(held.max(initial=0)), 0)
-
-
-def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Where and when a measurement is taken, and how busy the machine is."""
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "dtype": str(dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "load_average": load_average(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def load_average() -> float:
-    """Processes that ran or waited, over the last minute: more than there are cores is a busy machine."""
-    return round(os.getloadavg()[0], 2)
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _noise(seed: int, width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    fields |= {name: getattr(given.model.config, name) for name in _TOKEN_IDS}
+    text = {"max_position_embeddings": 4096, **profile.text}
+    config = ShirgLavidaConfig.from_preset(
+        preset, geometry=profile.geometry, vision_config=profile.vision, text_config=text, **fields
+    )
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        model = ShirgLavidaForConditionalGeneration._from_config(config, dtype=dtype).eval()
+    saved = given.processor
+    processor = ShirgLavidaProcessor.from_config(config, saved.tokenizer, saved.chat_template)
+    return Loaded(model, processor, "random weights")

@@ -1,13 +1,12 @@
-"""The registry of tasks: which rows are asked, how, and which scores their answers get.
+"""The registry of tasks: their rows, length of answer and scores.
 
-A task is one entry of `TASKS`. Rows of data sets are read by the adapters of modeling_shirg/training/data, so that a
-question is written as in training; rendered families come from scenes/benchmark.py.
+Rows of data sets are read by training's adapters, so that a question is written as in training.
 """
 
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,8 @@ from PIL import Image
 
 from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, relaxed_accuracy, token_f1
 from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, vqa_accuracy
-from modeling_shirg.scenes.benchmark import PER_CELL, blank_image, build_benchmark, num_cells, with_control
+from modeling_shirg.running.ask import conversation
+from modeling_shirg.scenes.benchmark import PER_CELL, blank_image, build_benchmark, cells_of, with_control
 from modeling_shirg.training.data.adapters import ADAPTERS
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ImageFiles
@@ -26,21 +26,12 @@ from modeling_shirg.training.data.tables import open_whole_table
 Score = Callable[[str, Sequence[str]], float]
 
 
-def textvqa_accuracy(prediction: str, golds: Sequence[str]) -> float:
-    """VQA accuracy as TextVQA's evaluation has it: golds that all agree are normalised too."""
-    return vqa_accuracy(prediction, golds, keep_unanimous=False)
-
-
 class Task(NamedTuple):
     """How a task is asked and scored.
 
-    Attributes:
-        scores: by name, of one answer, 0..1; the first is the task's own metric, which differences are taken of.
-        length: tokens of an answer, and denoising steps.
-        split: that is asked unless another is named.
-        golds: the texts that a row of a data set accepts; `None` for a rendered family.
-        facts: what else of a row of a data set is kept with its answer.
-        has_cider: CIDEr of the whole task is a secondary column.
+    `scores` of one answer are 0..1, the first is the task's own metric. `length` is tokens of an answer, and steps.
+    `golds` are the accepted texts of a data set's row, `None` for a rendered family; `facts` are kept with the answer.
+    With `has_cider`, CIDEr is a secondary column (extra `eval`).
     """
 
     scores: dict[str, Score]
@@ -71,42 +62,26 @@ def _vqa_golds(row: dict) -> list[str]:
     return gold_texts(row["answers"] or [])
 
 
-_READING = {"exact_match": exact_match, "token_f1": token_f1}
+_CHARTQA = {"relaxed_accuracy": relaxed_accuracy, "exact_match": exact_match}
+_DOCVQA = {"anls": anls, "exact_match": exact_match}
 TASKS: dict[str, Task] = {
-    "chartqa": Task(
-        {"relaxed_accuracy": relaxed_accuracy, "exact_match": exact_match},
-        16,
-        "test",
-        _chartqa_golds,
-        _chartqa_facts,
-        has_cider=True,
-    ),
-    "docvqa": Task({"anls": anls, "exact_match": exact_match}, 32, "validation", _vqa_golds),
-    "infographicvqa": Task({"anls": anls, "exact_match": exact_match}, 32, "validation", _vqa_golds),
-    "textvqa": Task({"vqa_accuracy": textvqa_accuracy}, 16, "validation", _vqa_golds),
+    "chartqa": Task(_CHARTQA, 16, "test", _chartqa_golds, _chartqa_facts, has_cider=True),
+    "docvqa": Task(_DOCVQA, 32, "validation", _vqa_golds),
+    "infographicvqa": Task(_DOCVQA, 32, "validation", _vqa_golds),
+    "textvqa": Task({"vqa_accuracy": partial(vqa_accuracy, keep_unanimous=False)}, 16, "validation", _vqa_golds),
     "vqav2": Task({"vqa_accuracy": vqa_accuracy}, 16, "validation", _vqa_golds),
     "chart": Task({"exact_match": exact_match, "relaxed_accuracy": relaxed_accuracy}, 8, "test"),
     "document": Task({"exact_match": exact_match, "anls": anls}, 8, "test"),
-    "entity_grid": Task(_READING, 8, "test"),
+    "entity_grid": Task({"exact_match": exact_match, "token_f1": token_f1}, 8, "test"),
     "guard": Task({"vqa_accuracy": vqa_accuracy, "exact_match": exact_match}, 8, "test"),
 }
 _FAMILY_FACTS = (
-    "kind",
-    "cell_glyph_px",
-    "cell_place",
-    "glyph_px",
-    "glyph_px_global",
-    "glyph_px_fovea",
-    "eccentricity",
-    "in_fovea",
-    "crosses_slice",
-    "box",
-)
+    "kind cell_glyph_px cell_place glyph_px glyph_px_global glyph_px_fovea eccentricity in_fovea crosses_slice box"
+).split()
 
 
-@dataclass
-class Sample:
-    """One question as it is asked, and what its answer is judged by."""
+class Sample(NamedTuple):
+    """One question with its image and accepted answers."""
 
     row: int
     question_id: str
@@ -115,10 +90,10 @@ class Sample:
     image: Image.Image
     facts: dict[str, Any]
 
+    @property
     def chat(self) -> list[dict]:
-        """The prompt: the image before the question."""
-        content = [{"type": "image", "image": self.image}, {"type": "text", "text": self.question}]
-        return [{"role": "user", "content": content}]
+        """The prompt."""
+        return conversation(self.image, self.question)
 
 
 class TaskRows:
@@ -127,18 +102,12 @@ class TaskRows:
     Args:
         name: a key of `TASKS`.
         place: `PLACE[,FIELD=VALUE...]` as after the colon of training's `--data`; `None` is the task's own place.
-        split: `None` is the task's own.
-        limit: ask the first so many rows; `None` is all.
+        split, limit: the task's own split, and all rows, where `None`.
         scale: of rendered scenes, 1 for the toy geometry.
     """
 
     def __init__(
-        self,
-        name: str,
-        place: str | None = None,
-        split: str | None = None,
-        limit: int | None = None,
-        scale: float = 1.0,
+        self, name: str, place: str | None = None, split: str | None = None, limit: int | None = None, scale=1.0
     ):
         self.name, self.task = check_task(name), TASKS[name]
         self.is_rendered = self.task.golds is None
@@ -146,13 +115,13 @@ class TaskRows:
         if self.is_rendered:
             if place is not None:
                 raise ValueError(f"--data {name}={place}: {name} is rendered here and takes no place.")
-            per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / num_cells(name)))
+            per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / len(cells_of(name))))
             self.table = build_benchmark(name, split, per_cell, scale)
-            self._reader = _reader(name, name, "plain", "", ImageFiles(Path()))
+            self._reader = RowReader(0, name, name, None, ADAPTERS["plain"].adapt, "", ImageFiles(Path()))
         else:
             spec = SourceSpec(name) if place is None else read_specs([f"{name}:{place}"], None, "--data")[0]
             self.table, files = open_whole_table(spec, split, streaming=False)
-            self._reader = _reader(spec.name, spec.path, name, spec.suffix, files)
+            self._reader = RowReader(0, spec.name, spec.path, None, ADAPTERS[name].adapt, spec.suffix, files)
         self._count = len(self.table) if limit is None else min(limit, len(self.table))
         if not self._count:
             raise ValueError(f"{name} has no row in {self._reader.place}, split {split!r}.")
@@ -162,13 +131,10 @@ class TaskRows:
         return self._count
 
     def sample(self, row: int, control: str = "none") -> Sample:
-        """Row number `row`, under one of the benchmark's `CONTROLS`.
-
-        Raises:
-            BadRow: it cannot be asked or judged, with the reason.
-        """
+        """Row number `row`, under a control of `with_control`; a `BadRow` if it cannot be asked or judged."""
         raw = self.table[row]
-        image, question = self._read(raw, row)
+        item = self._reader.item(raw, row)
+        image, question = item["images"][0], item["messages"][0]["content"][-1]["text"]
         if control == "shuffled_question":
             question = self._other_question(row)
         golds = [raw["answer"]] if self.is_rendered else [gold.strip() for gold in self.task.golds(raw)]
@@ -180,22 +146,10 @@ class TaskRows:
             raise BadRow(f"one answer, {golds[0]!r}: VQA accuracy needs those of several people")
         facts = {name: raw[name] for name in _FAMILY_FACTS} if self.is_rendered else self.task.facts(raw)
         number = raw.get("question_id", raw.get("questionId"))
-        return Sample(
-            row,
-            str(row if number is None else number),
-            question,
-            golds,
-            blank_image(image) if control == "blank" else image,
-            facts,
-        )
-
-    def _read(self, raw: dict, row: int) -> tuple[Image.Image, str]:
-        item = self._reader.item(raw, row)
-        text = item["messages"][0]["content"][-1]["text"]
-        return item["images"][0], text
+        image = blank_image(image) if control == "blank" else image
+        return Sample(row, str(row if number is None else number), question, golds, image, facts)
 
     def _other_question(self, row: int) -> str:
-        """The question of another row of the task, as it is written in the prompt."""
         if self.is_rendered:
             if self._shuffled is None:
                 self._shuffled = list(with_control(self.table, "shuffled_question")["question"])
@@ -217,7 +171,3 @@ def check_task(name: str) -> str:
         hint = "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(name, TASKS, n=1))
         raise ValueError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{hint}")
     return name
-
-
-def _reader(name: str, place: str, adapter: str, suffix: str, files: ImageFiles) -> RowReader:
-    return RowReader(0, name, place, None, ADAPTERS[adapter].adapt, suffix, files)

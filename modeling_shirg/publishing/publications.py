@@ -18,7 +18,7 @@ from configuration_shirg.geometry_shirg import grid_side
 from configuration_shirg.presets_shirg import geometry_of
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RUN_FILE, Adapter, read_run
-from modeling_shirg.running.whole_file import write_json
+from modeling_shirg.running.files import write_json
 from modeling_shirg.training.footprints import without_known_warnings
 from modeling_shirg.vision_shirg import resampled_positions
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from modeling_shirg.running.output_folder import new_folder
+from modeling_shirg.running.files import new_folder
 
 from .cards import addressed
 

@@ -1,150 +1,140 @@
-"""One question about one image, answered and timed: what `shirg ask` and `shirg compare` share."""
+"""The one way to ask: conversations with images become answers, and all that can be shown about them."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch.profiler import record_function
+from transformers import BatchFeature
 from transformers.generation.streamers import BaseStreamer
 
-from modeling_shirg.generation_shirg_lavida import visible_attention
+from configuration_shirg import ShirgLavidaConfig, ShirgLavidaImageProcessor
+from configuration_shirg.geometry_shirg import grid_side
+from modeling_shirg.generation_shirg_lavida import ShirgGenerationOutput
 from modeling_shirg.running.load import Loaded
 from modeling_shirg.running.overlay import draw_overlay
-from modeling_shirg.running.timing import StageClock
-from modeling_shirg.serving.limits import check_length
 
-# What pictures of the command line are written as.
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf")
+
+def read_image(source: Any) -> Image.Image:
+    """The upright RGB image at a path, URL or in bytes."""
+    reader = ShirgLavidaImageProcessor()
+    return reader.process_image(reader.fetch_images(source))
+
+
+def conversation(image: Any, question: str) -> list[dict[str, Any]]:
+    """One user turn about an image, which may be anything that the image processor reads."""
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+
+
+def check_length(model: Any, prompt: int, max_new_tokens: int) -> None:
+    """Raises a `ValueError` for a prompt and an answer that are together longer than the model knows positions."""
+    known = model.config.text_config.max_position_embeddings
+    if prompt + max_new_tokens > known:
+        raise ValueError(
+            f"A prompt of {prompt} tokens and max_new_tokens={max_new_tokens} are more than the {known} positions "
+            "that the model knows: ask less, or for less."
+        )
 
 
 @dataclass
-class Answer:
-    """An answer, and all that can be shown about it.
+class Answers:
+    """The answers to a batch of conversations.
 
-    `images` and `outputs` are what the model returned; `inputs` what the processor made of `image`.
+    Args:
+        texts: an answer per conversation.
+        inputs: model inputs, as the processor made them.
+        outputs: output of `generate`, with the selection.
+        config: the model's.
     """
 
-    text: str
-    image: Image.Image
-    inputs: Any
-    images: Any
-    outputs: Any
-    config: Any
+    texts: list[str]
+    inputs: BatchFeature
+    outputs: ShirgGenerationOutput
+    config: ShirgLavidaConfig
 
     @property
-    def num_image_tokens(self) -> int:
-        """Number of image tokens that the language model read."""
-        used = self.images.used_tokens
-        return len(self.images.image_tokens[0]) if used is None else int(used[0].sum())
+    def num_image_tokens(self) -> list[int]:
+        """Number of image tokens that the language model reads in each conversation."""
+        written_B = (self.inputs["input_ids"] == self.config.image_token_id).sum(-1)
+        kept_IK = self.outputs.kept_indices
+        if kept_IK is None:
+            return written_B.tolist()
+        images_B = (written_B * len(kept_IK) // written_B.sum()).tolist()
+        unused_I = (kept_IK < 0).sum(-1).to(written_B.device)
+        pairs = zip(written_B, unused_I.split(images_B), strict=True)
+        return [int(written - unused.sum()) for written, unused in pairs]
 
-    def kept_per_view(self) -> list[list[int]]:
-        """For each view, base views first, the raster indices of the patches that reach the language model."""
-        config, num_patches = self.config, self.config.selected_grid**2
+    def kept_per_view(self, row: int = 0) -> list[list[int]]:
+        """For each view of image `row`, raster indices of the patches that reach the language model."""
+        config = self.config
         if not config.selects:
-            return [list(range(num_patches))] * len(self.inputs["pixel_values"])
-        kept = self._kept()
-        every = list(range(config.num_selected_views * num_patches)) if kept is None else kept
-        views = [
-            [index - view * num_patches for index in every if index // num_patches == view]
-            for view in range(config.num_selected_views)
-        ]
+            views = int((self.inputs["view_boxes"][row] != 0).any(-1).sum())
+            return [list(range(config.selected_grid**2))] * views
+        patches = self._selected_patches
+        kept = self._kept(row)
+        if kept is None:
+            kept = range(config.num_selected_views * patches)
+        views = [[index % patches for index in kept if index // patches == view] for view in range(self._num_views)]
         whole = list(range(config.base_grid**2)) if config.scaffold else []
         return [whole, *views] if config.view_policy == "foveal" else views
 
-    def overlay(self) -> Image.Image:
-        """The picture of what was looked at."""
+    def overlay(self, image: Image.Image, row: int = 0) -> Image.Image:
+        """The picture of what was looked at in `image`, the upright RGB image `row`."""
         boxes_N4 = None
         if self.config.selects:
-            num_patches = self.config.num_selected_views * self.config.selected_grid**2
-            boxes_N4 = self.inputs["patch_boxes"][0, -num_patches:].cpu().numpy()
-        return draw_overlay(self.image, self.inputs["view_boxes"][0].cpu().numpy(), boxes_N4, self._kept())
+            boxes_N4 = self.inputs["patch_boxes"][row, -self._num_views * self._selected_patches :].cpu().numpy()
+        return draw_overlay(image, self.inputs["view_boxes"][row].cpu().numpy(), boxes_N4, self._kept(row))
 
-    def _kept(self) -> list[int] | None:
-        if self.images.kept_indices is None:
-            return None
-        return [index for index in self.images.kept_indices[0].tolist() if index >= 0]
+    @property
+    def _num_views(self) -> int:
+        return self.config.num_selected_views
 
+    @property
+    def _selected_patches(self) -> int:
+        """Patches of a view to select from, which a `fovea_size` at call time changes."""
+        if "fovea_size" not in self.inputs:
+            return self.config.selected_grid**2
+        return grid_side(int(self.inputs["fovea_size"][0]), self.config.vision_config.patch_size) ** 2
 
-def read_image(loaded: Loaded, source: Any) -> Image.Image:
-    """The upright RGB image at a path, URL or in bytes."""
-    image_processor = loaded.processor.image_processor
-    return image_processor.process_image(image_processor.fetch_images(source))
+    def _kept(self, row: int) -> list[int] | None:
+        kept_IK = self.outputs.kept_indices
+        return None if kept_IK is None else [index for index in kept_IK[row].tolist() if index >= 0]
 
 
 @torch.no_grad()
-def answer_question(
+def ask(
     loaded: Loaded,
-    image: Image.Image,
-    question: str,
-    clock: StageClock,
+    conversations: list[list[dict[str, Any]]],
     image_options: dict[str, Any] | None = None,
     streamer: BaseStreamer | None = None,
     **generation: Any,
-) -> Answer:
-    """Ask, with the stages on `clock`.
+) -> Answers:
+    """Answer a batch of conversations.
 
     Args:
         loaded: model and processor.
-        image: upright RGB.
-        question: in plain words.
-        clock: gets the `STAGES` that there are.
+        conversations: messages of text and images, as `conversation` makes them.
         image_options: call-time arguments of the image processor, such as `fovea_boxes` and `selection_budget`.
-        streamer: gets the answer while it denoises.
+        streamer: gets the answer while it denoises; for one conversation.
         **generation: arguments of `generate`; `None` leaves the checkpoint's own.
 
     Raises:
         ValueError: prompt and answer are longer than the model knows positions, or an argument does not fit.
     """
     model, processor = loaded.model, loaded.processor
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-    with clock.watch(model), clock.stage("rest"):
-        with clock.stage("preprocess"):
-            inputs = processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs=image_options or {},
-            ).to(model.device)
-        asked = generation.get("max_new_tokens") or model.generation_config.max_new_tokens or 0
-        check_length(model, inputs["input_ids"].shape[1], asked)
-        embeds, images = model.model.prepare_inputs_embeds(
-            inputs["input_ids"],
-            inputs["pixel_values"],
-            inputs.get("fovea_pixel_values"),
-            inputs["question_mask"],
-            inputs.get("mosaic_windows"),
-            inputs.get("relevance_input_ids"),
-            inputs["patch_boxes"],
-            inputs.get("selection_budget"),
-        )
-        outputs = model.generate(
-            inputs_embeds=embeds,
-            attention_mask=visible_attention(inputs["attention_mask"], images),
-            streamer=streamer,
-            return_dict_in_generate=True,
-            **{name: value for name, value in generation.items() if value is not None},
-        )
-        text = processor.post_process_image_text_to_text(outputs.sequences)[0]
-    return Answer(text, image, inputs, images, outputs, model.config)
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in one step: what was at `path` stays if it fails, and no part of the new one is left."""
-    draft = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        picture.save(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def check_writable(path: Path, flag: str) -> None:
-    """Raises a `ValueError` unless a picture can be written to `path`; to be called before any work."""
-    if path.suffix.lower() not in _PICTURES:
-        raise ValueError(f"{flag} {path}: write it to a picture file, one of {', '.join(_PICTURES)}.")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise ValueError(f"{flag} {path}: no file can be written there; is {path.resolve().parent} a folder?")
+    with record_function("shirg.preprocess"):
+        inputs = processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=image_options or {},
+        ).to(model.device)
+    given = {name: value for name, value in generation.items() if value is not None}
+    prompt = inputs["input_ids"].shape[1]
+    check_length(model, prompt, given.get("max_new_tokens", model.generation_config.max_new_tokens) or 0)
+    outputs = model.generate(**inputs, streamer=streamer, output_selection=True, return_dict_in_generate=True, **given)
+    texts = processor.post_process_image_text_to_text(outputs.sequences[:, prompt:])
+    return Answers(texts, inputs, outputs, model.config)

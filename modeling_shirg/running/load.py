@@ -15,28 +15,34 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
-from configuration_shirg.configuration_shirg_lavida import UNCONVERTED
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import Adapter, Resolved, resolve
+from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.extras import need
-from modeling_shirg.selection_methods_shirg import METHODS
-from modeling_shirg.unconverted import UnconvertedLavidaConfig
 
 BUNDLED = "shirg-lavida-tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What `quantize` may be, as bitsandbytes calls it.
+# Model type of an original LaViDa checkpoint, for which the config's own error names `shirg convert`.
+_ORIGINAL = "llava_llada"
+# Arguments of bitsandbytes for each value of `quantize`.
 QUANTIZATIONS = {"int8": {"load_in_8bit": True}, "int4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
 
 
 @dataclass
 class Loaded:
-    """A model in evaluation mode with the processor of its preset, and where it came from."""
+    """A model in evaluation mode with the processor of its preset, and the name that it was loaded by."""
 
     model: ShirgLavidaForConditionalGeneration
     processor: ShirgLavidaProcessor
     name: str
+
+    def as_class(self, model_class: type[ShirgLavidaForConditionalGeneration]) -> "Loaded":
+        """The same with the methods of a subclass that has the same weights."""
+        self.model.__class__ = model_class
+        return self
 
 
 def load(
@@ -47,30 +53,32 @@ def load(
     text_relevance: str | None = None,
     options: dict[str, Any] | None = None,
     revision: str | None = None,
-    model_class: type[ShirgLavidaForConditionalGeneration] = ShirgLavidaForConditionalGeneration,
     quantize: str | None = None,
 ) -> Loaded:
-    """Load `model` under preset `prune_method`.
+    """Load a checkpoint, or an adapter with its base, under a preset.
 
-    `model` is the folder or the Hub id of a checkpoint, or of an adapter, which brings its base and the system that it
-    was trained for; `None` is the bundled checkpoint. `prune_method=None` and `text_relevance=None` keep its own.
-    `options` are other fields of the config, such as an ablation's. `revision` is a branch, tag or commit of `model`
-    on the Hub. `model_class` is a subclass with the same weights. `quantize` is the type of the language model's
-    matrices, one of `QUANTIZATIONS`; all other weights have `dtype`.
+    Args:
+        model: folder or Hub id of a checkpoint or of an adapter; `None` is the bundled checkpoint.
+        prune_method: a preset; `None` is the checkpoint's own, or the system that the adapter was trained for.
+        device: `auto`, or a device of torch.
+        dtype: `auto` is the stored one.
+        text_relevance: how patches are compared with the question; `None` is the checkpoint's own way.
+        options: other fields of the config, such as an ablation's.
+        revision: branch, tag or commit of `model` on the Hub.
+        quantize: type of the language model's matrices, one of `QUANTIZATIONS`; all other weights have `dtype`.
 
     Raises:
-        ValueError: the checkpoint is not a SHIRG-LaViDa one, the adapter does not fit, the device or a type is
-            unknown, bitsandbytes is not installed, or the text relevance needs a tower that the checkpoint lacks or
-            scores under a preset that has none.
+        ValueError: there is no such checkpoint, its files are damaged, the adapter does not fit, or an argument is
+            unknown or does not fit the checkpoint or the machine.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(DTYPES)}.")
-    place = resolve_device(device)
-    weights = {"dtype": dtype} if quantize is None else {"dtype": dtype, **_quantized(quantize, place)}
+    target = resolve_device(device)
+    weights = {"dtype": dtype} | ({} if quantize is None else _quantization(quantize, target))
+    fields = {"prune_method": prune_method, "text_relevance": text_relevance}
+    fields = {name: value for name, value in fields.items() if value is not None} | (options or {})
     with ExitStack() as stack:
         source = model or str(stack.enter_context(as_file(files("shirg_hub_card") / BUNDLED)))
-        fields = {"prune_method": prune_method, "text_relevance": text_relevance}
-        fields = {name: value for name, value in fields.items() if value is not None} | (options or {})
         config = _resolved(source, revision, fields).config
         method = METHODS.get(config.selection_method)
         if text_relevance is not None and (method is None or "relevance" not in method.needs):
@@ -83,21 +91,23 @@ def load(
             config, saved.tokenizer, saved.chat_template, relevance_tokenizer=saved.relevance_tokenizer
         )
         try:
-            network = model_class.from_pretrained(source, revision=revision, **weights, **fields)
+            network = ShirgLavidaForConditionalGeneration.from_pretrained(
+                source, revision=revision, **weights, **fields
+            )
         except SafetensorError as error:
             raise ValueError(f"The weights of {source} cannot be read ({error}). Is the download complete?") from None
-    return Loaded(network.to(place).eval(), processor, model or f"{BUNDLED} (bundled)")
+    return Loaded(network.to(target).eval(), processor, model or f"{BUNDLED} (bundled)")
 
 
 def checkpoint_folder(model: str | None, revision: str | None = None) -> Path:
-    """The folder with the files of `model`, which `load` took: its own, or the one that the Hub's files are in."""
+    """The folder with the files of `model`, an argument of `load`; files of the Hub are downloaded."""
     if model is None:
         return Path(str(files("shirg_hub_card") / BUNDLED))
     return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, revision=revision))
 
 
 def parse_options(entries: list[str]) -> dict[str, Any]:
-    """Config fields given as `FIELD=VALUE` on a command line; values are JSON, or else plain text.
+    """Config fields from `FIELD=VALUE` of a command line; values are JSON, or else plain text.
 
     Raises:
         ValueError: an entry has no `=`, or names no field.
@@ -140,30 +150,40 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def _quantized(quantize: str, place: torch.device) -> dict[str, Any]:
-    """The arguments of `from_pretrained` for `quantize`; weights are quantized where they will be."""
+def _quantization(quantize: str, target: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for `quantize`; the weights are quantized on the device that they stay on."""
     if quantize not in QUANTIZATIONS:
         raise ValueError(f"Unknown quantize {quantize!r}. Known: {', '.join(QUANTIZATIONS)}.")
     need("quant", "bitsandbytes")
-    # It says the type in which it computes at every product.
+    # Bitsandbytes logs the type of every product.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[quantize]), "device_map": place}
+    return {"quantization_config": BitsAndBytesConfig(**QUANTIZATIONS[quantize]), "device_map": target}
 
 
 def _check_files(folder: Path) -> None:
-    """Raises a `ValueError` naming a JSON file that loading reads and that does not parse."""
-    for pattern in ("*config.json", "tokenizer.json", "model.safetensors.index.json"):
+    """Raises a `ValueError` naming a JSON file of a checkpoint that is damaged, or names weights elsewhere."""
+    for pattern in ("*config.json", "tokenizer.json", SAFE_WEIGHTS_INDEX_NAME):
         for file in sorted(folder.glob(pattern)):
             try:
-                fields = json.loads(file.read_text(encoding="utf-8"))
+                content = json.loads(file.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{file} does not parse: {error}.") from None
-            if not isinstance(fields, dict):
-                raise ValueError(f"{file} holds a {type(fields).__name__}, not a JSON object.")
+            if not isinstance(content, dict):
+                raise ValueError(f"{file} holds a {type(content).__name__}, not a JSON object.")
+            if file.name == SAFE_WEIGHTS_INDEX_NAME:
+                _check_index(file, content.get("weight_map"))
+
+
+def _check_index(file: Path, weight_map: Any) -> None:
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{file} has no weight_map from tensor names to files, got {weight_map!r}.")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(f"{file} has {tensor!r} in {shard!r}, which is not the name of a file beside it.")
 
 
 def _resolved(source: str, revision: str | None, fields: dict[str, Any]) -> Resolved:
-    """What `source` with these fields of the config is, before any weights are read."""
+    """The config of `source` with `fields`, and the adapter if there is one, before any weights are read."""
     if not Path(source).is_dir():
         try:
             validate_repo_id(source)
@@ -182,9 +202,7 @@ def _resolved(source: str, revision: str | None, fields: dict[str, Any]) -> Reso
             "with a config.json or an adapter_config.json, or a Hub id that can be reached "
             f"({str(error).splitlines()[0]})"
         ) from None
-    if model_type == UnconvertedLavidaConfig.model_type:
-        raise ValueError(f"{base}: {UNCONVERTED}")
-    if model_type != ShirgLavidaConfig.model_type:
+    if model_type not in (ShirgLavidaConfig.model_type, _ORIGINAL):
         raise ValueError(
             f"{base} has model_type {model_type!r}, not {ShirgLavidaConfig.model_type!r}: it is no SHIRG-LaViDa "
             "checkpoint."

@@ -1,7 +1,7 @@
-"""Rendered scenes with known answers, four families: what SHIRG's toy-scale study is trained and measured on.
+"""Rendered scenes with known answers, four families: training data and benchmark of the toy-scale study.
 
-A scene is a pure function of (family, split, index) and of what the caller fixes; splits draw from seeds that never
-meet. Fonts are matplotlib's: pip install 'shirg-lavida[eval]'.
+A scene is a pure function of (family, split, index) and of the arguments that the caller fixes; no two splits share a
+seed. Fonts are matplotlib's.
 """
 
 import numpy as np
@@ -17,21 +17,14 @@ from modeling_shirg.scenes.placement import SIDE, Cell
 FAMILIES = {"chart": draw_chart, "document": draw_document, "entity_grid": draw_entity_grid, "guard": draw_guard}
 _PAINTERS = {**FAMILIES, "page": draw_page}
 SPLITS = ("train", "validation", "test")
-# Scenes at scale 1 are for toy models, and ask what one can learn to read.
-TOY = {
-    "document": {"rows": (3, 8), "code_length": (1, 1), "pitch": 30.0},
-    "chart": {"values": (1, 9)},
-}
+# Scenes at scale 1 are for toy models, which learn to read one digit or one character.
+TOY = {"document": {"rows": (3, 8), "code_length": (1, 1), "pitch": 30.0}, "chart": {"values": (1, 9)}}
 
 __all__ = ["FAMILIES", "SPLITS", "TOY", "Cell", "Mark", "Question", "Scene", "scene", "scene_seed"]
 
 
 def scene_seed(family: str, split: str, index: int) -> list[int]:
-    """What seeds the generator of one scene; no two scenes share it.
-
-    Raises:
-        ValueError: an unknown family or split, a negative index.
-    """
+    """The seed of one scene's generator; no two scenes share it. An unknown scene is a `ValueError`."""
     if family not in _PAINTERS or split not in SPLITS or index < 0:
         raise ValueError(
             f"No scene {index} of family {family!r} in split {split!r}: families are {list(_PAINTERS)}, splits "
@@ -41,18 +34,14 @@ def scene_seed(family: str, split: str, index: int) -> list[int]:
 
 
 def scene(family: str, split: str, index: int, scale: float = 1.0, **fixed) -> Scene:
-    """Scene number `index` of `family` in `split`.
+    """Scene number `index` of `family` in `split`; arguments that no drawing can meet are a `ValueError`.
 
     Args:
         family: a key of `FAMILIES`, or `"page"`, which asks nothing.
         split: one of `SPLITS`. Scenes of `"train"` have sides of 384 to 512 pixels at scale 1, the others are square.
         index: at least 0.
         scale: 1 fits the toy geometry's views, 2 the full geometry's.
-        fixed: what the family's function takes beyond that, `cell` for example; by default what `TOY` says at scale 1
-            and the function itself at others.
-
-    Raises:
-        ValueError: an unknown family or split, a negative index, or something fixed that no drawing can be.
+        fixed: further arguments of the family's function, `cell` for example; by default those of `TOY` at scale 1.
     """
     rng = np.random.default_rng(scene_seed(family, split, index))
     width, height = rng.integers(384, 513, size=2) if split == "train" else (SIDE, SIDE)

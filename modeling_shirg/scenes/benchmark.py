@@ -1,72 +1,53 @@
 """The synthetic benchmark: fixed splits of the four families as `datasets`, balanced over size and eccentricity.
 
-    document, chart    every glyph size x every eccentricity bin, `per_cell` questions each; chart also asks `per_cell`
-                       times each for the largest column's name and for a difference, placed freely
-    entity_grid        every entity size x inside a slice / on a border / on the four-corner point, `per_cell` each,
-                       the kinds of question in turn
-    guard              20 x `per_cell` questions, VQAv2's schema: ten answers
+    document, chart    every glyph size x every eccentricity bin; chart also asks for the largest column's name and a
+                       difference, placed freely
+    entity_grid        every entity size x inside a slice / on a border / on the four-corner point, kinds in turn
+    guard              20 cells, VQAv2's schema: ten answers
 
-A row is a pure function of (family, split, position), so every machine builds the same benchmark, in parallel.
+A row is a pure function of (family, split, position): every machine builds the same benchmark.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from configuration_shirg.geometry_shirg import fovea_box, tile_boxes
 from configuration_shirg.presets_shirg import GEOMETRIES
 from modeling_shirg.scenes import FAMILIES, Cell, Question, Scene, scene, scene_seed
-from modeling_shirg.scenes.drawing import Box
 from modeling_shirg.scenes.entity_grid import ENTITY_SIZES, PLACES
-from modeling_shirg.scenes.placement import GLYPH_SIZES, NUM_BINS, eccentricity, inside_fovea
+from modeling_shirg.scenes.placement import EDGES, GLYPH_SIZES, eccentricity, inside_fovea
 
 PER_CELL = 200
-CONTROLS = ("none", "blank", "shuffled_question")
-# In the middle of a grid "which cell" has one answer, so it is not asked there.
-_GRID_KINDS = {"inside": ("identify", "locate", "count"), "border": ("identify", "locate", "count")}
+# The answer to "which cell" is always the middle one at the corner point, so "locate" is not asked there.
+_GRID_KINDS = {place: ("identify", "locate", "count") for place in ("inside", "border")}
 _GRID_KINDS["corner"] = ("identify", "count")
 _GUARD_KINDS = ("color", "shape", "count", "color", "shape")
-_GOLDS = 10
 
-_SPEC = {
-    "family": Value("string"),
-    "split": Value("string"),
-    "index": Value("int64"),
-    "kind": Value("string"),
-    "cell_glyph_px": Value("float64"),
-    "cell_place": Value("string"),
-    "scale": Value("float64"),
-}
+
+def _columns(names: str) -> dict[str, Value]:
+    return {name: Value(kind) for name, kind in (column.split() for column in names.split(","))}
+
+
+_SPEC = _columns(
+    "family string, split string, index int64, kind string, cell_glyph_px float64, cell_place string, scale float64"
+)
 _ROW = {
     "image": Image(),
-    "question_id": Value("string"),
-    "question": Value("string"),
-    "answer": Value("string"),
-    "answers": List({"answer": Value("string"), "answer_confidence": Value("string"), "answer_id": Value("int64")}),
+    **_columns("question_id string, question string, answer string"),
+    "answers": List(_columns("answer string, answer_confidence string, answer_id int64")),
     "seed": List(Value("int64"), length=3),
     "box": List(Value("float64"), length=4),
-    "glyph_px": Value("float64"),
-    "glyph_px_global": Value("float64"),
-    "glyph_px_fovea": Value("float64"),
-    "eccentricity": Value("float64"),
-    "in_fovea": Value("bool"),
-    "crosses_slice": Value("bool"),
+    **_columns("glyph_px float64, glyph_px_global float64, glyph_px_fovea float64, eccentricity float64"),
+    **_columns("in_fovea bool, crosses_slice bool"),
 }
-# What VQAv2 has besides.
-_VQA = {
-    "question_type": Value("string"),
-    "answer_type": Value("string"),
-    "multiple_choice_answer": Value("string"),
-    "image_id": Value("int64"),
-}
+# Further columns of VQAv2, for the guard.
+_VQA = _columns("question_type string, answer_type string, multiple_choice_answer string, image_id int64")
 
 
-def build_benchmark(
-    family: str, split: str = "test", per_cell: int = PER_CELL, scale: float = 1.0, num_proc: int | None = None
-) -> Dataset:
+def build_benchmark(family: str, split: str = "test", per_cell: int = PER_CELL, scale: float = 1.0) -> Dataset:
     """All rows of one family.
 
     Args:
@@ -74,34 +55,36 @@ def build_benchmark(
         split: `"validation"` or `"test"`; training draws its own scenes.
         per_cell: questions per cell; the public benchmark has `PER_CELL`.
         scale: 1 for the toy geometry's views, 2 for the full geometry's.
-        num_proc: processes that draw.
 
-    Columns: image, question_id, question, answer, answers (ten equal ones), family, split, index, kind, cell_glyph_px
-    and cell_place (null and "" where nothing was fixed), seed of the scene, box of the evidence in pixels, glyph_px of
-    the evidence in the image, in the squashed global view and in the fovea (null where the fovea does not hold all of
-    it), eccentricity 0..1, in_fovea, crosses_slice; `"guard"` also VQAv2's other columns.
+    Columns beside VQAv2's: cell_glyph_px and cell_place (null and "" for questions without a cell), seed of the scene,
+    box of the evidence in pixels, glyph_px of the evidence in the image, in the squashed global view and in the fovea
+    (null if partly outside), eccentricity 0..1, in_fovea, crosses_slice.
     """
+    if family not in FAMILIES:
+        raise ValueError(f"No family {family!r}: there are {list(FAMILIES)}.")
+    if split == "train":
+        raise ValueError("The benchmark has the splits 'validation' and 'test'; training draws scenes of its own.")
     if per_cell < 1:
         raise ValueError(f"per_cell {per_cell}: a benchmark has at least one question per cell.")
-    rows = _specs(family, split, per_cell, scale)
-    columns = {**_SPEC, **_ROW, **(_VQA if family == "guard" else {})}
+    cells, columns = cells_of(family), {**_SPEC, **_ROW, **(_VQA if family == "guard" else {})}
+    rows = []
+    for index in range(per_cell * len(cells)):  # cells take turns: any first rows of the benchmark are balanced too
+        turn, number = divmod(index, len(cells))
+        kinds, size, place = cells[number]
+        rows.append(
+            dict(zip(_SPEC, (family, split, index, kinds[turn % len(kinds)], size, place, scale), strict=True))
+        )
     specs = Dataset.from_list(rows, features=Features(_SPEC))
-    return specs.map(_draw, features=Features(columns), num_proc=num_proc, desc=f"Drawing {family}")
+    return specs.map(_draw, features=Features(columns), desc=f"Drawing {family}")
 
 
 def with_control(benchmark: Dataset, control: str) -> Dataset:
-    """The benchmark with what would give the answer taken away; answers and order stay as they are.
-
-    `"blank"` replaces every image by a grey one of its size. `"shuffled_question"` asks each image the question of
-    another row, and keeps the answer that was right for the row's own question.
-    """
-    if control not in CONTROLS:
-        raise ValueError(f"No control {control!r}: there are {CONTROLS}.")
+    """The benchmark with grey images ("blank"), or each image with another row's question ("shuffled_question")."""
     if control == "blank":
         return benchmark.map(lambda row: {"image": blank_image(row["image"])})
     if control == "shuffled_question":
         return benchmark.remove_columns("question").add_column("question", _other_questions(benchmark))
-    return benchmark
+    raise ValueError(f"No control {control!r}: there are 'blank' and 'shuffled_question'.")
 
 
 def blank_image(image: PILImage.Image) -> PILImage.Image:
@@ -109,80 +92,22 @@ def blank_image(image: PILImage.Image) -> PILImage.Image:
     return PILImage.new("RGB", image.size, (128, 128, 128))
 
 
-def num_cells(family: str) -> int:
-    """How many rows the benchmark has of `family` for each row of `per_cell`."""
-    return len(_cells(family))
+def majority_share(answers: Sequence[str], kinds: Sequence[str]) -> float:
+    """Share of the questions with the most frequent answer of their kind."""
+    most: dict[str, int] = {}
+    for (kind, _), count in Counter(zip(kinds, answers, strict=True)).items():
+        most[kind] = max(most.get(kind, 0), count)
+    return sum(most.values()) / len(answers)
 
 
-def largest_size(family: str) -> float | None:
-    """The largest size of signs, pixels in views of the toy geometry; `None` for a family without sizes."""
-    return max((size for _, size, _ in _cells(family) if size is not None), default=None)
-
-
-def majority_share(answers: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
-    """Per kind of question, the share that its most frequent answer alone gets right."""
-    by_kind: dict[str, Counter] = {}
-    for answer, kind in zip(answers, kinds, strict=True):
-        by_kind.setdefault(kind, Counter())[answer] += 1
-    return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in by_kind.items()}
-
-
-def no_image_share(known: Iterable[dict], asked: Iterable[dict]) -> dict[str, float]:
-    """Per kind, the share that is right without looking: what the same question was most often answered before.
-
-    A question that `known` lacks gets the most frequent answer of its kind there.
-
-    Args:
-        known: rows with kind, question and answer to learn from, of another split.
-        asked: rows to answer.
-    """
-    counts: dict[tuple[str, str | None], Counter] = {}
-    for row in known:
-        for question in (row["question"], None):
-            counts.setdefault((row["kind"], question), Counter())[row["answer"]] += 1
-    right: dict[str, list[bool]] = {}
-    for row in asked:
-        kind = row["kind"]
-        best = counts.get((kind, row["question"])) or counts.get((kind, None))
-        if best is None:
-            raise ValueError(f"No known row of kind {kind!r}, only of {sorted({kind for kind, _ in counts})}.")
-        right.setdefault(kind, []).append(best.most_common(1)[0][0] == row["answer"])
-    return {kind: sum(hits) / len(hits) for kind, hits in right.items()}
-
-
-def _specs(family: str, split: str, per_cell: int, scale: float) -> list[dict]:
-    """What each row is made to be; cells take turns, so that any first rows of the benchmark are balanced too."""
-    if family not in FAMILIES:
-        raise ValueError(f"No family {family!r}: there are {list(FAMILIES)}.")
-    if split == "train":
-        raise ValueError("The benchmark has the splits 'validation' and 'test'; training draws scenes of its own.")
-    cells = _cells(family)
-    rows = []
-    for index in range(per_cell * len(cells)):
-        turn, number = divmod(index, len(cells))
-        kinds, size, place = cells[number]
-        rows.append(
-            {
-                "family": family,
-                "split": split,
-                "index": index,
-                "kind": kinds[turn % len(kinds)],
-                "cell_glyph_px": size,
-                "cell_place": place,
-                "scale": scale,
-            }
-        )
-    return rows
-
-
-def _cells(family: str) -> list[tuple[Sequence[str], float | None, str]]:
-    """(kinds of question that take turns, glyph size, place) of every cell."""
+def cells_of(family: str) -> list[tuple[Sequence[str], float | None, str]]:
+    """(kinds of question in turn, glyph size, place) of every cell."""
     if family == "guard":
         return [((kind,), None, "") for kind in _GUARD_KINDS] * 4
     if family == "entity_grid":
         return [(_GRID_KINDS[place], size, place) for size in ENTITY_SIZES for place in PLACES]
     kind = "read_field" if family == "document" else "read_value"
-    cells = [((kind,), size, str(place)) for size in GLYPH_SIZES for place in range(NUM_BINS)]
+    cells = [((kind,), size, str(place)) for size in GLYPH_SIZES for place in range(len(EDGES) - 1)]
     unplaced = ("name_maximum", "difference") if family == "chart" else ()
     return cells + [((kind,), None, "") for kind in unplaced]
 
@@ -196,15 +121,13 @@ def _draw(spec: dict) -> dict:
         fixed["counting"] = spec["kind"] == "count"
     drawn = scene(spec["family"], spec["split"], spec["index"], spec["scale"], **fixed)
     question = next(question for question in drawn.questions if question.kind == spec["kind"])
+    golds = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": number} for number in range(1, 11)]
     row = {
         "image": drawn.image,
         "question_id": f"{spec['family']}-{spec['split']}-{spec['index']}",
         "question": question.text,
         "answer": question.answer,
-        "answers": [
-            {"answer": question.answer, "answer_confidence": "yes", "answer_id": number + 1}
-            for number in range(_GOLDS)
-        ],
+        "answers": golds,
         "seed": scene_seed(spec["family"], spec["split"], spec["index"]),
     }
     if spec["family"] == "guard":
@@ -218,13 +141,14 @@ def _draw(spec: dict) -> dict:
 
 
 def _measures(drawn: Scene, question: Question, scale: float) -> dict:
-    """Where the evidence lies and how large it is in the views that the geometry cuts."""
+    """Place and size of the evidence in the views of the geometry."""
     width, height = drawn.image.size
     base, fovea, canvas = (round(GEOMETRIES["toy"][side] * scale) for side in ("image_size", "fovea_size", "canvas"))
     _, top, _, bottom = fovea_box(width, height, fovea)
     in_fovea = inside_fovea(question.box, width, height, fovea)
     tiles = tile_boxes(width, height, (canvas, canvas), base)
     counted = [drawn.marks[mark].box for mark in question.answer_marks[0]] if question.kind == "count" else []
+    whole = [((tiles[:, :2] <= box[:2]) & (tiles[:, 2:] >= box[2:])).all(1).any() for box in counted or [question.box]]
     return {
         "box": list(question.box),
         "glyph_px": question.glyph_px,
@@ -232,28 +156,18 @@ def _measures(drawn: Scene, question: Question, scale: float) -> dict:
         "glyph_px_fovea": question.glyph_px * fovea / (bottom - top) if in_fovea else None,
         "eccentricity": eccentricity(question.box, width, height),
         "in_fovea": in_fovea,
-        "crosses_slice": any(not _is_inside_one(box, tiles) for box in (counted or [question.box])),
+        "crosses_slice": not all(whole),
     }
 
 
-def _is_inside_one(box: Box, tiles: np.ndarray) -> bool:
-    return bool(((tiles[:, :2] <= box[:2]) & (tiles[:, 2:] >= box[2:])).all(1).any())
-
-
 def _other_questions(benchmark: Dataset) -> list[str]:
-    """For every row a question of another row, with another text and another answer.
-
-    Of the same kind where there is one; "How many shapes are there?" is the only question of its kind.
-    """
-    questions, answers = list(benchmark["question"]), list(benchmark["answer"])
-    kinds = np.array(benchmark["kind"])
-    others = []
-    for row in range(len(questions)):
-        following = np.roll(np.arange(len(questions)), -row - 1)[:-1]
-        by_kind = following[np.argsort(kinds[following] != kinds[row], kind="stable")]
-        fit = (o for o in by_kind if questions[o] != questions[row] and answers[o] != answers[row])
-        other = next(fit, None)
+    """For every row a question of another row, with another text and another answer, of the same kind if possible."""
+    rows, others = list(zip(*(benchmark[name] for name in ("kind", "question", "answer")), strict=True)), []
+    for number, (kind, question, answer) in enumerate(rows):
+        following = rows[number + 1 :] + rows[:number]
+        differing = (row for alike in (True, False) for row in following if (row[0] == kind) is alike)
+        other = next((row[1] for row in differing if row[1] != question and row[2] != answer), None)
         if other is None:
-            raise ValueError(f"No row has another question and answer than {questions[row]!r}: {answers[row]!r}.")
-        others.append(questions[other])
+            raise ValueError(f"No row has another question and answer than {question!r}: {answer!r}.")
+        others.append(other)
     return others

@@ -1,7 +1,6 @@
-"""SynthChart: bar and line charts with each column's name, a letter, and its value above it.
+"""SynthChart: bar and line charts with a letter as the name of each column, and its value above it.
 
-Asks for values and names. The value label that is asked about has the cell's size and place. Names are of a size that
-the global view reads.
+The value label of the first question has the cell's size and place. Names are large enough for the global view.
 """
 
 from dataclasses import dataclass
@@ -9,17 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageDraw
 
-from modeling_shirg.scenes.drawing import (
-    COLORS,
-    LETTERS,
-    Box,
-    Question,
-    Scene,
-    canvas,
-    pick,
-    text_ink,
-    text_width,
-)
+from modeling_shirg.scenes.drawing import COLORS, LETTERS, Box, Question, Scene, canvas, pick, text_ink, text_width
 from modeling_shirg.scenes.placement import FOVEA, GLYPH_SIZES, MOST_TRIES, Cell, in_cell
 
 _NAME_PX = 18
@@ -28,7 +17,7 @@ _BAR_COLORS = tuple(name for name in COLORS if name != "black")
 
 @dataclass
 class _Plan:
-    """A chart before it is drawn: where its plot lies and what stands in it."""
+    """A chart before it is drawn. `target` is the column of the first question, `most` the value at full height."""
 
     names: list[str]
     values: list[int]
@@ -38,8 +27,8 @@ class _Plan:
     pitch: float
     plot_height: float
     scale: float
-    target: int  # the column that the first question asks for
-    most: int  # the value that is as high as the plot
+    target: int
+    most: int
 
     def center(self, column: int) -> float:
         return self.left + (column + 0.5) * self.pitch
@@ -69,20 +58,15 @@ def draw_chart(
     columns: tuple[int, int] = (3, 6),
     values: tuple[int, int] = (5, 99),
 ) -> Scene:
-    """A chart; the first question asks for the value whose label `cell` describes.
-
-    Args: as `draw_document`; `columns` is the least and the most bars or points, `values` the least and the most that
-    one can stand for.
-    """
+    """A chart of `columns` (least, most) bars or points with `values`; other arguments: `draw_document`."""
     plan = _plan(rng, width, height, scale, cell, columns, values)
     chart = Scene(canvas(rng, width, height))
     is_line = rng.random() < 0.35
     _draw_plot(chart, rng, plan, is_line)
     labels, names = [], []
     for column, (name, value) in enumerate(zip(plan.names, plan.values, strict=True)):
-        box = plan.label_box(column)
+        box, size = plan.label_box(column), _NAME_PX * scale
         labels.append(chart.write(str(value), box[0], (box[1] + box[3]) / 2, plan.sizes[column], "black"))
-        size = _NAME_PX * scale
         left = plan.center(column) - text_width(name, size) / 2
         names.append(chart.write(name, left, plan.name_middle(column), size, "black"))
     _ask(chart, plan, labels, names, "point" if is_line else "bar")
@@ -92,7 +76,7 @@ def draw_chart(
 def _plan(
     rng, width: int, height: int, scale: float, cell: Cell | None, columns: tuple[int, int], values: tuple[int, int]
 ) -> _Plan:
-    """Draw plans until the target's label is in the cell, all labels fit between their neighbours and on the page."""
+    """Draw plans until the target's label is in the cell and all labels fit on the page."""
     for _ in range(MOST_TRIES):
         count = int(rng.integers(columns[0], columns[1] + 1))
         plot_width, plot_height = width * rng.uniform(0.45, 0.95), height * rng.uniform(0.35, 0.75)
@@ -139,33 +123,19 @@ def _draw_plot(chart: Scene, rng: np.random.Generator, plan: _Plan, is_line: boo
 
 
 def _ask(chart: Scene, plan: _Plan, labels: list[list[int]], names: list[list[int]], noun: str) -> None:
-    """The value of every column, the column of `plan.target` first; the largest one's name; a difference."""
     order = [plan.target, *(column for column in range(len(labels)) if column != plan.target)]
     for column in order:
-        text = f"What is the value of {noun} {plan.names[column]}?"
-        read = tuple((mark,) for mark in labels[column])
-        size = plan.sizes[column]
-        box = chart.ink_box(labels[column])
         value, name = str(plan.values[column]), plan.names[column]
-        question = Question(text, value, "read_value", box, size, read, name, tuple(names[column]))
-        chart.questions.append(question)
-    largest = int(np.argmax(plan.values))
-    name = Question(
-        text=f"Which {noun} is the largest?",
-        answer=plan.names[largest],
-        kind="name_maximum",
-        box=chart.ink_box(names[largest]),
-        glyph_px=_NAME_PX * plan.scale,
-        answer_marks=tuple((mark,) for mark in names[largest]),
-    )
+        read, box = tuple((mark,) for mark in labels[column]), chart.ink_box(labels[column])
+        text = f"What is the value of {noun} {name}?"
+        size = plan.sizes[column]
+        chart.questions.append(Question(text, value, "read_value", box, size, read, name, tuple(names[column])))
+    largest, size = int(np.argmax(plan.values)), _NAME_PX * plan.scale
+    text, read = f"Which {noun} is the largest?", tuple((mark,) for mark in names[largest])
+    box = chart.ink_box(names[largest])
+    chart.questions.append(Question(text, plan.names[largest], "name_maximum", box, size, read))
     one, other = order[:2]
-    both = [*labels[one], *labels[other]]
-    difference = Question(
-        text=f"What is the difference between {plan.names[one]} and {plan.names[other]}?",
-        answer=str(abs(plan.values[one] - plan.values[other])),
-        kind="difference",
-        box=chart.ink_box(both),
-        glyph_px=min(plan.sizes[one], plan.sizes[other]),
-        answer_marks=(tuple(both),),
-    )
-    chart.questions.extend([name, difference])
+    both, size = (*labels[one], *labels[other]), min(plan.sizes[one], plan.sizes[other])
+    text = f"What is the difference between {plan.names[one]} and {plan.names[other]}?"
+    answer = str(abs(plan.values[one] - plan.values[other]))
+    chart.questions.append(Question(text, answer, "difference", chart.ink_box(both), size, (both,)))

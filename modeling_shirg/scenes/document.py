@@ -1,7 +1,6 @@
-"""SynthDoc: forms and receipts, rows of a key and a random code; asks for the code of a key.
+"""SynthDoc: forms and receipts, rows of a key and a random code; a question asks for the code of a key.
 
-Keys are single letters and no two rows share one; codes have no language prior. Rows differ in size, the row that is
-asked about lies where the cell says.
+Keys are single letters and no two rows share one; codes have no language prior.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from modeling_shirg.scenes.drawing import (
 from modeling_shirg.scenes.placement import FOVEA, GLYPH_SIZES, MOST_TRIES, Cell, in_cell
 
 _LINE = 1.5  # distance of two rows over their cap height
-_REWRITTEN = ("THE", "TEN")  # what VQA metrics drop or turn into a number
+_REWRITTEN = ("THE", "TEN")  # codes that VQA metrics drop or turn into a number
 
 
 def draw_document(
@@ -38,16 +37,12 @@ def draw_document(
     code_length: tuple[int, int] = (2, 4),
     pitch: float = 0.0,
 ) -> Scene:
-    """A form or a receipt; the first question is about the row that `cell` asks for.
+    """A form or a receipt; the first question is about the row in `cell`, which is drawn freely by default.
 
     Args:
-        rng: decides everything else.
-        width, height: of the image in pixels.
-        scale: glyph sizes of `cell` and of the other rows are multiplied with it.
-        cell: size and eccentricity bin of the first question's row; drawn freely by default.
-        rows: least and most rows; a page that has no room for the drawn number has fewer.
-        code_length: least and most characters of a value.
-        pitch: least distance of two rows in pixels at scale 1, whatever their size.
+        rng, width, height, scale, cell: of every family; all glyph sizes are multiplied by `scale`.
+        rows, code_length: least and most rows (fewer without room on the page), and characters of a value.
+        pitch: least distance of two rows in pixels at scale 1.
     """
     page = Scene(canvas(rng, width, height))
     is_receipt = rng.random() < 0.4
@@ -64,11 +59,11 @@ def draw_document(
         texts = ((keys[0], left), (codes[0], code_left))
         return union([text_ink(text, at, middle, sizes[0]) for text, at in texts])
 
-    left, middle = _place(rng, width, height, sizes[0], first_row_ink, row_width, cell, FOVEA * scale)
+    left, middle = _place(rng, (width, height), sizes[0], first_row_ink, row_width, cell, FOVEA * scale)
     lines = [max(size * _LINE * rng.uniform(1.0, 1.3), pitch * scale) for size in sizes]
     spots = _stack(rng, left, middle, lines, row_width, width, height)
     for key, code, size, spot in zip(keys, codes, sizes, spots, strict=False):
-        _draw_row(page, rng, key, code, size, spot, gap, is_receipt)
+        _draw_row(page, rng, (key, code), size, spot, gap, is_receipt)
     return page
 
 
@@ -81,15 +76,15 @@ def _code(rng: np.random.Generator, length: tuple[int, int]) -> str:
 
 def _place(
     rng: np.random.Generator,
-    width: int,
-    height: int,
+    page: tuple[int, int],
     row_height: float,
     ink: Callable[[float, float], Box],
     column_width: float,
     cell: Cell | None,
     fovea: float,
 ) -> tuple[float, float]:
-    """Left edge and middle line of the first row: its ink, a function of them, in the cell, its column on the page."""
+    """Left edge and middle line of the first row: the ink in the cell, the column on the page."""
+    width, height = page
     margin = 0.02 * width
     highest, lowest = margin + row_height, height - margin - row_height
     for _ in range(MOST_TRIES if highest <= lowest else 0):
@@ -101,12 +96,7 @@ def _place(
 
 
 def _stack(rng, left: float, middle: float, lines, row_width: float, width: int, height: int) -> list[tuple]:
-    """Where each row goes, (left, middle) by row: first above and below the first one, then in columns beside it.
-
-    `lines` are the rows' heights with the space between them.
-
-    Rows for which there is no room get no place; the list is then shorter.
-    """
+    """(left, middle) of each row: above and below the first row, then in columns beside it; short if room ends."""
     spots = [(left, middle)]
     top, bottom = middle - lines[0] / 2, middle + lines[0] / 2
     room = 0.02 * width
@@ -114,10 +104,11 @@ def _stack(rng, left: float, middle: float, lines, row_width: float, width: int,
     for line in lines[1:]:
         fits_above, fits_below = top - line > room, bottom + line < height - room
         if not (fits_above or fits_below):
-            column = _free_column(columns, row_width + room, width)
-            if column is None:
+            beside = row_width + room
+            right, left = max(columns) + beside, min(columns) - beside
+            if right + beside > width and left <= room:
                 break
-            columns.append(column)
+            columns.append(right if right + beside <= width else left)
             top = bottom = rng.uniform(0.2, 0.8) * height
             fits_above = fits_below = True
         if fits_above and (not fits_below or rng.random() < 0.5):
@@ -129,39 +120,18 @@ def _stack(rng, left: float, middle: float, lines, row_width: float, width: int,
     return spots
 
 
-def _free_column(columns: list[float], pitch: float, width: int) -> float | None:
-    """The left edge of a column beside those there are; `None` where none fits."""
-    right, left = max(columns) + pitch, min(columns) - pitch
-    if right + pitch <= width:
-        return right
-    return left if left > 0.02 * width else None
-
-
-def _draw_row(page: Scene, rng, key: str, code: str, size: float, spot, gap: float, is_receipt) -> None:
-    left, middle = spot
+def _draw_row(page: Scene, rng, texts: tuple[str, str], size: float, spot: tuple, gap: float, dotted: bool) -> None:
+    """Key and value, and a line of dots (a receipt) or a thin rule (a form) between them."""
+    (key, code), (left, middle) = texts, spot
     key_marks = page.write(key, left, middle, size, "black")
     value_left = left + text_width(key, size) + gap
     code_marks = page.write(code, value_left, middle, size, pick(rng, INKS))
-    _draw_leader(page, page.marks[key_marks[0]].box[2], value_left, middle + size / 2, is_receipt)
-    page.questions.append(
-        Question(
-            text=f"What is the value of {key}?",
-            answer=code,
-            kind="read_field",
-            box=page.ink_box([*key_marks, *code_marks]),
-            glyph_px=size,
-            answer_marks=tuple((mark,) for mark in code_marks),
-            name=key,
-            name_marks=tuple(key_marks),
-        )
-    )
-
-
-def _draw_leader(page: Scene, start: float, stop: float, baseline: float, dotted: bool) -> None:
-    """What leads the eye from key to value: dots on a receipt, a thin rule on a form."""
-    draw = ImageDraw.Draw(page.image)
+    draw, start, baseline = ImageDraw.Draw(page.image), page.marks[key_marks[0]].box[2], middle + size / 2
     if dotted:
-        for x in range(round(start) + 4, round(stop) - 3, 5):
-            draw.point((x, round(baseline) - 1), fill=(120, 120, 120))
+        dots = [(x, round(baseline) - 1) for x in range(round(start) + 4, round(value_left) - 3, 5)]
+        draw.point(dots, fill=(120, 120, 120))
     else:
-        draw.line([(start + 3, baseline), (stop - 3, baseline)], fill=(190, 190, 190))
+        draw.line([(start + 3, baseline), (value_left - 3, baseline)], fill=(190, 190, 190))
+    text, box = f"What is the value of {key}?", page.ink_box([*key_marks, *code_marks])
+    read = tuple((mark,) for mark in code_marks)
+    page.questions.append(Question(text, code, "read_field", box, size, read, key, tuple(key_marks)))

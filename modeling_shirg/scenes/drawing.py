@@ -1,7 +1,4 @@
-"""What every family draws with: marks with their pixel boxes, text in DejaVu Sans Bold, questions about them.
-
-Glyph sizes are cap heights in pixels. All lengths are pixels of the drawn image.
-"""
+"""Marks with pixel boxes, text in DejaVu Sans Bold, and questions. Glyph sizes are cap heights in pixels."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -30,13 +27,13 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 _FONT = "DejaVuSans-Bold.ttf"
-INKS = ("black", "black", "blue", "brown", "purple", "green", "red")  # what text is written in, dark on white
+INKS = ("black", "black", "blue", "brown", "purple", "green", "red")  # colours of text
 _CAP_HEIGHT = 0.729  # of the em
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One glyph or shape: what it is (a character, or a shape's name), its colour's name, the box of its ink."""
+    """One glyph or shape: a character or the shape's name, the colour's name, the box of the ink."""
 
     label: str
     color: str
@@ -48,15 +45,11 @@ class Question:
     """A question about a scene.
 
     Args:
-        text, answer: what is asked and the one right answer.
-        kind: what has to be done, `"read_value"` for example.
-        box: the evidence, the ink of what has to be read or counted.
-        glyph_px: cap height of the evidence's glyphs; the side of a shape.
-        answer_marks: per character of the answer, the marks to look at; where the answer is not read off the image,
-            one entry with all marks that it depends on, none where none are counted.
-        name: the word of the question by which it names what these marks show (a row's key, a cell's number); `None`
-            where no single word does.
-        name_marks: the marks that write this word beside what it names; empty where none do.
+        text, answer, kind: the question, the one right answer, and the kind, `"read_value"` for example.
+        box, glyph_px: of the evidence, ink to be read or counted; its cap height, or the side of a shape.
+        answer_marks: per character of the answer, the marks to look at; all in one entry for counted answers.
+        name: the word of the question that points to the evidence, a row's key for example; `None` without one.
+        name_marks: the marks that write this word in the image.
     """
 
     text: str
@@ -78,7 +71,7 @@ class Scene:
     questions: list[Question] = field(default_factory=list)
 
     def write(self, text: str, left: float, middle: float, glyph_px: float, color: str) -> list[int]:
-        """Write `text` from `left` on, capitals centred on `middle`; the indices of its marks, one per character."""
+        """Write `text` from `left` on, capitals centred on `middle`; returns the index of each character's mark."""
         first = len(self.marks)
         for character, ink, box in _lay_out(text, left, middle, glyph_px):
             self.image.paste(COLORS[color], box[:2], ink)
@@ -86,9 +79,9 @@ class Scene:
         return list(range(first, len(self.marks)))
 
     def draw_shape(self, shape: str, center: tuple[float, float], size: float, color: str) -> int:
-        """Draw a shape of `SHAPES`, `size` pixels wide; the index of its mark."""
+        """Draw a shape of `SHAPES`, `size` pixels wide; returns the index of the mark."""
         box = (center[0] - size / 2, center[1] - size / 2, center[0] + size / 2, center[1] + size / 2)
-        draw_shape(ImageDraw.Draw(self.image), shape, box, COLORS[color])
+        _fill_shape(ImageDraw.Draw(self.image), shape, box, COLORS[color])
         self.marks.append(Mark(shape, color, box))
         return len(self.marks) - 1
 
@@ -115,7 +108,11 @@ def pick(rng: np.random.Generator, options: Sequence):
 
 def text_width(text: str, glyph_px: float) -> float:
     """Advance width of `text`."""
-    return load_font(font_size(glyph_px)).getlength(text)
+    return load_font(_font_size(glyph_px)).getlength(text)
+
+
+def _font_size(glyph_px: float) -> int:
+    return max(1, round(glyph_px / _CAP_HEIGHT))
 
 
 def text_ink(text: str, left: float, middle: float, glyph_px: float) -> Box:
@@ -123,20 +120,10 @@ def text_ink(text: str, left: float, middle: float, glyph_px: float) -> Box:
     return union([box for _, _, box in _lay_out(text, left, middle, glyph_px)])
 
 
-def font_size(glyph_px: float) -> int:
-    """The font size in pixels whose capitals are `glyph_px` high."""
-    return max(1, round(glyph_px / _CAP_HEIGHT))
-
-
 @cache
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans Bold, laid out by FreeType alone: where Raqm is installed it would place glyphs otherwise."""
-    try:
-        import matplotlib  # the fonts' owner; only rendering needs it
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "Rendered scenes take their fonts from matplotlib, which is missing: pip install 'shirg-lavida[eval]'"
-        ) from error
+    """DejaVu Sans Bold, laid out by FreeType alone: Raqm, where installed, places glyphs differently."""
+    import matplotlib  # slow to import, and only rendering needs the fonts
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / _FONT
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
@@ -146,9 +133,7 @@ def _lay_out(
     text: str, left: float, middle: float, glyph_px: float
 ) -> Iterator[tuple[str, Image.Image, tuple[int, int, int, int]]]:
     """Each character of a line of text, its ink and the box that the ink fills."""
-    size = font_size(glyph_px)
-    baseline = round(middle + glyph_px / 2)
-    x = float(left)
+    size, baseline, x = _font_size(glyph_px), round(middle + glyph_px / 2), float(left)
     for character in text:
         ink, dx, dy = _glyph(size, character)
         place = (round(x) + dx, baseline + dy)
@@ -166,8 +151,7 @@ def _glyph(size: int, character: str) -> tuple[Image.Image, int, int]:
     return mask, left, top
 
 
-def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Box, rgb: tuple[int, int, int]) -> None:
-    """Fill one of `SHAPES` into `box`."""
+def _fill_shape(draw: ImageDraw.ImageDraw, shape: str, box: Box, rgb: tuple[int, int, int]) -> None:
     left, top, right, bottom = box
     if shape == "circle":
         draw.ellipse(box, fill=rgb)
@@ -180,13 +164,8 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Box, rgb: tuple[int, 
         draw.rectangle((left + arm, top, right - arm, bottom), fill=rgb)
         draw.rectangle((left, top + arm, right, bottom - arm), fill=rgb)
     else:
-        draw.polygon(_star_points((left + right) / 2, (top + bottom) / 2, (right - left) / 2), fill=rgb)
-
-
-def _star_points(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    points = []
-    for step in range(10):
-        reach = radius if step % 2 == 0 else radius * 0.42
-        angle = math.pi * step / 5 - math.pi / 2
-        points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
-    return points
+        x, y, radius = (left + right) / 2, (top + bottom) / 2, (right - left) / 2
+        reaches = [radius if step % 2 == 0 else radius * 0.42 for step in range(10)]
+        turns = [math.pi * step / 5 - math.pi / 2 for step in range(10)]
+        points = [(x + r * math.cos(turn), y + r * math.sin(turn)) for r, turn in zip(reaches, turns, strict=True)]
+        draw.polygon(points, fill=rgb)

@@ -1,32 +1,19 @@
-"""Scenes in the style of EntityGrid-QA (HiRes-LLaVA, 2407.08706): entities on a 3x3 grid over four slices.
+"""A 3x3 grid over four slices, in the style of EntityGrid-QA (HiRes-LLaVA, 2407.08706; its data was not released).
 
-Its data was not released; these are regenerated from its description.
-
-The four corner places lie inside a slice, the four edge places on a border between two slices, the middle one on the
-point where all four meet.
+The corner cells lie inside a slice, the edge cells on a border of two slices, the middle cell on all borders.
 """
 
 import numpy as np
 from PIL import ImageDraw
 
-from modeling_shirg.scenes.drawing import (
-    COLORS,
-    INKS,
-    LETTERS,
-    SHAPES,
-    Question,
-    Scene,
-    canvas,
-    pick,
-    text_width,
-)
+from modeling_shirg.scenes.drawing import COLORS, INKS, LETTERS, SHAPES, Question, Scene, canvas, pick, text_width
 from modeling_shirg.scenes.placement import Cell
 
 PLACES = {"inside": (0, 2, 6, 8), "border": (1, 3, 5, 7), "corner": (4,)}
 ENTITY_SIZES = (15, 21, 29, 40)
 MOST_COUNTED = 4
 _COUNTING_SHARE = 0.25
-# Where entities may be that are counted together with one of a place: where slices cut them no more than that one.
+# Cells of the other counted shapes, by the place of the first: slices cut none of them more than the first.
 _COUNTED_WITH = {"inside": PLACES["inside"], "border": (*PLACES["inside"], *PLACES["border"]), "corner": range(9)}
 
 
@@ -39,11 +26,11 @@ def draw_entity_grid(
     entities: tuple[int, int] = (4, 9),
     counting: bool | None = None,
 ) -> Scene:
-    """Letters and shapes on a 3x3 grid; the first questions are about the entity that `cell` describes.
+    """Letters and shapes on a 3x3 grid; the first questions are about the entity in `cell`.
 
     Args: as `draw_document`; the place of `cell` is a key of `PLACES`, `entities` the least and the most of them. With
-    `counting`, `cell` describes the counted shapes instead: one is at its place, and slices cut none more than that;
-    `None` is one of the two where nothing is asked of the cell.
+    `counting`, `cell` describes the counted shapes: one is at its place, and slices cut the others no more. `None`
+    draws whether to count, where `cell` is free.
     """
     grid = Scene(canvas(rng, width, height))
     _draw_lines(grid, width, height)
@@ -52,14 +39,9 @@ def draw_entity_grid(
     if counting:
         cell = cell or Cell(float(pick(rng, ENTITY_SIZES)), str(pick(rng, tuple(PLACES))))
         counted, labels = _labels_to_count(rng, cell, entities)
-        sizes = [
-            scale * (cell.glyph_px if label == counted else float(pick(rng, ENTITY_SIZES))) for _, label in labels
-        ]
-        placed = [
-            (spot, _draw_entity(grid, rng, label, spot, size), size)
-            for (spot, label), size in zip(labels, sizes, strict=True)
-        ]
-        _ask(grid, placed, counted)
+        px = [cell.glyph_px if label == counted else float(pick(rng, ENTITY_SIZES)) for _, label in labels]
+        drawn = [(spot, label, scale * size) for (spot, label), size in zip(labels, px, strict=True)]
+        _ask(grid, [(spot, _draw_entity(grid, rng, label, spot, size), size) for spot, label, size in drawn], counted)
         return grid
     target = int(pick(rng, PLACES[cell.place])) if cell else int(rng.integers(9))
     others = [int(spot) for spot in rng.permutation(9) if spot != target]
@@ -79,7 +61,7 @@ def draw_entity_grid(
 def _labels_to_count(
     rng: np.random.Generator, cell: Cell, entities: tuple[int, int]
 ) -> tuple[str, list[tuple[int, str]]]:
-    """A shape that is in 1..`MOST_COUNTED` cells around `cell`'s place, and (cell, label) of it and of others."""
+    """The counted shape, in 1..`MOST_COUNTED` cells, and (cell, label) of all entities."""
     counted = str(pick(rng, SHAPES))
     first = int(pick(rng, PLACES[cell.place]))
     others = [int(spot) for spot in rng.permutation(_COUNTED_WITH[cell.place]) if spot != first]
@@ -101,7 +83,7 @@ def _draw_lines(grid: Scene, width: int, height: int) -> None:
 
 
 def _draw_entity(grid: Scene, rng, label: str, spot: int, size: float) -> int:
-    """Draw one entity; on the lines between slices it is centred, elsewhere in its place it moves freely."""
+    """Draw one entity: centred on the lines between slices, elsewhere anywhere in the cell."""
     width, height = grid.image.size
     row, column = divmod(spot, 3)
     free = np.array([width / 3 - 1.6 * size, height / 3 - 1.6 * size]).clip(0) / 2
@@ -114,15 +96,12 @@ def _draw_entity(grid: Scene, rng, label: str, spot: int, size: float) -> int:
 
 def _ask(grid: Scene, placed: list[tuple[int, int, float]], counted: str) -> None:
     for spot, mark, size in placed:
-        label, box = grid.marks[mark].label, grid.marks[mark].box
-        number = str(spot + 1)
-        what = Question(f"What is in cell {number}?", label, "identify", box, size, ((mark,),), number)
-        where = Question(f"Which cell holds {label}?", number, "locate", box, size, ((mark,),), label)
-        grid.questions.append(what)
+        label, number, shown = grid.marks[mark].label, str(spot + 1), (grid.marks[mark].box, size, ((mark,),))
+        grid.questions.append(Question(f"What is in cell {number}?", label, "identify", *shown, number))
         if label not in SHAPES:
-            grid.questions.append(where)
-    marks = tuple(mark for _, mark, _ in placed if grid.marks[mark].label == counted)
-    evidence = marks or tuple(mark for _, mark, _ in placed)
-    size = min(size for _, mark, size in placed if mark in evidence)
-    text = f"How many cells hold a {counted}?"
-    grid.questions.append(Question(text, str(len(marks)), "count", grid.ink_box(evidence), size, (marks,), counted))
+            grid.questions.append(Question(f"Which cell holds {label}?", number, "locate", *shown, label))
+    sizes = {mark: size for _, mark, size in placed}
+    marks = tuple(mark for mark in sizes if grid.marks[mark].label == counted)
+    evidence, text = marks or tuple(sizes), f"How many cells hold a {counted}?"
+    shown = (grid.ink_box(evidence), min(sizes[mark] for mark in evidence), (marks,))
+    grid.questions.append(Question(text, str(len(marks)), "count", *shown, counted))

@@ -1,17 +1,8 @@
-"""Pages covered with characters and shapes, no questions: what the vision tower learns to see on."""
+"""Pages covered with characters and shapes, without questions: training data of the vision tower."""
 
 import numpy as np
 
-from modeling_shirg.scenes.drawing import (
-    CHARACTERS,
-    COLORS,
-    INKS,
-    SHAPES,
-    Scene,
-    canvas,
-    pick,
-    text_width,
-)
+from modeling_shirg.scenes.drawing import CHARACTERS, COLORS, INKS, SHAPES, Scene, canvas, pick, text_width
 
 
 def draw_page(rng: np.random.Generator, width: int, height: int, scale: float) -> Scene:

@@ -1,4 +1,4 @@
-"""Where a question's evidence may lie: the cells (glyph size, eccentricity) that the benchmark fills equally.
+"""The cells (glyph size, eccentricity) of a question's evidence, which the benchmark fills equally.
 
 Eccentricity is the Chebyshev distance of the evidence's centre from the image's, 0 at the centre and 1 at the border.
 The foveal crop takes the middle half of each side of a benchmark image, so `EDGES[:3]` are the bins inside it.
@@ -15,15 +15,11 @@ SIDE = 2 * FOVEA  # of a benchmark image at scale 1, for the toy geometry; scale
 MOST_TRIES = 20_000  # to draw a plan that fits; a cell that is possible takes hundreds at most
 GLYPH_SIZES = (8, 11, 15, 21, 29)
 EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
-NUM_BINS = len(EDGES) - 1
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one question is made to be: its glyphs' cap height at scale 1, and where its evidence lies.
-
-    The place is an eccentricity bin, or for an entity grid the name of a kind of place.
-    """
+    """Cap height of the evidence at scale 1; an eccentricity bin, or a key of `entity_grid.PLACES`."""
 
     glyph_px: float
     place: int | str
@@ -41,15 +37,11 @@ def inside_fovea(box: Box, width: int, height: int, fovea: float) -> bool:
     return box[0] >= left and box[1] >= top and box[2] <= right and box[3] <= bottom
 
 
-def touches_fovea(box: Box, width: int, height: int, fovea: float) -> bool:
-    """Whether any of the box lies inside the centre crop."""
-    left, top, right, bottom = fovea_box(width, height, round(fovea))
-    return box[0] < right and box[1] < bottom and box[2] > left and box[3] > top
-
-
 def in_cell(box: Box, width: int, height: int, bin_number: int, fovea: float) -> bool:
-    """Whether the box is in that bin and, as the bin is, wholly inside or wholly outside the fovea."""
-    inner = EDGES[bin_number + 1] <= 0.5
+    """Whether the box is in that bin and, like the bin, wholly inside or wholly outside the fovea."""
     if not EDGES[bin_number] <= eccentricity(box, width, height) < EDGES[bin_number + 1]:
         return False
-    return inside_fovea(box, width, height, fovea) if inner else not touches_fovea(box, width, height, fovea)
+    if EDGES[bin_number + 1] <= 0.5:
+        return inside_fovea(box, width, height, fovea)
+    left, top, right, bottom = fovea_box(width, height, round(fovea))
+    return not (box[0] < right and box[1] < bottom and box[2] > left and box[3] > top)

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.utils import is_matplotlib_available
 
-from modeling_shirg.running.whole_file import write_lines
+from modeling_shirg.running.files import write_lines
 
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "loss.png"

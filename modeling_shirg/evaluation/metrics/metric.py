@@ -1,4 +1,4 @@
-"""What the metrics of `evaluate` have in common: texts in, one mean out."""
+"""Base class of the metrics of `evaluate`: texts in, one mean out."""
 
 from collections.abc import Callable, Sequence
 from statistics import mean
@@ -20,23 +20,15 @@ class AnswerMetric(evaluate.Metric):
     citation = ""
 
     def _info(self) -> evaluate.MetricInfo:
-        one, several = Value("string"), List(Value("string"))
-        return evaluate.MetricInfo(
-            description=type(self).__doc__,
-            citation=self.citation,
-            inputs_description=INPUTS,
-            features=[Features({"predictions": one, "references": golds}) for golds in (several, one)],
-        )
+        text = Value("string")
+        features = [Features({"predictions": text, "references": golds}) for golds in (List(text), text)]
+        return evaluate.MetricInfo(type(self).__doc__, self.citation, features, INPUTS)
 
     def _compute(self, predictions: Sequence[str], references: Sequence, **options) -> dict[str, float]:
-        return {self.name: mean(self.scores(predictions, with_golds(references), **options))}
+        golds = [[gold] if isinstance(gold, str) else list(gold) for gold in references]
+        return {self.name: mean(self.scores(predictions, golds, **options))}
 
     def scores(self, predictions: Sequence[str], references: Sequence[Sequence[str]], **options) -> list[float]:
         """One score per question."""
         score = type(self).score
         return [score(*pair, **options) for pair in zip(predictions, references, strict=True)]
-
-
-def with_golds(references: Sequence) -> list[list[str]]:
-    """Lists of golds, also where each question came with a single one."""
-    return [[gold] if isinstance(gold, str) else list(gold) for gold in references]

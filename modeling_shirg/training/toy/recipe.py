@@ -14,7 +14,7 @@ from transformers.utils import logging
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.processing_shirg_lavida import SYSTEM_PROMPT
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
-from modeling_shirg.running.whole_file import write_json
+from modeling_shirg.running.files import write_json
 from modeling_shirg.scenes import FAMILIES, scene
 from modeling_shirg.scenes.drawing import CHARACTERS, COLORS, SHAPES
 from modeling_shirg.training.toy.dense import DensePretrainingModel, ViewDataset

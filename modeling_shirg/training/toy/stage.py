@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from configuration_shirg import ShirgLavidaConfig
-from modeling_shirg.running.whole_file import write_json
+from modeling_shirg.running.files import write_json
 from modeling_shirg.training.toy.tokenizer import load_tokenizer
 
 logger = logging.get_logger(__name__)

@@ -1,5 +1,3 @@
-"""Average normalised Levenshtein similarity, 0..1, as DocVQA and InfographicVQA report it."""
-
 from modeling_shirg.evaluation.metrics import metric
 from modeling_shirg.evaluation.metrics.answer_scores import anls
 

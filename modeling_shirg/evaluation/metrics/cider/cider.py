@@ -1,5 +1,3 @@
-"""CIDEr, 0..10: a secondary column, for on one-word answers even a perfect system scores 2.5."""
-
 from modeling_shirg.evaluation.metrics import cider_scores, metric
 
 

@@ -1,5 +1,3 @@
-"""ChartQA's relaxed accuracy, 0..1: numbers within 5% of the gold, other answers equal to it in any case."""
-
 from modeling_shirg.evaluation.metrics import metric
 from modeling_shirg.evaluation.metrics.answer_scores import relaxed_accuracy
 

@@ -1,5 +1,3 @@
-"""Mean F1 over words, 0..1, each answer against its best gold."""
-
 from modeling_shirg.evaluation.metrics import metric
 from modeling_shirg.evaluation.metrics.answer_scores import token_f1
 

@@ -1,5 +1,3 @@
-"""VQA accuracy, 0..1, with the official normalisation, over the golds of several annotators."""
-
 from modeling_shirg.evaluation.metrics import metric
 from modeling_shirg.evaluation.metrics.vqa_scores import vqa_accuracy
 

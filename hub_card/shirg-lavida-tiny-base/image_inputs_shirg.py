@@ -1,0 +1,1 @@
+../../modeling_shirg/image_inputs_shirg.py

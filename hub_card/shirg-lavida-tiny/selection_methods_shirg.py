@@ -1,1 +1,0 @@
-../../modeling_shirg/selection_methods_shirg.py

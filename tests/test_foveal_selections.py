@@ -1,0 +1,697 @@
+"""The selections of shirg-fixed, shirg-mixed and shirg-adaptive against loops that follow their definitions word by
+word, and the figures about what a selection kept by hand-made cases."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from modeling_shirg.evaluation.selection_quality import (
+    gini,
+    grid_correlation,
+    relevance_over_random,
+    selection_quality,
+)
+from modeling_shirg.foveal_selections_shirg import (
+    CoordinateEmbedding,
+    ZeroLinear,
+    adaptive,
+    block_ids,
+    center_distance,
+    distance_scores,
+    edge_scores,
+    fixed,
+    keeping_order,
+    local_variance,
+    mixed,
+    neighbor_similarity,
+    patch_edges,
+    region_ids,
+)
+from modeling_shirg.selection_shirg import Selection, ViewTokens, merged_values, min_max, shirg_scores, top_k
+
+SIDES = (13, 16, 24, 27, 32, 48)
+CPU = torch.device("cpu")
+# Weights and switches of the presets, as a config has them.
+WEIGHTS = {
+    "attention_weight": 0.5,
+    "text_weight": 0.3,
+    "diversity_weight": 0.1,
+    "neighbor_weight": 0.2,
+    "center_weight": 0.1,
+    "merge_threshold": 0.05,
+    "variance_weight": 1 / 3,
+    "edge_weight": 1 / 3,
+    "selection_mass": 0.8,
+    "selection_temperature": 0.15,
+    "coverage": True,
+    "merging": True,
+    "summaries": True,
+}
+FIXED, MIXED = {"text_weight": 0.7}, {"text_weight": 1 / 3}
+
+
+def _config(**options) -> SimpleNamespace:
+    return SimpleNamespace(**WEIGHTS | options)
+
+
+def fixed_selection(view: ViewTokens, budget: int, **options) -> Selection:
+    return fixed(view, budget, _config(**FIXED | options))
+
+
+def mixed_selection(view: ViewTokens, budget: int, **options) -> Selection:
+    return mixed(view, budget, _config(**MIXED | options))
+
+
+def adaptive_selection(view: ViewTokens, budget: int, **options) -> Selection:
+    return adaptive(view, budget, _config(**options))
+
+
+def _view(side: int, seed: int = 0, levels: int | None = None, question: bool = True, width: int = 6) -> ViewTokens:
+    """Smooth random signals, as a picture's are; with `levels` signals of so many values, which tie often."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def signal() -> torch.Tensor:
+        coarse = torch.rand(1, 1, max(side // 3, 1), max(side // 3, 1), generator=draw)
+        values = F.interpolate(coarse, size=(side, side), mode="bilinear").flatten()
+        return values if levels is None else (values * levels).floor() / levels
+
+    features = torch.randn(side * side, width, generator=draw)
+    attention, relevance, edges = signal(), signal(), signal()
+    return ViewTokens(features, attention, relevance if question else None, edges=edges)
+
+
+def _score_only(scores: torch.Tensor) -> tuple[ViewTokens, dict]:
+    """A view and the options with which the score of `fixed_selection` is `min_max(scores)`."""
+    view = ViewTokens(torch.ones(len(scores), 2), relevance=scores)
+    return view, {"text_weight": 1.0, "neighbor_weight": 0.0, "center_weight": 0.0}
+
+
+def _blocks(side: int, block: int = 4) -> dict[int, tuple[int, int]]:
+    return {patch: (patch // side // block, patch % side // block) for patch in range(side * side)}
+
+
+def _regions(side: int) -> dict[int, tuple[int, int]]:
+    """Region of each patch: the view cut at multiples of a quarter of its side."""
+    return {p: (math.floor(p // side / side * 4), math.floor(p % side / side * 4)) for p in range(side * side)}
+
+
+def _best_first(scores: list[float]) -> list[int]:
+    return sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
+
+
+def _order(scores: list[float], group: dict | None) -> list[int]:
+    """Keeping order by a loop: bests of groups, then the rest."""
+    best_first, bests, seen = _best_first(scores), [], set()
+    for patch in best_first:
+        if group is not None and group[patch] not in seen:
+            seen.add(group[patch])
+            bests.append(patch)
+    return bests + [patch for patch in best_first if patch not in bests]
+
+
+def _neighbors(patch: int, side: int) -> list[int]:
+    row, column = divmod(patch, side)
+    places = ((row, column + 1), (row, column - 1), (row + 1, column), (row - 1, column))
+    return [r * side + c for r, c in places if 0 <= r < side and 0 <= c < side]
+
+
+def _members(selection: Selection) -> list[tuple[int, ...]]:
+    """The patches that each token is made of."""
+    if selection.merge_weights is None:
+        return [(index,) for index in selection.indices.tolist()]
+    return [tuple(row.nonzero()[:, 0].tolist()) for row in selection.merge_weights]
+
+
+def _check(selection: Selection, count: int, patches: int) -> None:
+    """What holds for every selection: exact count, raster order, rows that sum to 1, no patch in two tokens."""
+    assert selection.indices.dtype == torch.int64
+    assert len(selection.indices) == count
+    assert (selection.indices.diff() > 0).all()
+    assert 0 <= selection.indices[0] and selection.indices[-1] < patches
+    assert selection.scores.dtype == torch.float32 and selection.scores.shape == (patches,)
+    if selection.merge_weights is not None:
+        members = selection.merge_weights > 0
+        assert members.shape == (count, patches) and selection.merge_weights.dtype == torch.float32
+        assert members[torch.arange(count), selection.indices].all()
+        assert members.sum(0).max() == 1
+        assert torch.allclose(selection.merge_weights.sum(1), torch.ones(count), atol=1e-6)
+        assert torch.equal(selection.merge_weights, members / members.sum(1, keepdim=True))
+
+
+def _same(first: Selection, second: Selection) -> bool:
+    if (first.merge_weights is None) != (second.merge_weights is None):
+        return False
+    same_mixing = first.merge_weights is None or torch.equal(first.merge_weights, second.merge_weights)
+    return torch.equal(first.indices, second.indices) and torch.equal(first.scores, second.scores) and same_mixing
+
+
+# Exact counts
+
+
+@pytest.mark.parametrize("side", SIDES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_every_budget_is_met_exactly(side, data):
+    patches = side * side
+    budget = data.draw(st.integers(1, patches) | st.integers(patches - 40, patches) | st.integers(1, 160))
+    levels = data.draw(st.sampled_from([None, 1, 4]))
+    view = _view(side, data.draw(st.integers(0, 99)), levels, question=data.draw(st.booleans()))
+    coverage, other = data.draw(st.booleans()), data.draw(st.sampled_from([True, True, False]))
+    _check(fixed_selection(view, budget, coverage=coverage, merging=other), budget, patches)
+    _check(mixed_selection(view, budget, coverage=coverage, summaries=other), budget, patches)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7])
+def test_every_budget_of_a_small_grid_is_met_exactly(side):
+    for levels in (None, 1, 3):
+        view = _view(side, side, levels)
+        for budget in range(1, side * side + 1):
+            for select in (fixed_selection, mixed_selection):
+                _check(select(view, budget), budget, side * side)
+
+
+@pytest.mark.parametrize("select", [fixed_selection, mixed_selection, adaptive_selection])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_selections_are_the_same_again_under_autocast_and_from_half_precision(select, dtype):
+    view = _view(16, 3)
+    given_dtype = ViewTokens(
+        view.features.to(dtype), view.attention.to(dtype), view.relevance.to(dtype), edges=view.edges.to(dtype)
+    )
+    same_values = ViewTokens(
+        given_dtype.features.float(),
+        given_dtype.attention.float(),
+        given_dtype.relevance.float(),
+        edges=given_dtype.edges.float(),
+    )
+    expected = select(same_values, 100)
+    assert expected.scores.dtype == torch.float32
+    assert _same(select(given_dtype, 100), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _same(select(given_dtype, 100), expected)
+        assert merged_values(given_dtype.features, expected).dtype == dtype
+    if expected.merge_weights is not None:
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = merged_values(view.features, expected)
+        assert torch.equal(mixed, expected.merge_weights @ view.features)
+
+
+def test_ties_go_to_the_lower_index():
+    view, options = _score_only(torch.zeros(64))
+    assert fixed_selection(view, 3, coverage=False, merging=False, **options).indices.tolist() == [0, 1, 2]
+    # The blocks' first patches, then the rest from the start.
+    kept = fixed_selection(view, 6, merging=False, **options).indices.tolist()
+    assert kept == [0, 1, 2, 4, 32, 36]
+    assert fixed_selection(view, 2, merging=False, **options).indices.tolist() == [0, 4]
+    # Of tied pairs the lower patch stands for both.
+    merged = fixed_selection(view, 2, coverage=False, **options)
+    assert _members(merged) == [(0, 1), (2,)]
+    alike = ViewTokens(torch.ones(64, 2), torch.ones(64))
+    assert adaptive_selection(alike, 5, selection_mass=0.01).indices.tolist() == [0, 1, 2]
+    # A region of 8x8 has 2x2 patches: with 16 tokens left beside the summaries each keeps its first.
+    flat = ViewTokens(torch.ones(64, 2), torch.ones(64), edges=torch.ones(64))
+    firsts = sorted(8 * row + column for row in range(0, 8, 2) for column in range(0, 8, 2))
+    assert mixed_selection(flat, 16).indices.tolist() == firsts
+    assert mixed_selection(flat, 32).indices.tolist() == sorted([*firsts, *(patch + 1 for patch in firsts)])
+
+
+# Scores
+
+
+def test_neighbor_similarity_is_the_mean_cosine_to_the_patches_around():
+    features, side = torch.randn(25, 3), 5
+    for patch, value in enumerate(neighbor_similarity(features).tolist()):
+        row, column = divmod(patch, side)
+        around = [
+            r * side + c
+            for r in range(row - 1, row + 2)
+            for c in range(column - 1, column + 2)
+            if 0 <= r < side and 0 <= c < side and (r, c) != (row, column)
+        ]
+        cosines = [F.cosine_similarity(features[patch], features[other], dim=0).item() for other in around]
+        assert value == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
+    assert neighbor_similarity(torch.ones(1, 3)).tolist() == [0.0]
+
+
+def test_local_variance_is_that_of_the_window_cut_to_the_view():
+    features, side = torch.randn(36, 4) + 50, 6
+    for patch, value in enumerate(local_variance(features).tolist()):
+        row, column = divmod(patch, side)
+        window = features.reshape(side, side, -1)[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+        window = window.flatten(0, 1).double()
+        expected = (window - window.mean(0)).square().sum(1).mean().item()
+        assert value == pytest.approx(expected, rel=1e-4)
+    assert local_variance(torch.full((36, 4), 0.1)).tolist() == [0.0] * 36
+
+
+def test_center_distance_is_symmetric_and_largest_in_the_corners():
+    distance = center_distance(torch.ones(16, 1)).reshape(4, 4)
+    assert torch.equal(distance, distance.flip(0)) and torch.equal(distance, distance.T)
+    assert distance[0, 0].item() == distance.max().item() == pytest.approx(1.5 * 2**0.5)
+    assert center_distance(torch.ones(9, 1))[4].item() == 0.0
+
+
+@pytest.mark.parametrize("question", [True, False])
+def test_the_distance_score_and_the_edge_score_follow_their_formulas(question):
+    view = _view(13, question=question)
+    s = min_max(view.relevance if question else view.attention)
+    distance = min_max(1 - neighbor_similarity(view.features))
+    centre = min_max(center_distance(view.features))
+    assert torch.allclose(distance_scores(view, _config(**FIXED)), 0.7 * s - 0.2 * distance - 0.1 * centre, atol=1e-5)
+    variance = min_max(local_variance(view.features))
+    assert torch.allclose(edge_scores(view, _config(**MIXED)), (variance + s + min_max(view.edges)) / 3, atol=1e-6)
+
+
+def test_features_that_are_all_alike_add_no_noise_to_the_scores():
+    features = torch.randn(1, 64).expand(169, -1)
+    view = ViewTokens(features, relevance=torch.zeros(169), edges=torch.zeros(169))
+    assert edge_scores(view, _config()).tolist() == [0.0] * 169
+    assert distance_scores(view, _config(center_weight=0.0)).tolist() == [0.0] * 169
+
+
+def _swapped(values: torch.Tensor) -> torch.Tensor:
+    return values.flip(0)
+
+
+@pytest.mark.parametrize("select", [fixed_selection, mixed_selection, adaptive_selection])
+def test_every_weight_changes_the_selection(select):
+    weights = {
+        fixed_selection: ("text_weight", "neighbor_weight", "center_weight"),
+        mixed_selection: ("variance_weight", "text_weight", "edge_weight"),
+        adaptive_selection: ("attention_weight", "text_weight", "diversity_weight"),
+    }[select]
+    kept = {name: tuple(select(_view(16, 5), 100, **{name: 0.0}).indices.tolist()) for name in weights}
+    kept["all"] = tuple(select(_view(16, 5), 100).indices.tolist())
+    assert len(set(kept.values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("select", "inputs"),
+    [
+        (fixed_selection, ("features", "relevance")),
+        (mixed_selection, ("features", "relevance", "edges")),
+        (adaptive_selection, ("features", "relevance", "attention")),
+    ],
+)
+def test_every_input_changes_the_selection(select, inputs):
+    view = _view(16, 5)
+    kept = select(view, 100).indices.tolist()
+    for name in inputs:
+        other = dataclasses.replace(view, **{name: _swapped(getattr(view, name))})
+        assert select(other, 100).indices.tolist() != kept, name
+    assert select(dataclasses.replace(view, relevance=None), 100).indices.tolist() != kept
+    without = dataclasses.replace(view, relevance=None, attention=_swapped(view.attention))
+    assert not _same(select(without, 100), select(dataclasses.replace(view, relevance=None), 100))
+
+
+def test_with_a_question_the_attention_does_not_matter_and_without_it_stands_in():
+    view = _view(13)
+    for select in (fixed_selection, mixed_selection):
+        other = dataclasses.replace(view, attention=None)
+        assert _same(select(view, 50), select(other, 50))
+        asked_as_attention = ViewTokens(view.features, attention=view.relevance, edges=view.edges)
+        assert _same(select(view, 50), select(asked_as_attention, 50))
+
+
+def test_patch_edges_are_the_mean_sobel_energy_of_the_grey():
+    pixels = torch.randn(2, 3, 14, 14)
+    grey = (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)[..., :12, :12]
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    energy = sum(F.conv2d(padded, each[None, None]).square() for each in (kernel, kernel.T))
+    edges = patch_edges(pixels, 4)
+    assert edges.shape == (2, 9) and edges.dtype == torch.float32
+    assert torch.allclose(edges, F.avg_pool2d(energy, 4).flatten(1), rtol=1e-4)
+    # A view alone, and under autocast, gives what it gives in a batch.
+    assert torch.equal(patch_edges(pixels[1:], 4)[0], edges[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(patch_edges(pixels, 4), edges)
+    assert patch_edges(pixels.bfloat16(), 4).dtype == torch.float32
+    assert patch_edges(torch.full((1, 3, 8, 8), 0.3), 4).tolist() == [[0.0] * 4]
+
+
+def test_patch_edges_are_where_the_step_is():
+    pixels = torch.zeros(1, 3, 12, 12)
+    pixels[..., 6:] = 1.0
+    edges = patch_edges(pixels, 4).reshape(3, 3)
+    # gx is 4 in the two columns at the step, of which each middle patch holds both.
+    assert edges.tolist() == [[0.0, 8.0, 0.0]] * 3
+
+
+# Coverage
+
+
+@pytest.mark.parametrize("side", [8, 13, 16, 27])
+@pytest.mark.parametrize("levels", [None, 3])
+def test_coverage_is_the_best_of_each_block_then_the_best_of_all(side, levels):
+    scores = _view(side, 7, levels).relevance
+    view, options = _score_only(scores)
+    blocks = _blocks(side)
+    num_blocks = len(set(blocks.values()))
+    assert len(block_ids(side, CPU).unique()) == num_blocks == math.ceil(side / 4) ** 2
+    order = _order(scores.tolist(), blocks)
+    assert keeping_order(scores, block_ids(side, CPU)).tolist() == order
+    for budget in {1, num_blocks // 2, num_blocks - 1, num_blocks, num_blocks + 1, side * side // 3, side * side}:
+        kept = fixed_selection(view, budget, merging=False, **options).indices.tolist()
+        assert kept == sorted(order[:budget])
+        assert len({blocks[patch] for patch in kept}) == min(budget, num_blocks)
+        free = fixed_selection(view, budget, merging=False, coverage=False, **options).indices.tolist()
+        assert free == sorted(_best_first(scores.tolist())[:budget])
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_coverage_holds_where_the_scores_would_leave_most_blocks_empty(side):
+    scores = torch.arange(side * side).float()
+    view, options = _score_only(scores)
+    blocks, num_blocks = _blocks(side), math.ceil(side / 4) ** 2
+    for budget in (num_blocks, side * side // 3):
+        for merging in (False, True):
+            selection = fixed_selection(view, budget, merging=merging, **options)
+            touched = {blocks[patch] for group in _members(selection) for patch in group}
+            assert len(touched) == num_blocks
+    free = fixed_selection(view, side * side // 3, coverage=False, merging=False, **options).indices.tolist()
+    assert len({blocks[patch] for patch in free}) < num_blocks
+
+
+def test_regions_are_sixteen_nearly_equal_parts_of_the_view():
+    for side in SIDES:
+        sizes = region_ids(side, CPU).unique(return_counts=True)[1]
+        assert len(sizes) == 16
+        assert sizes.max() <= math.ceil(side / 4) ** 2 and sizes.min() >= (side // 4) ** 2
+    by_hand = _regions(13)
+    names = {by_hand[patch]: value for patch, value in enumerate(region_ids(13, CPU).tolist())}
+    assert [names[by_hand[patch]] for patch in range(169)] == region_ids(13, CPU).tolist()
+
+
+# Merging
+
+
+def _merge_by_hand(scores: torch.Tensor, budget: int, threshold: float) -> list[tuple[int, ...]]:
+    """`fixed_selection` step by step: the patches of each token, by the index it stands at."""
+    patches, side = len(scores), math.isqrt(len(scores))
+    order = _order(scores.tolist(), _blocks(side))
+    free, pairs = set(order[:budget]), []
+    for step, parity_of in ((1, lambda p: p % side), (side, lambda p: p // side)):
+        for parity in (0, 1):
+            for first in range(patches):
+                second = first + step
+                inside = first % side < side - 1 if step == 1 else second < patches
+                if parity_of(first) % 2 != parity or not inside or not {first, second} <= free:
+                    continue
+                if abs(scores[first] - scores[second]) < threshold:
+                    pairs.append((first, second))
+                    free -= {first, second}
+    pairs.sort(key=lambda pair: (abs(scores[pair[0]] - scores[pair[1]]).item(), pair[0]))
+    pairs = pairs[: patches - budget]
+    paired = {patch for pair in pairs for patch in pair}
+    tokens = [(patch,) for patch in order[:budget] if patch not in paired] + pairs
+    for patch in order[budget:]:
+        if len(tokens) < budget:
+            tokens.append((patch,))
+    return sorted(tokens, key=lambda group: min(group, key=lambda patch: (-scores[patch], patch)))
+
+
+@pytest.mark.parametrize("side", [4, 8, 13, 16])
+@pytest.mark.parametrize("levels", [None, 2, 12])
+@pytest.mark.parametrize("threshold", [0.05, 0.3])
+def test_merging_is_what_its_steps_say(side, levels, threshold):
+    scores = min_max(_view(side, side, levels).relevance)
+    view, options = _score_only(scores)
+    merged_somewhere = False
+    for budget in {1, 5, side * side // 3, side * side // 2, side * side - 3, side * side - 1, side * side}:
+        if not 1 <= budget <= side * side:
+            continue
+        selection = fixed_selection(view, budget, merge_threshold=threshold, **options)
+        _check(selection, budget, side * side)
+        groups = _members(selection)
+        assert groups == _merge_by_hand(selection.scores, budget, threshold)
+        for index, group in zip(selection.indices.tolist(), groups, strict=True):
+            assert index == min(group, key=lambda patch: (-selection.scores[patch], patch))
+        pairs = [group for group in groups if len(group) == 2]
+        merged_somewhere |= bool(pairs)
+        assert len(pairs) <= side * side - budget and max(map(len, groups)) <= 2
+        assert all(
+            second in _neighbors(first, side) and abs(scores[first] - scores[second]) < threshold
+            for first, second in pairs
+        )
+    assert merged_somewhere
+
+
+def test_no_pair_is_missed_where_there_is_room():
+    """The pairs are maximal: of two kept neighbours of close scores at least one is in a pair."""
+    side, budget = 24, 192
+    view, options = _score_only(_view(side, 2).relevance)
+    first_kept = set(fixed_selection(view, budget, merging=False, **options).indices.tolist())
+    selection = fixed_selection(view, budget, **options)
+    paired = {p for group in _members(selection) if len(group) == 2 for p in group}
+    assert len(paired) > budget // 4
+    for patch in first_kept - paired:
+        close = [q for q in _neighbors(patch, side) if abs(selection.scores[patch] - selection.scores[q]) < 0.05]
+        assert not set(close) & (first_kept - paired)
+
+
+def test_the_freed_places_go_to_the_next_best_and_nothing_kept_is_lost():
+    side, budget = 13, 60
+    view = _view(side, 1)
+    before = fixed_selection(view, budget, merging=False)
+    after = fixed_selection(view, budget)
+    covered = sorted(patch for group in _members(after) for patch in group)
+    num_pairs = len(covered) - budget
+    assert num_pairs > 5
+    assert covered == fixed_selection(view, budget + num_pairs, merging=False).indices.tolist()
+    assert set(before.indices.tolist()) <= set(covered)
+
+
+def test_merging_conserves_area_weighted_sums_of_features_and_boxes():
+    side, budget = 16, 120
+    view = _view(side, 4)
+    selection = fixed_selection(view, budget)
+    groups = _members(selection)
+    areas = torch.tensor([float(len(group)) for group in groups])
+    assert 2.0 in areas.tolist()
+    together = torch.tensor(sorted(patch for group in groups for patch in group))
+    sums = (merged_values(view.features, selection) * areas[:, None]).sum(0)
+    assert torch.allclose(sums, view.features[together].sum(0), atol=1e-4)
+    row, column = torch.arange(side * side) // side, torch.arange(side * side) % side
+    boxes = torch.stack([column / side, row / side, *torch.full((2, side * side), 1 / side)], dim=1)
+    merged = merged_values(boxes, selection)
+    for group, box, feature in zip(groups, merged, merged_values(view.features, selection), strict=True):
+        assert torch.allclose(box, boxes[list(group)].mean(0))
+        assert torch.allclose(feature, view.features[list(group)].mean(0), atol=1e-6)
+
+
+def test_merged_values_of_an_unmixed_selection_are_the_patches_own_and_pass_gradients():
+    view = _view(8)
+    plain = fixed_selection(view, 20, merging=False)
+    assert plain.merge_weights is None
+    assert torch.equal(merged_values(view.features, plain), view.features[plain.indices])
+    features = view.features.clone().requires_grad_()
+    selection = fixed_selection(view, 20)
+    merged_values(features, selection).sum().backward()
+    expected = selection.merge_weights.sum(0)[:, None].expand_as(features)
+    assert torch.allclose(features.grad, expected)
+
+
+def test_a_threshold_of_zero_merges_nothing():
+    view = _view(13, levels=2)
+    selection = fixed_selection(view, 60, merge_threshold=0.0)
+    assert selection.indices.tolist() == fixed_selection(view, 60, merging=False).indices.tolist()
+    assert all(len(group) == 1 for group in _members(selection))
+
+
+# Summary tokens
+
+
+def _summaries_by_hand(scores: torch.Tensor, budget: int, coverage: bool) -> list[tuple[int, tuple[int, ...]]]:
+    """`mixed_selection` by trying every number of kept patches: (index, its patches) of each token."""
+    patches, side = len(scores), math.isqrt(len(scores))
+    regions = _regions(side)
+    order = _order(scores.tolist(), regions if coverage else None)
+    if budget < 2 * len(set(regions.values())):
+        return sorted((patch, (patch,)) for patch in order[:budget])
+    fitting = []
+    for count in range(patches + 1):
+        tokens = [(patch, (patch,)) for patch in order[:count]]
+        for region in set(regions.values()):
+            dropped = [patch for patch in order[count:] if regions[patch] == region]
+            if dropped:
+                best = min(dropped, key=lambda patch: (-scores[patch], patch))
+                tokens.append((best, tuple(sorted(dropped))))
+        if len(tokens) == budget:
+            fitting.append(sorted(tokens))
+    return fitting[-1]
+
+
+@pytest.mark.parametrize("side", [4, 6, 8, 13])
+@pytest.mark.parametrize("levels", [None, 3])
+@pytest.mark.parametrize("coverage", [True, False])
+def test_summaries_are_the_means_of_what_each_region_drops(side, levels, coverage):
+    view = _view(side, side, levels)
+    patches = side * side
+    for budget in range(1, patches + 1, 1 if side < 13 else 24):
+        selection = mixed_selection(view, budget, coverage=coverage)
+        _check(selection, budget, patches)
+        groups = _members(selection)
+        expected = _summaries_by_hand(selection.scores, budget, coverage)
+        assert list(zip(selection.indices.tolist(), groups, strict=True)) == expected
+        means = torch.stack([view.features[list(group)].mean(0) for group in groups])
+        assert torch.allclose(merged_values(view.features, selection), means, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "budget"), [(48, 512), (48, 768), (48, 1024), (24, 128), (24, 192), (24, 256)])
+def test_every_region_keeps_a_token_and_every_patch_is_in_one(side, budget):
+    view = _view(side, 11)
+    top_left = torch.zeros(side, side)
+    top_left[: side // 2, : side // 2] = 9.0
+    view = dataclasses.replace(view, edges=top_left.flatten() + torch.rand(side * side) / 9)
+    selection = mixed_selection(view, budget)
+    _check(selection, budget, side * side)
+    groups, regions = _members(selection), _regions(side)
+    kept = [group[0] for group in groups if len(group) == 1]
+    assert {regions[patch] for patch in kept} == set(regions.values())
+    assert sorted(patch for group in groups for patch in group) == list(range(side * side))
+    assert all(len({regions[patch] for patch in group}) == 1 for group in groups)
+    edges_alone = {"variance_weight": 0.0, "text_weight": 0.0, "summaries": False}
+    for coverage, touched in ((False, 4), (True, 16)):
+        unmixed = mixed_selection(view, side * side // 5, coverage=coverage, **edges_alone)
+        assert unmixed.merge_weights is None
+        assert len({regions[patch] for patch in unmixed.indices.tolist()}) == touched
+
+
+def test_a_region_that_drops_nothing_gives_its_place_to_the_next_best():
+    """An 8x8 view has regions of 2x2 patches: the first one is best by far, and complete."""
+    scores = torch.zeros(8, 8)
+    scores[:2, :2] = 5.0
+    scores[7, 7] = 1.0
+    view = ViewTokens(torch.randn(64, 3), relevance=scores.flatten())
+    selection = mixed_selection(view, 34, variance_weight=0.0, edge_weight=0.0)
+    groups = _members(selection)
+    assert [group for group in groups if set(group) <= {0, 1, 8, 9}] == [(0,), (1,), (8,), (9,)]
+    # 34 = 19 kept (16 bests and the 3 others of the first region) + 15 summaries.
+    assert sum(len(group) == 3 for group in groups) == 15 and sum(len(group) == 1 for group in groups) == 19
+
+
+# Adaptive
+
+
+@pytest.mark.parametrize("mass", [0.6, 0.8, 0.95, 1.0])
+def test_adaptive_keeps_the_fewest_tokens_that_reach_the_mass(mass):
+    view, budget = _view(16, 6), 250
+    selection = adaptive_selection(view, budget, selection_mass=mass)
+    scores = shirg_scores(view, budget, _config())
+    assert torch.equal(selection.scores, scores)
+    probabilities = (scores.double() / 0.15).softmax(-1)
+    held = probabilities[selection.indices].sum().item()
+    assert held >= mass - 1e-6 or len(selection.indices) == budget
+    if budget // 2 < len(selection.indices) < budget:
+        assert held - probabilities[selection.indices].min().item() < mass
+    assert torch.equal(selection.indices, top_k(scores, len(selection.indices)))
+
+
+def test_adaptive_stays_in_its_bounds_and_follows_the_salience():
+    even = ViewTokens(torch.randn(169, 4), torch.ones(169))
+    peaked = ViewTokens(even.features, torch.zeros(169).index_fill(0, torch.arange(60), 1.0))
+    assert len(adaptive_selection(even, 100).indices) == 100
+    cold, hot = ({"diversity_weight": 0.0, "selection_temperature": t} for t in (0.05, 5.0))
+    assert len(adaptive_selection(peaked, 100, **cold).indices) == 50
+    assert 50 < len(adaptive_selection(peaked, 100, selection_mass=0.99, **cold).indices) <= 60
+    assert len(adaptive_selection(peaked, 101, selection_mass=0.1, **cold).indices) == 51
+    assert len(adaptive_selection(peaked, 169, **hot).indices) > 100
+
+
+# Coordinate embedding
+
+
+def test_the_coordinate_embedding_is_a_no_op_until_it_is_trained():
+    embedding = CoordinateEmbedding(6)
+    assert [tuple(p.shape) for p in embedding.parameters()] == [(128, 4), (128,), (6, 128), (6,)]
+    assert isinstance(embedding.linear_out, ZeroLinear)
+    boxes, features = torch.rand(2, 5, 4), torch.randn(2, 5, 6)
+    assert torch.equal(features + embedding(boxes), features)
+    assert embedding.bfloat16()(boxes).dtype == torch.bfloat16
+    embedding = CoordinateEmbedding(6)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    for _ in range(2):
+        (features + embedding(boxes)).square().mean().backward()
+        optimizer.step()
+    assert embedding.linear_in.weight.grad.any()
+    assert not torch.equal(embedding(boxes)[0, 0], embedding(boxes)[0, 1])
+
+
+# Quality
+
+
+def _keeping(indices: list[int], mixing: torch.Tensor | None = None, scores: torch.Tensor | None = None) -> Selection:
+    return Selection(torch.tensor(indices), scores, mixing)
+
+
+def test_gini_is_that_of_the_definition():
+    values = torch.rand(30)
+    above = (values - values.min()).double()
+    expected = (above[:, None] - above[None]).abs().mean() / (2 * above.mean())
+    assert gini(values) == pytest.approx(expected.item())
+    assert gini(values * 3 - 2) == pytest.approx(expected.item(), rel=1e-4)
+    assert gini(torch.ones(9)) == 0.0
+    assert gini(torch.eye(10)[0]) == pytest.approx(0.9)
+
+
+def test_relevance_is_compared_with_a_random_draws_average():
+    relevance = torch.tensor([-1.0, 0.0, 1.0, 0.0])
+    assert relevance_over_random(_keeping([2]), relevance) == pytest.approx(2.0)
+    assert relevance_over_random(_keeping([0, 1, 2, 3]), relevance) == pytest.approx(1.0)
+    assert relevance_over_random(_keeping([0]), relevance) == 0.0
+    halves = torch.tensor([[0.0, 0.5, 0.5, 0.0]])
+    assert relevance_over_random(_keeping([2], halves), relevance) == pytest.approx(1.5)
+    assert relevance_over_random(_keeping([1]), torch.ones(4)) == 1.0
+
+
+def test_coherence_and_block_coverage_by_hand():
+    view = ViewTokens(torch.zeros(64, 1))
+    # Two beside each other, one diagonal to them, one at the end of a row whose next index begins another.
+    figures = selection_quality(_keeping([0, 1, 10, 31, 32]), view, 8)
+    assert figures == {"coherence": 2 / 5, "block_coverage": 3 / 4}
+    assert selection_quality(_keeping([0, 8]), view, 8) == {"coherence": 1.0, "block_coverage": 1 / 4}
+    assert selection_quality(_keeping([0]), ViewTokens(torch.zeros(25, 1)), 5)["block_coverage"] == 1 / 4
+
+
+def test_a_merged_pair_is_no_neighbor_of_itself_and_covers_both_its_blocks():
+    view = ViewTokens(torch.zeros(64, 1))
+    mixing = torch.zeros(2, 64)
+    mixing[0, [3, 4]] = 0.5
+    mixing[1, 40] = 1.0
+    assert selection_quality(_keeping([3, 40], mixing), view, 8) == {"coherence": 0.0, "block_coverage": 3 / 4}
+    mixing[1] = F.one_hot(torch.tensor(12), 64)
+    assert selection_quality(_keeping([3, 12], mixing), view, 8)["coherence"] == 1.0
+    # A summary of many patches keeps none of them.
+    mixing[1] = (torch.arange(64) >= 32) / 32
+    assert selection_quality(_keeping([3, 40], mixing), view, 8) == {"coherence": 0.0, "block_coverage": 2 / 4}
+
+
+def test_grid_correlation_is_of_the_picture_not_of_the_channels_sizes():
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 27), torch.linspace(-1, 1, 27), indexing="ij")
+    base = torch.stack([rows, columns, rows * columns], dim=-1)
+    fine = F.interpolate(base.permute(2, 0, 1)[None], size=(32, 32), mode="bicubic")[0].permute(1, 2, 0)
+    base, fine = base.flatten(0, 1), fine.flatten(0, 1)
+    assert grid_correlation(base, base) == pytest.approx(1.0)
+    assert grid_correlation(fine, base) > 0.99
+    assert grid_correlation(fine * torch.tensor([1.0, 1000.0, 5.0]) + 7, base) > 0.99
+    assert grid_correlation(-fine, base) < -0.99
+    assert grid_correlation(fine * torch.tensor([1.0, -1.0, 0.0]), base) == pytest.approx(0.0, abs=0.01)
+    assert abs(grid_correlation(torch.randn(1024, 200), torch.randn(729, 200))) < 0.05
+    with pytest.raises(ValueError, match="No channel"):
+        grid_correlation(torch.ones(1024, 3), base)
+
+
+@pytest.mark.parametrize("select", [fixed_selection, mixed_selection, adaptive_selection])
+def test_the_figures_of_a_real_selection(select):
+    view = _view(16, 5)
+    figures = selection_quality(select(view, 100), view, 16, base_features=torch.randn(169, 6))
+    assert set(figures) == {"coherence", "block_coverage", "gini", "relevance_over_random", "grid_correlation"}
+    assert figures["relevance_over_random"] > 1 and 0 < figures["gini"] < 1
+    assert 0.5 < figures["coherence"] <= 1
+    assert figures["block_coverage"] == 1.0 or select is not fixed_selection
