@@ -62,11 +62,7 @@ class Checkpoint:
         return ShirgLavidaConfig.from_pretrained(self.name, revision=self.revision)
 
     def read(self, tensor: str, rows: int | None = None) -> tuple[torch.Tensor, tuple[int, ...]]:
-        """A tensor in its stored type, or its first `rows` rows, and the whole tensor's shape.
-
-        Raises:
-            ValueError: the checkpoint has no such tensor, or the file ends inside it.
-        """
+        """A tensor in its stored type, or its first `rows` rows, and the whole tensor's shape."""
         file = self.headers.weight_map.get(tensor)
         if file is None:
             raise ValueError(f"{self.name} has no tensor {tensor}: it is no whole SHIRG-LaViDa checkpoint.")
