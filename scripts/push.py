@@ -10,7 +10,7 @@
 
 The card is written from the report of the run: base model and commit, training data, counts, results, licence, limits.
 An adapter's base is compared with the weights that the run started from. A push is one commit; a second commit writes
-the first one's id into the examples of the card. Log in with `hf auth login`, or set HF_TOKEN.
+the first one's id into the card. Log in with `hf auth login`, or set HF_TOKEN.
 """
 
 import argparse
@@ -84,14 +84,14 @@ def _publication(args: argparse.Namespace, workshop: Path):
     )
 
     folder = Path(args.source)
-    is_run = (folder / ADAPTER_CONFIG).is_file() or (folder / RUN_FILE).is_file()
     is_model = (folder / "config.json").is_file()
+    is_run = (folder / ADAPTER_CONFIG).is_file() or (not is_model and (folder / RUN_FILE).is_file())
     if args.position_embeddings and not is_run:
         _refuse(args, "base", "checkpoint")
         return positions_publication(Checkpoint.find(args.source), args.repo_id, args.licence, workshop)
     if is_run == is_model:
-        which = "both" if is_run else "neither"
-        raise ValueError(f"{folder} has {which} {ADAPTER_CONFIG} and config.json: give a run's or a model's folder.")
+        which = f"both {ADAPTER_CONFIG} and" if is_run else f"neither {ADAPTER_CONFIG} nor"
+        raise ValueError(f"{folder} has {which} config.json: give the folder of a run, or of a model.")
     if is_model:
         _refuse(args, "base", "merge", "checkpoint")
         return checkpoint_publication(folder, args.repo_id, args.licence)

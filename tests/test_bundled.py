@@ -9,24 +9,12 @@ import torch
 from PIL import Image
 
 from configuration_shirg import ShirgLavidaProcessor
-from fresh_process import run_fresh
+from fresh_process import ask_fresh
 from modeling_shirg.scenes import FAMILIES
 
-HUB_CARD = Path(str(files("shirg_hub_card")))
+HUB_CARD = Path(str(files("shirg_hub_card"))).resolve()
 BUNDLED, BASE, ADAPTER = (HUB_CARD / f"shirg-lavida-tiny{ending}" for ending in ("", "-base", "-lora"))
 ROOT = HUB_CARD.parent
-
-ASK = """
-from transformers import AutoModelForImageTextToText, AutoProcessor
-model = AutoModelForImageTextToText.from_pretrained({folder!r}, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained({folder!r}, trust_remote_code=True)
-content = [{{"type": "image", "path": {image!r}}}, {{"type": "text", "text": "What is in cell 5?"}}]
-inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": content}}],
-    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-)
-print(processor.post_process_image_text_to_text(model.generate(**inputs)[:, inputs["input_ids"].shape[1]:])[0])
-"""
 
 
 @pytest.mark.parametrize("folder", [BUNDLED, BASE, ADAPTER])
@@ -72,7 +60,7 @@ def test_a_stranger_gets_the_answer_that_the_command_gives(capsys):
 
     path = str(HUB_CARD / "examples" / "grid.png")
     assert main(["ask", path, "What is in cell 5?"]) == 0
-    assert run_fresh(ASK.format(folder=str(BUNDLED), image=path)).strip() == capsys.readouterr().out.strip()
+    assert ask_fresh(BUNDLED, path, "What is in cell 5?")["answer"].strip() == capsys.readouterr().out.strip()
 
 
 def test_it_is_its_adapter_merged_into_its_base(monkeypatch):

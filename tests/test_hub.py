@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configuration_shirg import PRESETS, ShirgLavidaProcessor
-from fresh_process import run_fresh
+from fresh_process import ask_fresh, run_fresh
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.published_selections_shirg import METHODS
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
@@ -37,35 +37,6 @@ CODE_FILES = {
     "selection_shirg.py",
     "vision_shirg.py",
 }
-
-# Loads by every Auto class, answers, and reports what this process can compare.
-ASK = """
-import json, sys
-import torch
-from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText,
-                          AutoModelForMultimodalLM, AutoProcessor)
-
-source, image, question = {source!r}, {image!r}, {question!r}
-trust = dict(trust_remote_code=True)
-config = AutoConfig.from_pretrained(source, **trust)
-processor = AutoProcessor.from_pretrained(source, **trust)
-image_processor = AutoImageProcessor.from_pretrained(source, **trust)
-content = [{{"type": "image", "path": image}}, {{"type": "text", "text": question}}]
-chat = [{{"role": "user", "content": content}}]
-inputs = processor.apply_chat_template(
-    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-ids, kept = [], []
-for auto in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    model = auto.from_pretrained(source, **trust).eval()
-    output = model.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, output_selection=True)
-    ids.append(output.sequences[0].tolist())
-    kept.append(output.kept_indices.tolist())
-assert ids[0] == ids[1] == ids[2], ids
-assert type(image_processor).__name__ == type(processor.image_processor).__name__
-report = {{"ids": ids[0], "kept": kept[0], "tokens": config.num_image_tokens, "module": type(model).__module__}}
-print(json.dumps(report))
-"""
 
 RESAVE = """
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -120,16 +91,10 @@ def saved(tmp_path_factory) -> dict:
     }
 
 
-def _ask(saved: dict, source: str, **kwargs) -> dict:
-    code = ASK.format(source=source, image=saved["image"], question=saved["question"])
-    return json.loads(run_fresh(code, **kwargs).strip().splitlines()[-1])
-
-
-def _check(saved: dict, report: dict) -> None:
-    assert report["module"].startswith("transformers_modules.")
-    assert report["tokens"] == 245
-    assert report["ids"] == saved["ids"]
-    assert report["kept"] == saved["kept"]
+def check(saved: dict, source: str, env: dict | None = None) -> None:
+    """A stranger is answered what the package answers here."""
+    report = ask_fresh(source, saved["image"], saved["question"], env=env, max_new_tokens=8)
+    assert report == {name: saved[name] for name in ("ids", "kept", "answer")} | {"tokens": 245}
 
 
 def test_a_saved_folder_holds_the_code_and_nothing_else_python(saved):
@@ -138,7 +103,7 @@ def test_a_saved_folder_holds_the_code_and_nothing_else_python(saved):
 
 
 def test_every_auto_class_answers_as_the_package_does(saved):
-    _check(saved, _ask(saved, saved["source"]))
+    check(saved, saved["source"])
 
 
 def test_what_a_stranger_saves_again_still_loads(saved, tmp_path):
@@ -146,7 +111,7 @@ def test_what_a_stranger_saves_again_still_loads(saved, tmp_path):
     run_fresh(RESAVE.format(source=saved["source"], target=target))
     for name in CODE_FILES:
         assert (Path(target) / name).read_text() == (Path(saved["source"]) / name).read_text(), name
-    _check(saved, _ask(saved, target))
+    check(saved, target)
 
 
 KEPT = """
@@ -191,27 +156,6 @@ def test_every_system_keeps_the_same_patches_in_another_process(saved):
         assert (alone[0].tolist() != alone[1].tolist()) == reads_the_question, name
 
 
-PRESET = """
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-load = dict(trust_remote_code=True, prune_method="lavida-980")
-processor = AutoProcessor.from_pretrained({source!r}, **load)
-model = AutoModelForImageTextToText.from_pretrained({source!r}, **load)
-inputs = processor(images={image!r}, text="<image>" + {question!r}, return_tensors="pt")
-config = type(model.config).from_preset("lavida-980", geometry="toy", **{{
-    name: model.config.to_dict()[name]
-    for name in ("vision_config", "text_config", "image_token_id", "mask_token_id")
-}})
-assert config.num_image_tokens == (inputs["input_ids"] == model.config.image_token_id).sum()
-print(len(inputs["pixel_values"]), model.generate(**inputs, max_new_tokens=4).shape[1] - inputs["input_ids"].shape[1])
-"""
-
-
-def test_a_stranger_takes_another_preset_of_the_same_weights(saved):
-    code = PRESET.format(source=saved["source"], image=saved["image"], question=saved["question"])
-    assert run_fresh(code).split()[-2:] == ["5", "4"]
-
-
 def test_pipeline_answers_chats_batches_and_plain_prompts(saved):
     code = PIPELINE.format(source=saved["source"], image=saved["image"], question=saved["question"])
     assert json.loads(run_fresh(code).strip().splitlines()[-1]).strip() == saved["answer"]
@@ -229,8 +173,8 @@ def test_push_and_pull_over_http_and_offline_from_the_cache(saved, hub, tmp_path
     run_fresh(PUSH.format(source=saved["source"]), env=hub.env)
     assert CODE_FILES <= set(hub.files("tester/tiny"))
     home = {"HF_HOME": str(tmp_path / "home")}
-    _check(saved, _ask(saved, "tester/tiny", env=hub.env | home))
-    _check(saved, _ask(saved, "tester/tiny", env=home | {"HF_HUB_OFFLINE": "1"}))
+    check(saved, "tester/tiny", env=hub.env | home)
+    check(saved, "tester/tiny", env=home | {"HF_HUB_OFFLINE": "1"})
 
 
 SAVE_SYSTEM = """

@@ -25,7 +25,7 @@ from modeling_shirg.publishing.push import Publication
 from modeling_shirg.running.files import save_picture, write_json
 from shirg_scripts import cli
 
-REFERENCE = Path(__file__).parent / "fixtures" / "lavida" / "checkpoint"
+REFERENCE = Path(__file__).parent / "fixtures" / "lavida"
 CALIBRATION = {"relevance": {}, "attention": []}
 PLACE = Place("guard", "shirg", "none")
 
@@ -57,9 +57,11 @@ def _card() -> ModelCard:
 
 # Each writes several kilobytes to a new place in a folder.
 WRITERS: dict[str, Callable[[Path], object]] = {
-    "convert": lambda folder: convert_checkpoint(REFERENCE, folder / "out"),
+    "convert": lambda folder: convert_checkpoint(
+        REFERENCE / "checkpoint", folder / "out", vision_base=REFERENCE / "tiny-siglip-so400m-patch14-384"
+    ),
     "calibrate": lambda folder: write_calibrated_copy(checkpoint(), folder / "out", CALIBRATION),
-    "push --dry_run": lambda folder: Publication(_card()).write(folder / "out", "me/it", "main"),
+    "push --dry_run": lambda folder: Publication(_card(), {}).write(folder / "out", "me/it", "main"),
     "train": lambda folder: write_json(folder / "run.json", {"command": "x" * 9000}),
     "evaluate": lambda folder: write_json(folder / "results.json", {"scores": "x" * 9000}),
     "ask --overlay, compare --out": lambda folder: save_picture(_picture(), folder / "kept.png"),

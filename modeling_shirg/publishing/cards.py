@@ -24,7 +24,7 @@ def render(
         licence: identifier of the publisher's choice; by default `base` hands on its own.
         source: folder or repository in the card's example code.
         metadata: metadata fields beside those of every model card, or in their place; `None` leaves a field out.
-        facts: further variables of the template, or values in place of the example code's defaults.
+        facts: further variables of the template.
     """
     data = {
         **({"license": licence} if licence else base.licence),

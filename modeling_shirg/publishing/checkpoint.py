@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import HfApi, HfFileSystem, ModelCard, ModelCardData, get_local_safetensors_metadata
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from huggingface_hub.utils import SafetensorsRepoMetadata
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from yaml import YAMLError
 
@@ -48,14 +49,18 @@ class Checkpoint:
 
     @cached_property
     def headers(self) -> SafetensorsRepoMetadata:
-        """The headers of the weight files; a `ValueError` if there are none."""
+        """The headers of the weight files; a `ValueError` if one is missing or, in a folder, not whole."""
+        file = ""
         try:
-            if self.revision is None:
-                return get_local_safetensors_metadata(self.name)
-            return HfApi().get_safetensors_metadata(self.name, revision=self.revision)
-        except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-            why = "only safetensors is read, because a pickle file can run code"
-            raise ValueError(f"{self.name} has no weights that can be read ({why}): {error}") from None
+            if self.revision is not None:
+                return HfApi().get_safetensors_metadata(self.name, revision=self.revision)
+            headers = get_local_safetensors_metadata(self.name)
+            for file in headers.files_metadata:
+                safe_open(Path(self.name, file), "pt")
+        except (NotASafetensorsRepoError, SafetensorsParsingError, SafetensorError) as error:
+            why = "only safetensors is read (a pickle file can run code), and whole: a broken download?"
+            raise ValueError(f"The weights of {Path(self.name, file)} cannot be read: {error}; {why}") from None
+        return headers
 
     def config(self) -> ShirgLavidaConfig:
         """The config beside the weights."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -106,8 +105,7 @@ def checkpoint_publication(folder: Path, repo_id: str, licence: str | None) -> P
             f"{folder} has no {', '.join(missing)}: it is no whole repository. Save model and processor with "
             "save_pretrained, which writes the code files too, or give the folder of a training run."
         )
-    for name in base.headers.files_metadata:
-        safe_open(folder / name, "pt")  # an error for a file that is cut off
+    files |= {name: folder / name for name in base.headers.files_metadata}  # an error for a file that is cut off
     if CARD not in files:
         return Publication(render("base", base, licence, repo_id, config=base.config()), files)
     card = ModelCard.load(files.pop(CARD))

@@ -40,10 +40,7 @@ class Publication:
             (workshop / CARD).write_bytes(self._card(repo_id, revision))
 
     def push(self, repo_id: str, private: bool = False, branch: str | None = None) -> str:
-        """Publish in one commit, then write that commit's id into the card's examples. Returns the id.
-
-        The first commit fails if the branch has moved since its files were listed; the second one touches the card
-        alone.
+        """Publish in one commit, then write that commit's id into the card by a second one. Returns the id.
 
         `repo_id` and `branch` (`main` by default) are created if they do not exist. With `private` a new repository is
         private; an existing one has to be.
