@@ -107,7 +107,7 @@ def add_dataclasses(parser: argparse.ArgumentParser, module: ModuleType) -> None
     """
     for kind in filter(is_dataclass, vars(module).values()):
         if kind.__module__ == module.__name__:
-            group = parser.add_argument_group(kind.__doc__.splitlines()[0])
+            group = parser.add_argument_group(kind.__doc__.splitlines()[0].rstrip("."))
             for field in fields(kind):
                 if field.name in vars(kind)["__annotations__"]:
                     about = field.metadata.get("help", "").replace("%", "%%")

@@ -3,10 +3,8 @@
     shirg train scripts/configs/tiny.yaml --output_dir runs/tiny-lora    # minutes on 2 CPU cores, no download
     shirg train --model my-lavida --data chartqa docvqa --validation_rows 500 --output_dir runs/charts
     accelerate launch --config_file scripts/configs/accelerate/ddp.yaml -m shirg_scripts.cli train ...
-    torchrun --nproc_per_node 8 -m shirg_scripts.cli train ...
 
-Arguments are flags, or one YAML or JSON file with flags behind it that win. --help shows the arguments of this
-project, --help_all those of transformers' TrainingArguments too.
+Arguments are flags, or one YAML or JSON file with flags behind it that win; --help_all shows transformers' too.
 """
 
 import argparse
@@ -19,7 +17,7 @@ from typing import Any
 from .argument_types import checkpoint, light_module, preset_name
 from .arguments import CommandParser, add_dataclasses
 
-_USAGE = "shirg train [FILE.yaml] [--help] [--help_all] [--ARGUMENT VALUE ...]"
+_USAGE = "shirg train [FILE.yaml] [--output_dir RUN] [--ARGUMENT VALUE ...] [--help] [--help_all]"
 
 
 def parse_args(argv: list[str] | None = None) -> tuple:
@@ -29,8 +27,8 @@ def parse_args(argv: list[str] | None = None) -> tuple:
         parser = CommandParser("shirg train", __doc__, _USAGE)
         add_dataclasses(parser, light_module("modeling_shirg.training.arguments"))
         parser.parse_args(["--help"])
-    from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments, parse_arguments
-    from modeling_shirg.training.mixture import DataArguments
+    from modeling_shirg.training.arguments import DataArguments, ModelArguments
+    from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments, parse_arguments
 
     model_args, data_args, args = parse_arguments(
         ["--help" if word == "--help_all" else word for word in argv],
@@ -40,11 +38,9 @@ def parse_args(argv: list[str] | None = None) -> tuple:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    try:
-        for check, value in ((checkpoint, model_args.model), (preset_name, model_args.prune_method)):
-            check(value) if value is not None else None
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(str(error)) from None
+    for check, value in ((checkpoint, model_args.model), (preset_name, model_args.prune_method)):
+        if value is not None:
+            check(value)
     return model_args, data_args, args
 
 
@@ -90,6 +86,7 @@ def _run(model_args, data_args, args, scratch: str) -> None:
 
 
 def _train(folder: Path, settings: dict[str, Any], parts, args, rows, validation, say) -> None:
+    from modeling_shirg.evaluation.held_out import adapted_facts, exact_match_words
     from modeling_shirg.running.files import write_json, write_lines
     from modeling_shirg.training.run_facts import closing_facts, starting_facts
     from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, SKIPPED_FILE
@@ -100,8 +97,9 @@ def _train(folder: Path, settings: dict[str, Any], parts, args, rows, validation
         checkpoint = last_complete_checkpoint(folder)
     say(f"Run {folder}: {'from the start' if checkpoint is None else f'continued from {checkpoint}'}")
     trainer = parts.trainer(args, rows, validation, [RunLog(folder)])
-    report, command = rows.report(), shlex.join(sys.argv)
-    facts = starting_facts(parts.model, parts.base_config, parts.footprint, report["sources"], args, command)
+    report = rows.report()
+    started = (parts.model, parts.base_config, parts.footprint, report["sources"], args, shlex.join(sys.argv))
+    facts = starting_facts(*started)
     if trainer.is_world_process_zero():
         write_json(folder / ARGUMENTS_FILE, settings)
         write_json(folder / RUN_FILE, facts)
@@ -119,26 +117,12 @@ def _train(folder: Path, settings: dict[str, Any], parts, args, rows, validation
         if args.loss_curve:
             say(f"Loss curve: {draw_losses(folder)}")
         if args.then_evaluate:
-            facts["evaluation"] = _evaluate(parts, args, validation, say)
+            model = parts.model.eval()
+            facts["evaluation"] = adapted_facts(model, parts.processor, validation, args.eval_batch_size)
+            for row in facts["evaluation"]:
+                say(exact_match_words(row))
         write_json(folder / RUN_FILE, facts | {"status": "finished"})
     say(f"Finished: the adapter of step {facts.get('metrics', {}).get('best_step')} is in {folder}")
-
-
-def _evaluate(parts, args, validation, say) -> list[dict[str, Any]]:
-    """Exact match on the validation rows, of the base model and of the trained one."""
-    from modeling_shirg.evaluation.held_out import answer_rows, exact_match_facts, references
-
-    model = parts.model.eval()
-    with model.disable_adapter():
-        base = answer_rows(model, parts.processor, validation, args.eval_batch_size)
-    trained = answer_rows(model, parts.processor, validation, args.eval_batch_size)
-    facts = exact_match_facts(references(validation), trained, base)
-    for row in facts:
-        say(
-            f"{row['task']}: exact match {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['n']} "
-            f"held-out rows, {row['baseline']:.1%} before training, {row['majority']:.1%} by the most frequent answer"
-        )
-    return facts
 
 
 if __name__ == "__main__":

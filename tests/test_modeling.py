@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from configuration_shirg import PRESETS
 from configuration_shirg.presets_shirg import preset_fields
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.modeling_shirg_lavida import ShirgLavidaModel
+from modeling_shirg.backbone_shirg import ShirgLavidaModel
 from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, QuantoConfig
 from adapter_runs import PROJECTOR, save_base, save_run
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.modeling_shirg_lavida import ShirgLavidaModel
+from modeling_shirg.backbone_shirg import ShirgLavidaModel
 from modeling_shirg.quantization_shirg import language_model_only
 from modeling_shirg.running.load import load
 from shirg_scripts.cli import main

@@ -26,7 +26,8 @@ from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.intervals import wilson_interval
 from modeling_shirg.scenes import FAMILIES, Mark, scene
 from modeling_shirg.scenes.drawing import CHARACTERS, COLORS, SHAPES
-from modeling_shirg.training import guides, packed, questions, tiny
+from modeling_shirg.training.toy import guides, packed, questions
+from modeling_shirg.training.toy import recipe as tiny
 from modeling_shirg.training.toy.dense import (
     MARKS,
     WORDS,

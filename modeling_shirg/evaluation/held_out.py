@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from peft import PeftModel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -45,6 +46,21 @@ def answer_rows(model: Any, processor: Any, rows: Rows, batch_size: int) -> list
         items = [rows[number] for number in range(start, min(start + batch_size, len(rows)))]
         texts += ask(loaded, [_prompt(item) for item in items]).texts
     return texts
+
+
+def adapted_facts(model: PeftModel, processor: Any, rows: Rows, batch_size: int) -> list[dict[str, Any]]:
+    """Exact match of each source, of an adapter and of its base."""
+    with model.disable_adapter():
+        base = answer_rows(model, processor, rows, batch_size)
+    return exact_match_facts(references(rows), answer_rows(model, processor, rows, batch_size), base)
+
+
+def exact_match_words(row: dict[str, Any]) -> str:
+    """One of `adapted_facts` as a sentence."""
+    return (
+        f"{row['task']}: exact match {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['n']} "
+        f"held-out rows, {row['baseline']:.1%} before training, {row['majority']:.1%} by the most frequent answer"
+    )
 
 
 def exact_match_facts(

@@ -11,13 +11,14 @@ from configuration_shirg.geometry_shirg import grid_side
 from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.load import load, parse_options
 from modeling_shirg.training.alignment import AlignmentTrainer, ShirgLavidaForAlignment
-from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments
+from modeling_shirg.training.arguments import DataArguments, ModelArguments
 from modeling_shirg.training.collator import RowCollator
 from modeling_shirg.training.draws import RowDraws
 from modeling_shirg.training.footprints import Footprint, apply_footprint, load_adapter, named_footprint
-from modeling_shirg.training.mixture import DataArguments, load_rows
+from modeling_shirg.training.mixture import load_rows
 from modeling_shirg.training.run_facts import base_commit
 from modeling_shirg.training.trainer import ShirgTrainer
+from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments
 
 
 @dataclass
