@@ -182,15 +182,3 @@ def end_answers(response_BR: torch.LongTensor, mask_token_id: int, end_ids: Sequ
     ended_BR = torch.isin(response_BR, torch.tensor(end_ids, device=response_BR.device)).cumsum(-1) > 0
     complete_B1 = ~(masked_BR & ~ended_BR).any(-1, keepdim=True)
     return response_BR.masked_fill(masked_BR & complete_B1, end_ids[0])
-
-
-__all__ = [
-    "CONFIDENCES",
-    "SCHEDULES",
-    "DenoisingStep",
-    "end_answers",
-    "masked_positions",
-    "select_positions",
-    "transfer_counts",
-    "transfer_table",
-]

@@ -25,10 +25,6 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_id_list(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_id, value))
-
-
 def _one_of(choices: dict[str | None, Any]) -> _Kind:
     names = [name for name in choices if name is not None]
     return _Kind(f"one of {', '.join(map(repr, names))}", lambda value: value in names)
@@ -40,8 +36,8 @@ _SHARE = _Kind("a number in (0, 1]", lambda value: _is_number(value) and 0 < val
 _POSITIVE = _Kind("a number > 0", lambda value: _is_number(value) and value > 0)
 _TEMPERATURE = _Kind("a number >= 0", lambda value: _is_number(value) and value >= 0)
 _ID = _Kind("a token id, an int >= 0", _is_id)
-_ID_OR_IDS = _Kind("a token id, an int >= 0, or a list of them", lambda value: _is_id(value) or _is_id_list(value))
-_IDS = _Kind("a list of token ids, ints >= 0", _is_id_list)
+_IDS = _Kind("a list of token ids, ints >= 0", lambda value: isinstance(value, list) and all(map(_is_id, value)))
+_ID_OR_IDS = _Kind("a token id, an int >= 0, or a list of them", lambda value: _is_id(value) or _IDS.accepts(value))
 _COMPILE = _Kind("a CompileConfig or a dict of its fields", lambda value: isinstance(value, CompileConfig))
 
 # Default and allowed values of every argument. An argument with the default `None` also takes `None`.
@@ -119,28 +115,24 @@ class ShirgGenerationConfig(GenerationConfig):
         remasking (`"low_confidence"`, `"random"`, `"entropy"` or `"margin"`, defaults to `"low_confidence"`): which
             predictions a step keeps, see `CONFIDENCES`.
         confidence_threshold (`float`, *optional*): a step also keeps every prediction of at least this probability, in
-            (0, 1], beyond the schedule: fewer forwards, and another answer where predictions that are sure alone do
-            not fit each other (Fast-dLLM, arXiv:2505.22618).
+            (0, 1], beyond the schedule: fewer forwards, at the risk that predictions do not fit each other (Fast-dLLM,
+            arXiv:2505.22618).
         stop_at_eos (`bool`, defaults to `False`): when everything before an end-of-text token is filled, the masks
             after it become end-of-text without further forwards. The text up to there stays the same.
-        do_sample (`bool`, defaults to `False`): draw tokens with `temperature` instead of taking the most probable
-            one.
+        do_sample (`bool`, defaults to `False`): draw tokens instead of taking the most probable one.
         temperature (`float`, *optional*): of the draw, > 0, only with `do_sample=True`, where `None` is 1.0. The
             confidence is always that of the unscaled distribution.
         use_cache (`bool`, defaults to `True`): encode the prompt once, blind to the response. `False` recomputes
-            prompt and response together at every step and lets the prompt see the response: another function, as in
-            the original.
+            prompt and response at every step, and the prompt sees the response: another function, as in the original.
         prefix_kv (`float`, *optional*): share of the prompt's keys and values that is kept after the pass over it, in
             (0, 1], over all layers together (PrefixKV, arXiv:2412.03409). `None` and 1.0 keep all.
         prefix_dtype (`"bfloat16"`, `"float16"` or `"int8"`, *optional*): type in which the prompt's keys and values
             are stored; attention computes in the model's own type. `None` is the model's.
         dual_cache (`bool`, defaults to `False`): within a block, compute only the block's tokens after its first step,
-            on the keys and values that the rest of the response had then (Fast-dLLM's DualCache): an approximation,
-            for long answers in blocks.
+            on the keys and values that the rest of the response had then (Fast-dLLM): an approximation.
         compile_config (`CompileConfig` or `dict`, *optional*): run denoising steps under `torch.compile` with these
             arguments. The first answer of a length waits for the compiler. Not saved with a model.
-        suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token,
-            `[]` is none.
+        suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token.
         return_dict_in_generate (`bool`, defaults to `False`): return a `ShirgGenerationOutput` instead of ids.
         output_history (`bool`, defaults to `False`): also return the response after every step.
         output_selection (`bool`, defaults to `False`): also return which image tokens were kept, and their scores.
@@ -191,19 +183,13 @@ class ShirgGenerationConfig(GenerationConfig):
         if self.steps is not None and self.steps % self.num_blocks:
             yield f"steps={self.steps} must be a multiple of the number of blocks, {self.num_blocks}."
         if self.steps_per_block == 0:
-            yield (
-                f"step_ratio={self.step_ratio} leaves no step for a block of {self.tokens_per_block} tokens: the "
-                f"ratio must be at least 1/{self.tokens_per_block}."
-            )
+            yield f"step_ratio={self.step_ratio} leaves no step for a block of {self.tokens_per_block} tokens."
         if self.do_sample and self.temperature == 0:
             yield "temperature=0 draws nothing, got do_sample=True: set do_sample=False for the most probable tokens."
         if self.dual_cache and self.block_length is None:
             yield "dual_cache=True needs block_length: a response of one block has no other tokens to keep."
         if self.dual_cache and self.prefix_dtype is not None:
-            yield (
-                f"dual_cache=True keeps the response in the cache, prefix_dtype={self.prefix_dtype!r} does not: give "
-                "one of them."
-            )
+            yield f"dual_cache=True keeps the response in the cache, prefix_dtype={self.prefix_dtype!r} does not."
 
     @property
     def tokens_per_block(self) -> int:

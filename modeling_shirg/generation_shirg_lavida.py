@@ -10,7 +10,6 @@ Shape suffixes: B batch, P prompt length, R response length, L block length, M p
 of a pass, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ from transformers.utils import cached_file, logging
 from .denoising_shirg import DenoisingStep, masked_positions, transfer_table
 from .generation_config_shirg import ShirgGenerationConfig, overridden_fields
 from .image_inputs_shirg import IMAGE_INPUTS
-from .prefix_cache_shirg import PREFIX_DTYPES, PrefixCache, encode_prefix, run_layers
+from .prefix_cache_shirg import PREFIX_DTYPES, PrefixCache, encode_prefix
 
 logger = logging.get_logger(__name__)
 
@@ -73,15 +72,6 @@ class _Prompt:
     mask_BP: torch.Tensor | None
     positions_BP: torch.Tensor
     response_positions_BR: torch.Tensor
-
-
-@dataclass
-class _Prefix:
-    """The encoded prompt, the rotation of the response's positions, and `run_layers`, compiled or not."""
-
-    cache: PrefixCache
-    rotary: tuple[torch.Tensor, torch.Tensor]
-    run: Callable[..., torch.Tensor]
 
 
 class ShirgLavidaGenerationMixin:
@@ -164,7 +154,10 @@ class ShirgLavidaGenerationMixin:
         if isinstance(generator, list) and len(generator) != len(embeds_BPD):
             raise ValueError(f"Got {len(generator)} generators for a batch of {len(embeds_BPD)}: give one per row.")
         denoise = DenoisingStep(config, generator)
-        _start_stream(streamer, input_ids, len(embeds_BPD))
+        if streamer is not None:
+            if len(embeds_BPD) > 1:
+                raise ValueError(f"A streamer shows one response, got a batch of {len(embeds_BPD)}.")
+            streamer.put(torch.empty(1, 0, dtype=torch.int64) if input_ids is None else input_ids.cpu())
 
         # 1. Encode the prompt
         with record_function("shirg.prefix"):
@@ -212,8 +205,8 @@ class ShirgLavidaGenerationMixin:
             history=torch.stack(responses)[1:] if config.output_history else None,
             kept_indices=None if reported is None else reported.kept_indices,
             scores=None if reported is None else reported.scores,
-            prefix_bytes=None if prefix is None else prefix.cache.prompt_bytes(),
-            prefix_lengths=None if prefix is None else prefix.cache.lengths_LB,
+            prefix_bytes=None if prefix is None else prefix.prompt_bytes(),
+            prefix_lengths=None if prefix is None else prefix.lengths_LB,
         )
 
     def _resolve_generation_config(
@@ -221,11 +214,10 @@ class ShirgLavidaGenerationMixin:
     ) -> ShirgGenerationConfig:
         """The configuration of this call, complete with token ids and checked against the model."""
         size = self.model.get_input_embeddings().weight.shape[0]
-        fields = overridden_fields(
-            self.generation_config if generation_config is None else generation_config, overrides
-        )
+        stored = self.generation_config if generation_config is None else generation_config
+        fields = overridden_fields(stored, overrides)
         if draft_ids is not None:
-            _check_ids("draft_ids", draft_ids, size, dims=(1, 2))
+            _check_ids("draft_ids", draft_ids, size)
             length, asked = draft_ids.shape[-1], overrides.get("max_new_tokens")
             if asked not in (None, length):
                 raise ValueError(f"draft_ids of length {length} and max_new_tokens={asked} contradict each other.")
@@ -247,10 +239,8 @@ class ShirgLavidaGenerationMixin:
                 "config, or give it."
             )
         if config.suppress_tokens is None:
-            placeholder = getattr(self.config, "image_token_id", None)
-            config.suppress_tokens = [config.mask_token_id]
-            if placeholder is not None and 0 <= placeholder < size:
-                config.suppress_tokens.append(placeholder)
+            never = (config.mask_token_id, getattr(self.config, "image_token_id", None))
+            config.suppress_tokens = [token for token in never if token is not None and 0 <= token < size]
         if max(config.suppress_tokens, default=0) >= size or len(set(config.suppress_tokens)) == size:
             raise ValueError(
                 f"suppress_tokens, up to id {max(config.suppress_tokens)}, must be some of the model's {size} ids."
@@ -270,7 +260,7 @@ class ShirgLavidaGenerationMixin:
         if input_ids is None and inputs_embeds is None:
             raise ValueError("generate needs input_ids or inputs_embeds.")
         if input_ids is not None:
-            _check_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0], dims=(2,))
+            _check_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0])
         if inputs_embeds is None:
             return self.model.prepare_inputs_embeds(input_ids, **images)
         given = sorted(name for name, value in images.items() if value is not None)
@@ -312,28 +302,24 @@ class ShirgLavidaGenerationMixin:
             )
         return _Prompt(embeds_BPD, None if mask_BP.all() else mask_BP, positions_BP, response_positions_BR)
 
-    def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> _Prefix:
-        """The prompt's keys and values, and the constants of a step on them."""
-        language_model = self.model.language_model
-        cache = encode_prefix(
-            language_model,
+    def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> PrefixCache:
+        prefix = encode_prefix(
+            self.model.language_model,
             prompt.embeds_BPD,
             prompt.mask_BP,
             prompt.positions_BP,
-            room=config.max_new_tokens,
+            prompt.response_positions_BR,
             ratio=config.prefix_kv,
             dtype=None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype],
         )
-        rotary = language_model.rotary_emb(prompt.embeds_BPD, position_ids=prompt.response_positions_BR)
-        run = run_layers
         if config.compile_config is not None:
-            run = torch.compile(run_layers, **config.compile_config.to_dict())
-        return _Prefix(cache, rotary, run)
+            prefix.compile(**config.compile_config.to_dict())
+        return prefix
 
     def _response_logits(
         self,
         prompt: _Prompt,
-        prefix: _Prefix | None,
+        prefix: PrefixCache | None,
         response_BR: torch.Tensor,
         positions_BM: torch.Tensor,
         tokens: slice,
@@ -351,10 +337,7 @@ class ShirgLavidaGenerationMixin:
                 is_causal=False,
             ).last_hidden_state[:, -length:]
         else:
-            prefix.cache.write_at(tokens.start)
-            rotary = tuple(table[:, tokens] for table in prefix.rotary)
-            masks = [mask if mask is None or mask.ndim == 2 else mask[:, :, tokens] for mask in prefix.cache.masks]
-            hidden_BND = prefix.run(self.model.language_model, embeds_BRD[:, tokens], rotary, masks, prefix.cache)
+            hidden_BND = prefix.run(self.model.language_model, embeds_BRD[:, tokens], tokens)
         index_BM1 = (positions_BM - tokens.start)[..., None].to(hidden_BND.device)
         hidden_BMD = hidden_BND.take_along_dim(index_BM1, dim=1)
         added = max(_PRODUCT_ROWS - index_BM1.shape[1], 0) if index_BM1.shape[1] > _FEW_ROWS else 0
@@ -372,25 +355,15 @@ class ShirgLavidaGenerationMixin:
         """Called by `from_pretrained` after the weights are loaded: reads generation_config.json, if there is one."""
         if generation_config is not None:
             self.generation_config = ShirgGenerationConfig(**generation_config.to_diff_dict())
-            return
-        if pretrained_model_name_or_path is None:
-            return
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        # A file that is there and cannot be read is an error.
-        silent = {"_raise_exceptions_for_missing_entries": False}
-        if cached_file(pretrained_model_name_or_path, "generation_config.json", **hub, **silent) is None:
-            logger.info("No generation_config.json found: using the default generation config.")
-            return
-        self.generation_config = ShirgGenerationConfig.from_pretrained(
-            pretrained_model_name_or_path, **hub, _from_auto=from_auto_class, _from_pipeline=from_pipeline
-        )
+        elif pretrained_model_name_or_path is not None:
+            # A file that is there and cannot be read is an error.
+            hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            silent = {"_raise_exceptions_for_missing_entries": False}
+            if cached_file(pretrained_model_name_or_path, "generation_config.json", **hub, **silent) is not None:
+                self.generation_config = ShirgGenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
 
 
-def _check_ids(name: str, ids: Any, size: int, dims: tuple[int, ...]) -> None:
-    if not isinstance(ids, torch.Tensor) or ids.ndim not in dims or ids.dtype not in (torch.int64, torch.int32):
-        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else f"{ids!r:.100}"
-        words = " or ".join(map(str, dims))
-        raise ValueError(f"{name} must be a tensor of integer ids with {words} dimensions, got {got}.")
+def _check_ids(name: str, ids: torch.Tensor, size: int) -> None:
     if ids.numel() and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
             f"{name} hold ids from {ids.min()} to {ids.max()}, the model has 0 to {size - 1}: are they of its "
@@ -405,18 +378,9 @@ def _start_response(
     shape = (batch_size, config.max_new_tokens)
     if draft_ids is None:
         return torch.full(shape, config.mask_token_id, dtype=torch.int64, device=device)
-    if draft_ids.ndim == 2 and len(draft_ids) != batch_size:
-        raise ValueError(f"draft_ids {tuple(draft_ids.shape)} do not fit a prompt batch of {batch_size}.")
+    if draft_ids.shape not in (shape, shape[1:]):
+        raise ValueError(f"draft_ids must have the shape {shape[1:]} or {shape}, got {tuple(draft_ids.shape)}.")
     return draft_ids.to(device=device, dtype=torch.int64).expand(shape).clone()
-
-
-def _start_stream(streamer: BaseStreamer | None, input_ids: torch.Tensor | None, batch_size: int) -> None:
-    """Hands the prompt to the streamer, which expects one before the answer."""
-    if streamer is None:
-        return
-    if batch_size > 1:
-        raise ValueError(f"A streamer shows one response, got a batch of {batch_size}.")
-    streamer.put(torch.empty(batch_size, 0, dtype=torch.int64) if input_ids is None else input_ids.cpu())
 
 
 __all__ = ["ShirgGenerationOutput", "ShirgLavidaGenerationMixin"]

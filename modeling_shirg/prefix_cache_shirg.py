@@ -16,8 +16,10 @@ H query heads, G key heads, C queries of a chunk, E head width, D hidden size.
 """
 
 import inspect
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
@@ -36,20 +38,31 @@ CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(create_bidirectional_ma
 class PrefixLayer(CacheLayerMixin):
     """One layer's keys and values of a prompt, and room behind them for those of the response.
 
+    A layer that stores a narrower type restores the prompt at each `update` and does not keep the response: only one
+    layer at a time is whole. int8 has a float32 scale per channel for keys and per position for values (as KIVI,
+    arXiv:2402.02750), symmetric: the error is at most half a scale, 1/254 of the largest value that shares it.
+
     Args:
         keys_BGKE, values_BGKE: of the prompt.
         room: length of the response.
+        stored: a narrower type to store; `None` is the model's.
     """
 
     is_compileable = True
 
-    def __init__(self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, room: int):
+    def __init__(
+        self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, room: int, stored: torch.dtype | None = None
+    ):
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys_BGKE.dtype, keys_BGKE.device, True
-        self.prompt_length, self.room = keys_BGKE.shape[-2], room
+        self.prompt_length, self.room, self.stored = keys_BGKE.shape[-2], room, stored
         # Where in the response the tokens of the next `update` begin.
         self.start = 0
-        self._store(keys_BGKE, values_BGKE)
+        if stored is None:
+            self.keys, self.values = (F.pad(states, (0, 0, 0, room)) for states in (keys_BGKE, values_BGKE))
+        else:
+            self.keys, self.key_scales = _narrow(keys_BGKE, stored, dim=-2)
+            self.values, self.value_scales = _narrow(values_BGKE, stored, dim=-1)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing is left to do: the constructor stores the prompt."""
@@ -58,14 +71,19 @@ class PrefixLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, G, K + R, E) of the prompt and the response, with these in their place."""
+        if self.stored is not None:
+            keys = _restore(self.keys, self.key_scales, self.dtype)
+            values = _restore(self.values, self.value_scales, self.dtype)
+            return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
         first = self.prompt_length + self.start
         self.keys[:, :, first : first + key_states.shape[-2]] = key_states
         self.values[:, :, first : first + value_states.shape[-2]] = value_states
         return self.keys, self.values
 
-    def prompt(self) -> tuple[torch.Tensor, ...]:
+    def prompt(self) -> list[torch.Tensor]:
         """The stored tensors of the prompt: keys, values and, in int8, their scales."""
-        return self.keys[:, :, : self.prompt_length], self.values[:, :, : self.prompt_length]
+        parts = [self.keys[:, :, : self.prompt_length], self.values[:, :, : self.prompt_length]]
+        return parts if self.stored != torch.int8 else [*parts, self.key_scales, self.value_scales]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that response tokens see, from the first on."""
@@ -79,60 +97,40 @@ class PrefixLayer(CacheLayerMixin):
         """Number of keys that the layer has room for."""
         return self.prompt_length + self.room
 
-    def _store(self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor) -> None:
-        self.keys, self.values = (
-            torch.cat([states, states.new_empty(*states.shape[:2], self.room, states.shape[-1])], dim=-2)
-            for states in (keys_BGKE, values_BGKE)
-        )
-
-
-class NarrowPrefixLayer(PrefixLayer):
-    """A prefix in fewer bits than the model computes in. `update` restores the prompt's keys and values and puts the
-    response's behind them without keeping those: only one layer at a time is whole.
-
-    int8 has a float32 scale per channel for keys and per position for values (as KIVI, arXiv:2402.02750), symmetric:
-    the error is at most half a scale, 1/254 of the largest value that shares it.
-    """
-
-    def __init__(self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, room: int, stored: torch.dtype):
-        self.stored = stored
-        super().__init__(keys_BGKE, values_BGKE, room)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (B, G, K + R, E) of the prompt, restored, and of the response."""
-        keys = _restore(self.keys, self.key_scales, key_states.dtype)
-        values = _restore(self.values, self.value_scales, value_states.dtype)
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
-
-    def prompt(self) -> tuple[torch.Tensor, ...]:
-        """Keys, values and their scales as they are stored."""
-        parts = (self.keys, self.values, self.key_scales, self.value_scales)
-        return tuple(part for part in parts if part is not None)
-
-    def _store(self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor) -> None:
-        self.keys, self.key_scales = _narrow(keys_BGKE, self.stored, dim=-2)
-        self.values, self.value_scales = _narrow(values_BGKE, self.stored, dim=-1)
-
 
 class PrefixCache(Cache):
-    """A prompt's keys and values. Run response tokens on it with `run_layers`.
+    """A prompt's keys and values, and the constants of every pass over the response.
 
     Args:
         layers: one for each of the language model.
         masks: each layer's mask for the whole response, as attention takes it; `None` where all keys are seen.
+        rotary: cosine and sine of the response's positions.
         lengths_LB: number of prompt positions that each row keeps in each layer, int64.
     """
 
-    def __init__(self, layers: list[PrefixLayer], masks: list[torch.Tensor | None], lengths_LB: torch.LongTensor):
+    def __init__(
+        self,
+        layers: list[PrefixLayer],
+        masks: list[torch.Tensor | None],
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        lengths_LB: torch.LongTensor,
+    ):
         super().__init__(layers=layers)
-        self.masks, self.lengths_LB = masks, lengths_LB
+        self.masks, self.rotary, self.lengths_LB = masks, rotary, lengths_LB
+        self.run_layers = run_layers
 
-    def write_at(self, start: int) -> None:
-        """The next response tokens begin at position `start` of the response."""
+    def compile(self, **arguments) -> None:
+        """Let `run` work under `torch.compile` with these arguments."""
+        self.run_layers = torch.compile(run_layers, **arguments)
+
+    def run(self, language_model: nn.Module, embeds_BND: torch.Tensor, tokens: slice) -> torch.Tensor:
+        """Final hidden states (B, N, D) of the response's `tokens`, which see the prompt, each other, and the other
+        tokens of the response as they were in their last pass."""
         for layer in self.layers:
-            layer.start = start
+            layer.start = tokens.start
+        rotary = tuple(table[:, tokens] for table in self.rotary)
+        masks = [mask if mask is None or mask.ndim == 2 else mask[:, :, tokens] for mask in self.masks]
+        return self.run_layers(language_model, embeds_BND, rotary, masks, self)
 
     def prompt_bytes(self) -> list[int]:
         """Bytes of the prompt's keys and values in each layer, with the scales of int8 and without the room."""
@@ -144,7 +142,7 @@ def encode_prefix(
     embeds_BPD: torch.Tensor,
     mask_BP: torch.Tensor | None,
     position_ids_BP: torch.LongTensor,
-    room: int,
+    position_ids_BR: torch.LongTensor,
     ratio: float | None = None,
     dtype: torch.dtype | None = None,
 ) -> PrefixCache:
@@ -154,80 +152,41 @@ def encode_prefix(
         language_model: a bidirectional `LlamaModel`.
         embeds_BPD: the prompt.
         mask_BP: true at real tokens; `None` where nothing is padded.
-        position_ids_BP: of the prompt.
-        room: length of the response.
+        position_ids_BP, position_ids_BR: of the prompt and of the response.
         ratio: share of the keys to keep; `None` and 1 keep all.
         dtype: a narrower type to store; `None` is the model's.
 
     Raises:
         ValueError: the ratio is too small for a prompt of this length.
     """
-    num_layers = len(language_model.layers)
+    num_layers, evicts = len(language_model.layers), ratio not in (None, 1)
     real_BP = torch.ones(embeds_BPD.shape[:2], dtype=torch.bool) if mask_BP is None else mask_BP.cpu()
-    kept_LBP = real_BP.repeat(num_layers, 1, 1)
-    evicts = ratio not in (None, 1)
     if evicts:
         for length in real_BP.sum(-1).tolist():  # raises before any work
             prefix_budget(ratio, num_layers, length)
-    cache = DynamicCache(config=language_model.config)
-    scores_LBP = _read_prompt(language_model, embeds_BPD, mask_BP, position_ids_BP, cache, real_BP if evicts else None)
+    cache, hidden_BPD, scores_LBP = DynamicCache(config=language_model.config), embeds_BPD, []
+    mask = _attention_mask(language_model, embeds_BPD, mask_BP)
+    rotary = language_model.rotary_emb(embeds_BPD, position_ids=position_ids_BP)
+    for layer in language_model.layers:
+        input_BPD = hidden_BPD
+        hidden_BPD = layer(input_BPD, attention_mask=mask, position_embeddings=rotary, **_cached(cache))
+        if evicts:
+            keys_BGPE = cache.layers[len(scores_LBP)].keys
+            scores_LBP.append(attention_mass(layer, input_BPD, rotary, keys_BGPE, real_BP))
+    kept_LBP = real_BP.repeat(num_layers, 1, 1)
     for number, scores_LP in enumerate(zip(*scores_LBP, strict=True)):
         kept_LBP[:, number, real_BP[number]] = kept_positions(torch.stack(scores_LP), ratio)
-    layers, masks = [], []
+    layers, masks, room = [], [], position_ids_BR.shape[1]
     response_like_BRD = embeds_BPD[:, :1].expand(-1, room, -1)
     for layer, kept_BP in zip(cache.layers, kept_LBP, strict=True):
         index_BK, mask_BK = _survivors(kept_BP.to(layer.keys.device))
         states = [states.take_along_dim(index_BK[:, None, :, None], dim=2) for states in (layer.keys, layer.values)]
         layer.keys = layer.values = None  # their memory is free for the next layer's
-        layers.append(PrefixLayer(*states, room) if dtype is None else NarrowPrefixLayer(*states, room, dtype))
-        if mask_BK is not None:
-            mask_BK = nn.functional.pad(mask_BK, (0, room), value=True)
+        layers.append(PrefixLayer(*states, room, dtype))
+        mask_BK = F.pad(mask_BK, (0, room), value=True)
         masks.append(_attention_mask(language_model, response_like_BRD, mask_BK, Cache(layers=layers[-1:])))
-    return PrefixCache(layers, masks, kept_LBP.sum(-1))
-
-
-def _read_prompt(
-    language_model: nn.Module,
-    embeds_BPD: torch.Tensor,
-    mask_BP: torch.Tensor | None,
-    position_ids_BP: torch.LongTensor,
-    cache: Cache,
-    scored_BP: torch.Tensor | None,
-) -> list[list[torch.Tensor]]:
-    """Fill `cache` by a pass over the prompt. The last layer computes keys and values only: nothing reads its output.
-
-    Returns:
-        `attention_mass` of each layer between the tokens of `scored_BP`; nothing for `None`.
-    """
-    hidden_BPD, scores_LBP = embeds_BPD, []
-    mask = _attention_mask(language_model, embeds_BPD, mask_BP)
-    rotary = language_model.rotary_emb(embeds_BPD, position_ids=position_ids_BP)
-    for layer in language_model.layers:
-        input_BPD = hidden_BPD
-        if layer is language_model.layers[-1]:
-            _read_keys(layer, input_BPD, rotary, cache)
-        else:
-            hidden_BPD = _run_layer(layer, input_BPD, rotary, mask, cache)
-        if scored_BP is not None:
-            keys_BGPE = cache.layers[len(scores_LBP)].keys
-            scores_LBP.append(attention_mass(layer, input_BPD, rotary, keys_BGPE, scored_BP))
-    return scores_LBP
-
-
-def _read_keys(
-    layer: nn.Module, hidden_BPD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], cache: Cache
-) -> None:
-    attention, weight = layer.self_attn, layer.input_layernorm.weight
-    if not weight.is_meta:  # offloaded weights come to their input
-        hidden_BPD = hidden_BPD.to(weight.device)
-    normed_BPD = layer.input_layernorm(hidden_BPD)
-    keys_BGPE, values_BGPE = (
-        project(normed_BPD).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for project in (attention.k_proj, attention.v_proj)
-    )
-    cosine, sine = (table.to(keys_BGPE.device) for table in rotary)
-    _, keys_BGPE = apply_rotary_pos_emb(keys_BGPE, keys_BGPE, cosine, sine)
-    cache.update(keys_BGPE, values_BGPE, attention.layer_idx)
+    rotary = language_model.rotary_emb(response_like_BRD, position_ids=position_ids_BR)
+    return PrefixCache(layers, masks, rotary, kept_LBP.sum(-1))
 
 
 def run_layers(
@@ -249,25 +208,12 @@ def run_layers(
     """
     hidden_BND = embeds_BND
     for layer, mask in zip(language_model.layers, masks, strict=True):
-        hidden_BND = _run_layer(layer, hidden_BND, rotary, mask, cache)
+        hidden_BND = layer(hidden_BND, attention_mask=mask, position_embeddings=rotary, **_cached(cache))
     return language_model.norm(hidden_BND)
 
 
-def _run_layer(
-    layer: nn.Module,
-    hidden_BND: torch.Tensor,
-    rotary: tuple[torch.Tensor, torch.Tensor],
-    mask: torch.Tensor | None,
-    cache: Cache,
-) -> torch.Tensor:
-    return layer(
-        hidden_BND,
-        attention_mask=mask,
-        **{CACHE_ARGUMENT: cache},
-        use_cache=True,
-        position_embeddings=rotary,
-        is_causal=False,
-    )
+def _cached(cache: Cache) -> dict[str, Any]:
+    return {CACHE_ARGUMENT: cache, "use_cache": True, "is_causal": False}
 
 
 @torch.no_grad()
@@ -284,8 +230,8 @@ def attention_mass(
     The layer's queries are computed again from its input, whichever attention it runs; padding is cut out before.
     """
     attention = layer.self_attn
-    queries_BNHE = attention.q_proj(layer.input_layernorm(hidden_BPD)).unflatten(-1, (-1, attention.head_dim))
-    queries_BHPE = queries_BNHE.transpose(1, 2).to(keys_BGPE.device)
+    queries_BPHE = attention.q_proj(layer.input_layernorm(hidden_BPD)).unflatten(-1, (-1, attention.head_dim))
+    queries_BHPE = queries_BPHE.transpose(1, 2).to(keys_BGPE.device)
     cosine, sine = (table.to(keys_BGPE.device) for table in rotary)
     queries_BHPE, _ = apply_rotary_pos_emb(queries_BHPE, queries_BHPE, cosine, sine)
     real_BP = real_BP.to(keys_BGPE.device)
@@ -320,7 +266,7 @@ def kept_positions(scores_LP: torch.Tensor, ratio: float) -> torch.Tensor:
     # Float64 on the CPU: the masses of a long tail differ by less than float32 resolves next to 1.
     sorted_LP, order_LP = scores_LP.double().cpu().sort(dim=-1, descending=True, stable=True)
     before_LP = sorted_LP.cumsum(-1) / sorted_LP.sum(-1, keepdim=True)
-    before_LP = nn.functional.pad(before_LP[:, :-1], (1, 0))
+    before_LP = F.pad(before_LP[:, :-1], (1, 0))
     protected_LP = (order_LP < _PROTECTED_FIRST) | (order_LP >= length - _PROTECTED_LAST)
     before_LP = before_LP.masked_fill(protected_LP, -1)
     chosen = before_LP.T.flatten().sort(stable=True).indices[:budget]
@@ -348,23 +294,19 @@ def prefix_budget(ratio: float, num_layers: int, length: int) -> int:
     return budget
 
 
-def _survivors(kept_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Positions of one layer's keys (B, K), and which of them are seen; `None` is all. A row that keeps fewer than K
-    repeats its last one: masked, and without influence on the scales of int8."""
+def _survivors(kept_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of one layer's keys (B, K), and true at those to be seen. A row that keeps fewer than K repeats its
+    last one: masked, and without influence on the scales of int8."""
     counts_B1 = kept_BP.sum(-1, keepdim=True)
     slots_K = torch.arange(int(counts_B1.max()), device=kept_BP.device)
-    slots_BK = slots_K.minimum(counts_B1 - 1)
-    index_BK = kept_BP.int().argsort(dim=-1, descending=True, stable=True).gather(-1, slots_BK)
-    mask_BK = slots_K < counts_B1
-    return index_BK, None if mask_BK.all() else mask_BK
+    order_BP = kept_BP.int().argsort(dim=-1, descending=True, stable=True)
+    return order_BP.gather(-1, slots_K.minimum(counts_B1 - 1)), slots_K < counts_B1
 
 
 def _attention_mask(
     language_model: nn.Module, embeds_BND: torch.Tensor, mask_BK: torch.Tensor | None, past: Cache | None = None
 ) -> torch.Tensor | None:
-    """The mask over a layer's keys in the form that the model's attention implementation takes."""
-    if mask_BK is None:
-        return None
+    """The mask over a layer's keys as the model's attention takes it; `None` where all keys are seen."""
     return create_bidirectional_mask(language_model.config, embeds_BND, mask_BK, **{CACHE_ARGUMENT: past})
 
 
@@ -385,13 +327,3 @@ def _narrow(states: torch.Tensor, dtype: torch.dtype, dim: int) -> tuple[torch.T
 
 def _restore(stored: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     return stored.to(dtype) if scales is None else (stored * scales).to(dtype)
-
-
-__all__ = [
-    "CACHE_ARGUMENT",
-    "PREFIX_DTYPES",
-    "PrefixCache",
-    "encode_prefix",
-    "prefix_budget",
-    "run_layers",
-]

@@ -299,27 +299,14 @@ def test_an_all_ones_mask_changes_no_bit(model, prompts):
     assert torch.equal(bare, masked)
 
 
-@pytest.mark.parametrize(
-    ("options", "first", "last"),
-    [
-        ({"steps": 6}, [24, 12, 12, 12, 12, 12, 12], [12] * 6),
-        ({"steps": 6, "prefix_kv": 0.5}, [24, 12, 12, 12, 12, 12, 12], [12] * 6),
-        ({"steps": 6, "dual_cache": True}, [24, 12, 4, 12, 4, 12, 4], [12, 4, 12, 4, 12, 4]),
-    ],
-)
-def test_no_layer_reads_more_than_the_step_needs(model, prompts, options, first, last):
-    """The last layer reads no prompt beyond its keys; after a block's first step a dual cache reads the block alone."""
-    lengths = {0: [], -1: []}
-    handles = [
-        model.model.language_model.layers[number].mlp.register_forward_hook(
-            lambda module, args, output, number=number: lengths[number].append(output.shape[1])
-        )
-        for number in lengths
-    ]
-    model.generate(prompts[1], max_new_tokens=12, block_length=4, **options)
-    for handle in handles:
-        handle.remove()
-    assert lengths == {0: first, -1: last}
+def test_the_prompt_is_read_once_and_a_dual_cache_reads_the_block_alone(model, prompts):
+    lengths = []
+    mlp = model.model.language_model.layers[0].mlp
+    handle = mlp.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
+    for options in ({}, {"prefix_kv": 0.5}, {"dual_cache": True}):
+        model.generate(prompts[1], max_new_tokens=12, block_length=4, steps=6, **options)
+    handle.remove()
+    assert lengths == [24, *[12] * 6, 24, *[12] * 6, 24, 12, 4, 12, 4, 12, 4]
 
 
 # ---------------------------------------------------------------- batches
@@ -552,10 +539,8 @@ def test_an_argument_replaces_its_stored_counterpart(model, prompts):
         ({"attention_mask": torch.zeros(1, 11)}, "attention_mask .* real token"),
         ({"position_ids": torch.ones(1, 2)}, r"position_ids .*\(1, 11\), got \(1, 2\)"),
         ({"draft_ids": torch.ones(4, dtype=int), "max_new_tokens": 8}, "length 4 and max_new_tokens=8"),
-        ({"draft_ids": torch.ones(2, 4, dtype=int)}, r"draft_ids \(2, 4\).*batch of 1"),
-        ({"draft_ids": torch.ones(1, 2, 4, dtype=int)}, r"draft_ids .*1 or 2 .*\(1, 2, 4\)"),
+        ({"draft_ids": torch.ones(2, 4, dtype=int)}, r"draft_ids .*\(1, 4\), got \(2, 4\)"),
         ({"draft_ids": torch.tensor([5, 512])}, "draft_ids .* 5 to 512, the model has 0 to 511"),
-        ({"draft_ids": [500, 500]}, r"draft_ids .* got \[500, 500\]"),
         ({"suppress_tokens": [512]}, "suppress_tokens.* id 512.* 512 ids"),
         ({"suppress_tokens": list(range(512))}, "suppress_tokens.* 512 ids"),
         ({"mask_token_id": 100_000}, "mask_token_id=100000 .* 512 ids"),
