@@ -623,7 +623,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         return torch.searchsorted(ends_B, ends_I)
 
 
-class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavidaGenerationMixin):
+class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavidaPreTrainedModel):
     """SHIRG-LaViDa with its language modelling head; `generate` denoises an answer."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
