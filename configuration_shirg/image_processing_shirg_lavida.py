@@ -369,7 +369,7 @@ def _requested_box(image: Image.Image, index: int, fovea_size: int, request: Seq
         raise ValueError(f"fovea_boxes[{index}] must be (left, top, right, bottom) or None, got {request!r}.")
     try:
         return fovea_box_around(image.width, image.height, fovea_size, [float(edge) for edge in request])
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"fovea_boxes[{index}]: {error}") from None
 
 

@@ -4,8 +4,8 @@ A layer holds them in one buffer with room for the response behind them: a step 
 those of the step before, and nothing is copied. Keys are stored rotated; padding is not stored.
 
 PrefixKV's eviction (arXiv:2412.03409) drops, once after the pass over the prompt, the positions that received least
-attention. One threshold decides for all layers, so a layer with spread-out attention keeps more positions than others.
-Survivors keep their positions. Every row of a batch is decided alone; a layer holds as many keys as its longest row
+attention. One threshold decides for all layers, so a layer with spread-out attention keeps more positions. Survivors
+keep their positions. Every row of a batch is decided alone; a layer holds as many keys as its longest row
 and masks the rest. `prefix_dtype` stores the keys and values in fewer bits.
 
 transformers' own caches show the whole buffer to the prompt (`StaticCache`) or store the response too

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import warnings
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,7 @@ _MANY_SYSTEMS = ("bench", "compare", "demo", "evaluate", "study")
 # Read by libraries when they are imported.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "KINETO_LOG_LEVEL": "99",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -110,14 +112,15 @@ def _interrupts() -> Iterator[list]:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """Errors that a user can mend; evaluated after an error, which a library that is not imported cannot have raised."""
+    """Errors that a user can mend; evaluated after an error, which only an imported library can have raised."""
+    plain = (ValueError, OSError, ArgumentTypeError, ModuleNotFoundError)
     if "torch" not in sys.modules:
-        return ValueError, OSError
+        return plain
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
-    return ValueError, OSError, ModuleNotFoundError, SafetensorError, StrictDataclassError, OutOfMemoryError
+    return *plain, SafetensorError, StrictDataclassError, OutOfMemoryError
 
 
 def _usage() -> str:

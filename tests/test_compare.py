@@ -105,7 +105,9 @@ def test_figures_are_those_of_the_selection_that_is_answered_with(preset):
     with torch.no_grad():
         output = model(**inputs, logits_to_keep=1, output_selection=True)
         seen = model.model.get_view_tokens(
-            *(inputs.get(name) for name in ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask")),
+            **{
+                name: inputs.get(name) for name in ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask")
+            },
             needs={"relevance", *(method.needs if method else ())},
         )
         base = model.model.vision_tower(F.interpolate(pixels, (192, 192), mode="bicubic", antialias=True))[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_shirg.evaluation.exactness import (
+from exactness import (
     Case,
     Golden,
     added_parts,

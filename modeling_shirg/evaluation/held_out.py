@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from peft import PeftModel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -36,12 +37,9 @@ def references(rows: Rows) -> list[tuple[str, str]]:
 
 
 def answer_rows(model: Any, processor: Any, rows: Rows, batch_size: int) -> list[str]:
-    """The model's last answer to every row, given all turns before it.
+    """The model's last answer to every row, given all turns before it, by its own generation config.
 
-    Args:
-        model, processor: of one system; the model generates as its generation config says.
-        rows: items with `messages`, and with `images` if the image blocks have none; the last turn is the answer.
-        batch_size: rows that are answered together.
+    `rows` are items with `messages`, and with `images` if the image blocks have none; the last turn is the answer.
     """
     texts, loaded = [], Loaded(model, processor, "held-out rows")
     for start in tqdm(range(0, len(rows), batch_size), desc="answering"):
@@ -50,19 +48,28 @@ def answer_rows(model: Any, processor: Any, rows: Rows, batch_size: int) -> list
     return texts
 
 
+def adapted_facts(model: PeftModel, processor: Any, rows: Rows, batch_size: int) -> list[dict[str, Any]]:
+    """Exact match of each source, of an adapter and of its base."""
+    with model.disable_adapter():
+        base = answer_rows(model, processor, rows, batch_size)
+    return exact_match_facts(references(rows), answer_rows(model, processor, rows, batch_size), base)
+
+
+def exact_match_words(row: dict[str, Any]) -> str:
+    """One of `adapted_facts` as a sentence."""
+    return (
+        f"{row['task']}: exact match {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['n']} "
+        f"held-out rows, {row['baseline']:.1%} before training, {row['majority']:.1%} by the most frequent answer"
+    )
+
+
 def exact_match_facts(
     expected: Sequence[tuple[str, str]], given: Sequence[str], base: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Exact match of each source.
+    """Exact match of each source: `task`, `metric`, `value`, its 95% interval `low` to `high`, `n`, and as shares of
+    the same questions `baseline`, the right ones in `base`, and `majority`, the most frequent answer.
 
-    Args:
-        expected: from `references`.
-        given: the model's answers.
-        base: answers to compare with, of the model before training or to blank images.
-
-    Returns:
-        One dict per source: `task`, `metric`, `value`, its 95% interval `low` to `high`, `n`, and as shares of the
-        same questions `baseline`, the right ones in `base`, and `majority`, the most frequent answer.
+    `expected` is from `references`; `base` are answers of the model before training, or to blank images.
     """
     by_source: dict[str, list[tuple[str, str, str]]] = {}
     for (source, gold), answer, other in zip(expected, given, base, strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,20 +46,16 @@ def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[st
         By system: `seconds`, the spread over the repeats, and `first_seconds`; `stages`, seconds of one profiled
         answer; `flops` of matrix products and attention; tokens, forwards and bytes.
     """
-    chats = {name: system.chats() for name, system in systems.items()}
+    asked = {name: partial(ask, each.loaded, each.chats(), **each.generation) for name, each in systems.items()}
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     answers: dict[str, Answers] = {}
     for _ in range(warmup + repeats):
-        for name, system in systems.items():
+        for name, once in asked.items():
             start = wall_seconds()
-            answers[name] = ask(system.loaded, chats[name], **system.generation)
+            answers[name] = once()
             seconds[name].append(wall_seconds() - start)
     found = {}
-    for name, system in systems.items():
-
-        def once(system: Timed = system, asked: list = chats[name]) -> Answers:
-            return ask(system.loaded, asked, **system.generation)
-
+    for name, once in asked.items():
         with stage_seconds() as stages:
             once()
         with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
@@ -73,7 +70,7 @@ def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[st
             "forwards": answers[name].outputs.forwards,
             "prefix_bytes": None if held is None else sum(held),
             "flops": counter.get_total_flops(),
-            **peak_memory(system.loaded.model, once),
+            **peak_memory(systems[name].loaded.model, once),
         }
     return found
 

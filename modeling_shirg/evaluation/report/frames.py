@@ -48,7 +48,7 @@ def guard(table: SystemTable) -> DataFrame:
     """The guard's verdicts."""
     rows = []
     for system, verdict in table.results["guard"].items():
-        difference = f"{100 * verdict['difference']:+.1f}, lower end {100 * verdict['low']:+.1f}"
+        difference = percent_interval(verdict, "difference", "+.1f")
         outcome = "passes" if verdict["passes"] else "does not pass"
         outcome += "" if verdict["enough_rows"] else ", too few rows"
         rows.append({"system": system, f"minus {table.baseline}": difference, "rows": verdict["n"], "guard": outcome})
