@@ -85,9 +85,7 @@ class DenoisingStep:
             its own masked positions alone, so a row of a batch draws the numbers that it draws alone.
     """
 
-    def __init__(
-        self, config: GenerationConfig, generator: torch.Generator | list[torch.Generator] | None = None
-    ) -> None:
+    def __init__(self, config: GenerationConfig, generator: torch.Generator | list[torch.Generator] | None = None):
         self.config, self.generator = config, generator
 
     def __call__(

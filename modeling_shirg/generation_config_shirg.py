@@ -144,11 +144,9 @@ class ShirgGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         # The parent's fields are for autoregressive decoding: its constructor is deliberately not called.
-        for key in _METADATA:
-            kwargs.pop(key, None)
-        for name, value in _REMOVED.items():
-            if kwargs.get(name) == value:
-                kwargs.pop(name, None)
+        ignored = [item for item in kwargs.items() if item[0] in _METADATA or item in _REMOVED.items()]
+        for name, _ in ignored:
+            kwargs.pop(name)
         unknown = sorted(set(kwargs) - set(_ARGUMENTS))
         if unknown:
             raise ValueError(

@@ -24,7 +24,7 @@ from transformers.utils import cached_file, logging
 from .denoising_shirg import DenoisingStep, masked_positions, transfer_table
 from .generation_config_shirg import ShirgGenerationConfig, overridden_fields
 from .image_inputs_shirg import IMAGE_INPUTS
-from .prefix_cache_shirg import PREFIX_DTYPES, PrefixCache, encode_prefix
+from .prefix_cache_shirg import PREFIX_DTYPES, PrefixCache, encode_prefix, run_layers
 
 logger = logging.get_logger(__name__)
 
@@ -43,15 +43,12 @@ class ShirgGenerationOutput(ModelOutput):
         sequences (`torch.LongTensor` of shape `(B, P + R)`): prompt and response ids; `(B, R)`, the response alone,
             when the prompt was given as `inputs_embeds` only.
         forwards (`int`): number of denoising forwards; the prefix pass is not one.
-        tokens_per_forward (`torch.FloatTensor` of shape `(B,)`): tokens that were filled in, per denoising forward.
-            Without a draft that is `R / forwards`.
+        tokens_per_forward (`torch.FloatTensor` of shape `(B,)`): masks of the first response, per denoising forward.
         history (`torch.LongTensor` of shape `(forwards, B, R)`, *optional*): the response after each forward.
-        kept_indices, scores (*optional*): of the image tokens, as the model's selection reports them, with
-            `output_selection=True`.
-        prefix_bytes (`list[int]`, *optional*): bytes of the prompt's keys and values in each layer; with
-            `use_cache=True`.
-        prefix_lengths (`torch.LongTensor` of shape `(layers, B)`, *optional*): how many positions of its prompt each
-            row keeps in each layer, padding not counted; with `use_cache=True`.
+        kept_indices, scores (*optional*): those of `ShirgImageOutput`, with `output_selection=True`.
+        prefix_bytes (`list[int]`, *optional*): bytes of the prompt's keys and values in each layer.
+        prefix_lengths (`torch.LongTensor` of shape `(layers, B)`, *optional*): number of prompt positions that each
+            row keeps in each layer, padding not counted. Without `use_cache` there is neither.
     """
 
     sequences: torch.LongTensor | None = None
@@ -75,7 +72,7 @@ class _Prompt:
 
 
 class ShirgLavidaGenerationMixin:
-    """`generate` for a bidirectional language model behind a vision prefix.
+    """`generate` for a bidirectional language model behind a vision prefix; a base before `PreTrainedModel`.
 
     The model provides `model.prepare_inputs_embeds(input_ids, **image_inputs) -> (inputs_embeds_BPD, image_outputs)`,
     where `image_outputs` is `None` or a `ShirgImageOutput`; `model.language_model`, which takes `is_causal` and is
@@ -83,12 +80,6 @@ class ShirgLavidaGenerationMixin:
     """
 
     generation_config_class = ShirgGenerationConfig
-
-    def __init_subclass__(cls, **kwargs) -> None:
-        """`PreTrainedModel` names the stock class and comes first in the usual order of bases."""
-        super().__init_subclass__(**kwargs)
-        if cls.generation_config_class is GenerationConfig:
-            cls.generation_config_class = ShirgGenerationConfig
 
     @torch.no_grad()
     def generate(
@@ -218,40 +209,22 @@ class ShirgLavidaGenerationMixin:
         fields = overridden_fields(stored, overrides)
         if draft_ids is not None:
             _check_ids("draft_ids", draft_ids, size)
-            length, asked = draft_ids.shape[-1], overrides.get("max_new_tokens")
-            if asked not in (None, length):
-                raise ValueError(f"draft_ids of length {length} and max_new_tokens={asked} contradict each other.")
-            fields["max_new_tokens"] = length
+            fields["max_new_tokens"] = overrides.get("max_new_tokens") or draft_ids.shape[-1]
         for name in _SPECIAL_TOKENS:
             for source in (self.generation_config, self.config):
                 if fields.get(name) is None:
                     fields[name] = getattr(source, name, None)
         config = ShirgGenerationConfig(**fields)
-        known = self._known_positions
-        if known is not None and config.max_new_tokens > known:
-            raise ValueError(
-                f"max_new_tokens={config.max_new_tokens} is more than the {known} positions that the language model "
-                "knows (text_config.max_position_embeddings): ask for fewer."
-            )
         if config.mask_token_id is None or config.mask_token_id >= size:
-            raise ValueError(
-                f"mask_token_id={config.mask_token_id} must be one of the model's {size} ids: set it in the model's "
-                "config, or give it."
-            )
+            raise ValueError(f"mask_token_id={config.mask_token_id} must be one of the model's {size} ids.")
         if config.suppress_tokens is None:
             never = (config.mask_token_id, getattr(self.config, "image_token_id", None))
             config.suppress_tokens = [token for token in never if token is not None and 0 <= token < size]
         if max(config.suppress_tokens, default=0) >= size or len(set(config.suppress_tokens)) == size:
-            raise ValueError(
-                f"suppress_tokens, up to id {max(config.suppress_tokens)}, must be some of the model's {size} ids."
-            )
+            raise ValueError(f"suppress_tokens up to {max(config.suppress_tokens)} must be some of the {size} ids.")
         if config.stop_at_eos and not config.end_ids:
             raise ValueError("stop_at_eos=True needs an end-of-text token, got eos_token_id=None: give one.")
         return config
-
-    @property
-    def _known_positions(self) -> int | None:
-        return getattr(self.model.language_model.config, "max_position_embeddings", None)
 
     def _embed_prompt(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, images: dict[str, Any]
@@ -267,9 +240,7 @@ class ShirgLavidaGenerationMixin:
         if given:
             raise ValueError(f"inputs_embeds hold the images already, got {', '.join(given)} as well.")
         if input_ids is not None and input_ids.shape != inputs_embeds.shape[:2]:
-            raise ValueError(
-                f"input_ids {tuple(input_ids.shape)} do not fit inputs_embeds {tuple(inputs_embeds.shape)}."
-            )
+            raise ValueError(f"input_ids {tuple(input_ids.shape)} do not fit inputs_embeds {inputs_embeds.shape}.")
         return inputs_embeds, None
 
     def _prepare_prompt(
@@ -280,6 +251,11 @@ class ShirgLavidaGenerationMixin:
         response_length: int,
     ) -> _Prompt:
         """Positions count the real tokens of a row, so padding on either side changes nothing."""
+        known = getattr(self.model.language_model.config, "max_position_embeddings", None)
+        if known is not None and response_length > known:
+            raise ValueError(
+                f"max_new_tokens={response_length} is more than the {known} positions that the language model knows."
+            )
         shape, device = embeds_BPD.shape[:2], embeds_BPD.device
         for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
             if value is not None and value.shape != shape:
@@ -294,7 +270,7 @@ class ShirgLavidaGenerationMixin:
         positions_BP = position_ids.to(device)
         last_B = positions_BP.masked_fill(~mask_BP, -1).amax(-1)
         response_positions_BR = last_B[:, None] + 1 + torch.arange(response_length, device=device)
-        length, known = int(last_B.max()) + 1 + response_length, self._known_positions
+        length = int(last_B.max()) + 1 + response_length
         if known is not None and length > known:
             logger.warning_once(
                 f"Prompt and response are {length} tokens long; the language model knows {known} positions, so the "
@@ -313,7 +289,7 @@ class ShirgLavidaGenerationMixin:
             dtype=None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype],
         )
         if config.compile_config is not None:
-            prefix.compile(**config.compile_config.to_dict())
+            prefix.run_layers = torch.compile(run_layers, **config.compile_config.to_dict())
         return prefix
 
     def _response_logits(
@@ -377,8 +353,8 @@ def _start_response(
     """The response `(B, R)` before the first step: all masks, or a copy of the draft."""
     shape = (batch_size, config.max_new_tokens)
     if draft_ids is None:
-        return torch.full(shape, config.mask_token_id, dtype=torch.int64, device=device)
-    if draft_ids.shape not in (shape, shape[1:]):
+        draft_ids = torch.tensor(config.mask_token_id)
+    elif draft_ids.shape not in (shape, shape[1:]):
         raise ValueError(f"draft_ids must have the shape {shape[1:]} or {shape}, got {tuple(draft_ids.shape)}.")
     return draft_ids.to(device=device, dtype=torch.int64).expand(shape).clone()
 

@@ -8,8 +8,8 @@ attention. One threshold decides for all layers, so a layer with spread-out atte
 keep their positions. Every row of a batch is decided alone; a layer holds as many keys as its longest row
 and masks the rest. `prefix_dtype` stores the keys and values in fewer bits.
 
-transformers' `StaticCache` would show a layer's whole buffer to the prompt, and its `QuantizedCache` mixes the
-response into the stored prefix and cannot crop it out again.
+transformers' own caches show the whole buffer to the prompt (`StaticCache`) or store the response too
+(`QuantizedCache`).
 
 Shape suffixes: B batch, L layers, P prompt length, K keys that a layer holds, R response length, N tokens of a pass,
 H query heads, G key heads, C queries of a chunk, E head width, D hidden size.
@@ -117,11 +117,7 @@ class PrefixCache(Cache):
     ):
         super().__init__(layers=layers)
         self.masks, self.rotary, self.lengths_LB = masks, rotary, lengths_LB
-        self.run_layers = run_layers
-
-    def compile(self, **arguments) -> None:
-        """Let `run` work under `torch.compile` with these arguments."""
-        self.run_layers = torch.compile(run_layers, **arguments)
+        self.run_layers = run_layers  # or the compiled function
 
     def run(self, language_model: nn.Module, embeds_BND: torch.Tensor, tokens: slice) -> torch.Tensor:
         """Final hidden states (B, N, D) of the response's `tokens`, which see the prompt, each other, and the other
@@ -149,15 +145,10 @@ def encode_prefix(
     """The prompt's keys and values from one pass over the prompt, without padding.
 
     Args:
-        language_model: a bidirectional `LlamaModel`.
-        embeds_BPD: the prompt.
         mask_BP: true at real tokens; `None` where nothing is padded.
         position_ids_BP, position_ids_BR: of the prompt and of the response.
-        ratio: share of the keys to keep; `None` and 1 keep all.
+        ratio: share of the keys to keep, see `prefix_budget`; `None` and 1 keep all.
         dtype: a narrower type to store; `None` is the model's.
-
-    Raises:
-        ValueError: the ratio is too small for a prompt of this length.
     """
     num_layers, evicts = len(language_model.layers), ratio not in (None, 1)
     real_BP = torch.ones(embeds_BPD.shape[:2], dtype=torch.bool) if mask_BP is None else mask_BP.cpu()
@@ -200,11 +191,9 @@ def run_layers(
     takes one mask for all layers, and makes mask and rotation again at every call.
 
     Args:
-        language_model: a `LlamaModel`.
-        embeds_BND: the new tokens.
-        rotary: cosine and sine of their positions, as `language_model.rotary_emb` gives them.
+        rotary: cosine and sine of the tokens' positions, as `language_model.rotary_emb` gives them.
         masks: each layer's, as its attention takes it.
-        cache: the keys and values before them.
+        cache: the keys and values before the tokens.
     """
     hidden_BND = embeds_BND
     for layer, mask in zip(language_model.layers, masks, strict=True):
@@ -277,11 +266,8 @@ def kept_positions(scores_LP: torch.Tensor, ratio: float) -> torch.Tensor:
 
 
 def prefix_budget(ratio: float, num_layers: int, length: int) -> int:
-    """How many of the `num_layers * length` keys of a prompt are kept: `ratio` of them, rounded down.
-
-    Raises:
-        ValueError: fewer than the protected ones.
-    """
+    """How many of the `num_layers * length` keys of a prompt are kept: `ratio` of them, rounded down. Fewer than the
+    protected ones are a `ValueError`."""
     total = num_layers * length
     budget = int(ratio * total + 1e-6)  # 0.29 * 100 is 28.999999999999996
     protected = min(length, _PROTECTED_FIRST + _PROTECTED_LAST)

@@ -63,7 +63,7 @@ class TinyBody(torch.nn.Module):
         return embeds_BPD, ShirgImageOutput(kept_indices=torch.arange(3), scores=torch.ones(3))
 
 
-class TinyModel(PreTrainedModel, ShirgLavidaGenerationMixin):
+class TinyModel(ShirgLavidaGenerationMixin, PreTrainedModel):
     """The contract of the mixin around a stock Llama."""
 
     config_class = LlamaConfig
@@ -159,8 +159,8 @@ def report(model, **kwargs) -> ShirgGenerationOutput:
     return model.generate(return_dict_in_generate=True, output_history=True, **kwargs)
 
 
-def assert_rows_equal_single_runs(model, prompts, side: str, **kwargs) -> tuple[ShirgGenerationOutput, list]:
-    """Tokens equal, logits to 5e-5; returns the batch's output and those of the single runs."""
+def assert_rows_equal_single_runs(model, prompts, side: str, tolerance: float = 5e-5, **kwargs):
+    """Tokens equal, logits to the tolerance; returns the batch's output and those of the single runs."""
     input_ids, attention_mask = pad(prompts, side)
     batch, logits = capture_logits(model, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     singles = []
@@ -168,7 +168,7 @@ def assert_rows_equal_single_runs(model, prompts, side: str, **kwargs) -> tuple[
         single, single_logits = capture_logits(model, input_ids=prompt, **kwargs)
         assert torch.equal(batch.history[: single.forwards, row], single.history[:, 0])
         assert torch.equal(batch.sequences[row, input_ids.shape[1] :], single.sequences[0, prompt.shape[1] :])
-        close(logits[: single.forwards, row], single_logits[:, 0])
+        close(logits[: single.forwards, row], single_logits[:, 0], tolerance)
         singles.append(single)
     assert torch.equal(batch.sequences[:, : input_ids.shape[1]], input_ids)
     return batch, singles
@@ -538,13 +538,13 @@ def test_an_argument_replaces_its_stored_counterpart(model, prompts):
         ({"attention_mask": torch.ones(1, 3)}, r"attention_mask .*\(1, 11\), got \(1, 3\)"),
         ({"attention_mask": torch.zeros(1, 11)}, "attention_mask .* real token"),
         ({"position_ids": torch.ones(1, 2)}, r"position_ids .*\(1, 11\), got \(1, 2\)"),
-        ({"draft_ids": torch.ones(4, dtype=int), "max_new_tokens": 8}, "length 4 and max_new_tokens=8"),
+        ({"draft_ids": torch.ones(4, dtype=int), "max_new_tokens": 8}, r"draft_ids .*\(8,\) .* got \(4,\)"),
         ({"draft_ids": torch.ones(2, 4, dtype=int)}, r"draft_ids .*\(1, 4\), got \(2, 4\)"),
         ({"draft_ids": torch.tensor([5, 512])}, "draft_ids .* 5 to 512, the model has 0 to 511"),
-        ({"suppress_tokens": [512]}, "suppress_tokens.* id 512.* 512 ids"),
+        ({"suppress_tokens": [512]}, "suppress_tokens.* 512 .* 512 ids"),
         ({"suppress_tokens": list(range(512))}, "suppress_tokens.* 512 ids"),
         ({"mask_token_id": 100_000}, "mask_token_id=100000 .* 512 ids"),
-        ({"inputs_embeds": torch.zeros(1, 3, 64)}, r"input_ids \(1, 11\).*inputs_embeds \(1, 3, 64\)"),
+        ({"inputs_embeds": torch.zeros(1, 3, 64)}, r"input_ids \(1, 11\).*inputs_embeds .*1, 3, 64"),
         ({"inputs_embeds": torch.zeros(1, 11, 64), "pixel_values": torch.ones(1, 64)}, "inputs_embeds.*pixel_values"),
         ({"do_sample": True, "generator": [torch.Generator()] * 2}, "2 generators for a batch of 1"),
         ({"input_ids": torch.ones(2, 3, dtype=int), "streamer": Recorder()}, "streamer .* batch of 2"),
