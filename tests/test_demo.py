@@ -42,7 +42,7 @@ def loaded() -> Loaded:
 
 
 def _example(loaded: Loaded, name: str = "grid.png") -> Image.Image:
-    return read_image(loaded, str(EXAMPLES / name))
+    return read_image(str(EXAMPLES / name))
 
 
 # Behind the page
