@@ -8,8 +8,8 @@ attention. One threshold decides for all layers, so a layer with spread-out atte
 keep their positions. Every row of a batch is decided alone; a layer holds as many keys as its longest row
 and masks the rest. `prefix_dtype` stores the keys and values in fewer bits.
 
-transformers' `StaticCache` would show a layer's whole buffer to the prompt, and its `QuantizedCache` mixes the response
-into the stored prefix and cannot crop it out again.
+transformers' `StaticCache` would show a layer's whole buffer to the prompt, and its `QuantizedCache` mixes the
+response into the stored prefix and cannot crop it out again.
 
 Shape suffixes: B batch, L layers, P prompt length, K keys that a layer holds, R response length, N tokens of a pass,
 H query heads, G key heads, C queries of a chunk, E head width, D hidden size.

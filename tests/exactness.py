@@ -5,7 +5,7 @@
 The reference folder holds what the original code computed with a tiny random model (tests/fixtures/lavida): tensors
 of one question about a photograph, of one training batch, tables of schedules and of image token counts. Errors of
 tensors are relative to the largest absolute value of the reference; of ids and counts, the number of entries that
-differ. A tensor of the reference that nothing was compared with is a failure too. The exit status is 1 after a failure.
+differ. A tensor of the reference that nothing was compared with is a failure too. A failure ends with status 1.
 
 Shape suffixes: P prompt tokens, R response tokens, L tokens of a training row.
 """
