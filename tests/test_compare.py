@@ -73,13 +73,6 @@ def test_the_prefix_is_whole_unless_asked_and_there_are_no_figures_then(capsys, 
         assert row["prefix_bytes"] == pytest.approx(share * whole["prefix_bytes"], rel=0.02)
 
 
-def test_options_of_the_config_hold_for_every_system(capsys, tmp_path):
-    arguments = ["--systems", "shirg", "uniform", "--option", "selection_budget=100", "--out", str(tmp_path / "s.png")]
-    assert main(["compare", GRID, "What is in cell 5?", "--json", *arguments]) == 0
-    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["systems"]
-    assert {name: row["image_tokens"] for name, row in rows.items()} == {"shirg": 164, "uniform": 164}
-
-
 @pytest.mark.parametrize("preset", [name for name in PRESETS if _figures_of(name)])
 def test_figures_are_those_of_the_selection_that_is_answered_with(preset):
     config = tiny_config(preset)
@@ -123,10 +116,3 @@ def test_the_correlation_is_with_the_same_picture_at_the_base_grid():
     smooth = noise_image(0, 6, 6).resize((336, 336), Image.Resampling.BICUBIC)
     assert system_quality(model, encode(processor, chat("?", smooth)))["grid_correlation"] > 0.85
     assert system_quality(model, encode(processor, chat("?", noise_image(1, 336, 336))))["grid_correlation"] < 0.7
-
-
-def test_without_a_question_there_is_no_relevance_to_compare():
-    for overrides, question in (({}, ""), ({"text_relevance": "none"}, QUESTIONS[0])):
-        config = tiny_config("shirg", **overrides)
-        inputs = encode(tiny_processor(config), chat(question, noise_image(0)))
-        assert set(system_quality(tiny_model(config), inputs)) == {*FIGURES} - {"relevance_over_random"}
