@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from configuration_shirg import PRESETS
-from modeling_shirg.demo.asking import Asker, Question
+from modeling_shirg.demo.drafts import Asker
 from modeling_shirg.running import ask as asking
 from modeling_shirg.running.ask import Answers, ask, conversation, read_image
 from modeling_shirg.running.load import load
@@ -128,7 +128,7 @@ def asked(monkeypatch) -> list[tuple[list, Answers]]:
         calls.append((conversations, ask(loaded, conversations, *args, **kwargs)))
         return calls[-1][1]
 
-    for module in ("running.ask", "evaluation.asking", "demo.asking"):
+    for module in ("running.ask", "evaluation.asking", "demo.drafts"):
         monkeypatch.setattr(f"modeling_shirg.{module}.ask", spy)
     return calls
 
@@ -152,7 +152,7 @@ def _by_evaluation(option: str, value, wide: str, folder: Path) -> None:
 
 def _by_demo(option: str, value, wide: str, folder: Path) -> None:
     given = {"box": value[0]} if option == "fovea_boxes" else {"budget": value / 181}
-    list(Asker(lambda name: load(None, name)).ask("shirg", Question(read_image(wide), QUESTION, **given)))
+    list(Asker(lambda name: load(None, name)).ask("shirg", read_image(wide), QUESTION, given))
 
 
 def _by_lmms_eval(option: str, value, wide: str, folder: Path) -> None:

@@ -34,8 +34,6 @@ ABOVE = {
     "modeling_shirg": 4076,
     "modeling_shirg/training": 3666,
     "modeling_shirg/training/toy": 1331,
-    "modeling_shirg/conversion": 656,
-    "modeling_shirg/publishing": 460,
     "modeling_shirg/serving": 914,
     "modeling_shirg/demo": 561,
     "scripts": 2222,
