@@ -28,10 +28,8 @@ from modeling_shirg.denoising_shirg import (
     CONFIDENCES,
     DenoisingStep,
     end_answers,
-    masked_positions,
     select_positions,
     transfer_counts,
-    transfer_table,
 )
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.generation_shirg_lavida import ShirgGenerationOutput, ShirgLavidaGenerationMixin
@@ -216,11 +214,6 @@ def test_transfer_counts_always_sum_to_the_masks(schedule):
                 assert sum(transfer_counts(num_masks, steps, schedule, shift)) == num_masks
 
 
-def test_transfer_table_pads_finished_rows_with_zeros():
-    table = transfer_table([8, 3, 0], steps=4, schedule="linear")
-    assert table.tolist() == [[2, 2, 2, 2], [1, 1, 1, 0], [0, 0, 0, 0]]
-
-
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_tokens_and_history_are_the_originals(model, golden, name):
     case = GOLDEN_CASES[name]
@@ -284,19 +277,6 @@ def test_a_predicted_mask_fills_nothing_and_is_predicted_again(model, prompts):
     output = report(masking, input_ids=prompts[1], max_new_tokens=12, steps=6, suppress_tokens=[])
     assert_follows_the_rule(masking, prompts[1], output, 2)
     assert output.forwards == 6 and MASK in output.sequences
-
-
-def test_the_uncached_prompt_sees_the_response(model, prompts):
-    _, cached = capture_logits(model, input_ids=prompts[0], max_new_tokens=8, steps=1)
-    _, uncached = capture_logits(model, input_ids=prompts[0], max_new_tokens=8, steps=1, use_cache=False)
-    assert (cached - uncached).abs().max() > 1e-2
-
-
-def test_an_all_ones_mask_changes_no_bit(model, prompts):
-    kwargs = {"input_ids": prompts[0], "max_new_tokens": 8}
-    _, bare = capture_logits(model, **kwargs)
-    _, masked = capture_logits(model, **kwargs, attention_mask=torch.ones_like(prompts[0]))
-    assert torch.equal(bare, masked)
 
 
 def test_the_prompt_is_read_once_and_a_dual_cache_reads_the_block_alone(model, prompts):
@@ -453,11 +433,6 @@ def test_every_remasking_fills_the_response(model, prompts, remasking):
     assert MASK not in response and IMAGE not in response
 
 
-def test_masked_positions_come_first_and_in_order():
-    masked = torch.tensor([[True, False, True, False, True], [False, False, False, True, False]])
-    assert masked_positions(masked, 3).tolist() == [[0, 2, 4], [3, 0, 1]]
-
-
 def test_ties_go_to_the_lower_index():
     confidence = torch.tensor([[0.5, 0.9, 0.5, 0.9, 0.5], [0.1, 0.1, 0.1, 0.1, 0.1]])
     masked = torch.tensor([[True, True, True, True, True], [False, True, True, False, True]])
@@ -532,8 +507,6 @@ def test_an_argument_replaces_its_stored_counterpart(model, prompts):
     [
         ({"num_beams": 2}, "'num_beams'.*max_new_tokens.*pixel_values"),
         ({"labels": torch.ones(1, 11)}, "'labels'"),
-        ({"output_attentions": True}, "'output_attentions'"),
-        ({"steps": 4, "step_ratio": 0.5}, "steps=4 and step_ratio=0.5"),
         ({"input_ids": None}, "input_ids or inputs_embeds"),
         ({"attention_mask": torch.ones(1, 3)}, r"attention_mask .*\(1, 11\), got \(1, 3\)"),
         ({"attention_mask": torch.zeros(1, 11)}, "attention_mask .* real token"),
@@ -578,65 +551,35 @@ def test_more_positions_than_the_model_knows_are_a_warning(model, prompts, caplo
     ("fields", "message"),
     [
         ({"top_k": 3, "beam": 1}, "'beam', 'top_k'.*max_new_tokens, block_length"),
-        ({"prefix_offload": True}, "'prefix_offload'"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 .*int > 0"),
-        ({"max_new_tokens": 4.0}, "max_new_tokens=4.0"),
-        ({"block_length": -1}, "block_length=-1 .*int > 0"),
         ({"max_new_tokens": 30, "block_length": 8}, "max_new_tokens=30 .*block_length=8"),
         ({"max_new_tokens": 4, "block_length": 8, "steps": 3}, "max_new_tokens=4 .*block_length=8"),
-        ({"steps": 0}, "steps=0"),
         ({"steps": 3, "block_length": 8}, "steps=3 .*blocks, 4"),
         ({"steps": 4, "step_ratio": 1.0}, "steps=4 and step_ratio=1.0"),
         ({"step_ratio": 1.5}, r"step_ratio=1.5 .*\(0, 1\]"),
         ({"step_ratio": 0.1, "block_length": 8}, "step_ratio=0.1 .*block of 8"),
-        ({"schedule": "quadratic"}, "schedule='quadratic' .*'linear'"),
         ({"shift": 0}, "shift=0 .*> 0"),
         ({"remasking": "entrophy"}, "remasking='entrophy' .*'low_confidence'"),
-        ({"remasking": ["entropy"]}, r"remasking=\['entropy'\]"),
         ({"temperature": 0.5}, "temperature=0.5 .*do_sample=True"),
-        ({"temperature": -1.0, "do_sample": True}, "temperature=-1.0"),
         ({"temperature": 0.0, "do_sample": True}, "temperature=0 .*do_sample=True"),
         ({"do_sample": 1}, "do_sample=1 .*True or False"),
-        ({"output_selection": True}, "output_selection=True .*return_dict_in_generate=True"),
         ({"output_history": True}, "output_history=True .*return_dict_in_generate=True"),
         ({"mask_token_id": -1}, "mask_token_id=-1 .*token id"),
         ({"eos_token_id": ["a"]}, r"eos_token_id=\['a'\] .*token id"),
         ({"suppress_tokens": [1.5]}, r"suppress_tokens=\[1.5\] .*list"),
         ({"confidence_threshold": 0}, r"confidence_threshold=0 .*\(0, 1\]"),
-        ({"confidence_threshold": True}, "confidence_threshold=True"),
         ({"confidence_threshold": 0.9, "remasking": "margin"}, "confidence_threshold=0.9 .*remasking='margin'"),
-        ({"prefix_kv": 0}, r"prefix_kv=0 .*\(0, 1\]"),
         ({"prefix_kv": float("nan")}, "prefix_kv=nan"),
         ({"prefix_kv": 1.0, "use_cache": False}, "prefix_kv=1.0 .*use_cache=True"),
         ({"prefix_dtype": "int4"}, "prefix_dtype='int4' .*'bfloat16', 'float16', 'int8'"),
-        ({"prefix_dtype": torch.int8}, "prefix_dtype=torch.int8"),
-        ({"prefix_dtype": "int8", "use_cache": False}, "prefix_dtype='int8' .*use_cache=True"),
-        ({"stop_at_eos": 1}, "stop_at_eos=1"),
         ({"dual_cache": True}, "dual_cache=True .*block_length"),
-        ({"dual_cache": True, "block_length": 8, "use_cache": False}, "dual_cache=True .*use_cache=True"),
         ({"dual_cache": True, "block_length": 8, "prefix_dtype": "int8"}, "dual_cache=True .*prefix_dtype='int8'"),
         ({"compile_config": True}, "compile_config=True .*CompileConfig"),
-        ({"compile_config": {}, "use_cache": False}, "compile_config=.*use_cache=True"),
     ],
 )
 def test_config_names_what_does_not_fit(fields, message):
     with pytest.raises(ValueError, match=message):
         ShirgGenerationConfig(**fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "blocks", "steps"),
-    [
-        ({}, 1, 32),
-        ({"step_ratio": 0.3}, 1, 9),
-        ({"block_length": 8, "steps": 8}, 4, 2),
-        ({"block_length": 8, "steps": 64}, 4, 8),
-        ({"block_length": 8, "step_ratio": 0.5}, 4, 4),
-    ],
-)
-def test_steps_per_block(fields, blocks, steps):
-    config = ShirgGenerationConfig(**fields)
-    assert (config.num_blocks, config.steps_per_block) == (blocks, steps)
 
 
 def test_config_round_trip(tmp_path):
@@ -786,12 +729,6 @@ def test_the_dual_cache_sees_the_rest_of_the_response_as_it_was_in_the_blocks_fi
         tokens = output.history[first][:, block]
         hidden = language_model(tokens, position_ids=positions[:, block], **kwargs).last_hidden_state
         close(dual[first + 1][:, block][tokens == MASK], model.lm_head(hidden)[tokens == MASK], 1e-5)
-
-
-def test_the_dual_cache_of_one_block_is_exact(model, prompts):
-    kwargs = {"input_ids": prompts[1], "max_new_tokens": 8, "block_length": 8}
-    plain, dual = (report(model, **kwargs, dual_cache=value) for value in (False, True))
-    assert torch.equal(plain.history, dual.history)
 
 
 # ---------------------------------------------------------------- compiled steps
