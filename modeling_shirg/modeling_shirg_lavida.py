@@ -40,7 +40,7 @@ class ShirgLavidaOutput(CausalLMOutputWithPast):
     scores: torch.FloatTensor | None = None
 
 
-class ShirgLavidaForConditionalGeneration(ShirgLavidaPreTrainedModel, ShirgLavidaGenerationMixin):
+class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavidaPreTrainedModel):
     """SHIRG-LaViDa with its language modelling head; `generate` denoises an answer."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -50,9 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if argv is None:
         _quiet_libraries(command)
+    module = importlib.import_module(f"{__package__}.{command}")
     with _interrupts() as interrupts:
         try:
-            module = importlib.import_module(f"{__package__}.{command}")
             module.main(module.parse_args(with_underscores(rest)))
         except KeyboardInterrupt:
             interrupts.append(command)
@@ -69,15 +70,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def with_underscores(argv: list[str]) -> list[str]:
     """The same arguments with `--some-flag` written `--some_flag`; what follows a lone `--` is left alone."""
-    flags = []
-    for position, argument in enumerate(argv):
-        if argument == "--":
-            return flags + argv[position:]
-        if argument.startswith("--") and " " not in argument.split("=")[0]:
-            name, equals, value = argument.partition("=")
-            argument = "--" + name[2:].replace("-", "_") + equals + value
-        flags.append(argument)
-    return flags
+    end = argv.index("--") if "--" in argv else len(argv)
+    flags = [
+        re.sub(r"^--[^ =]+(?==|$)", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in argv[:end]
+    ]
+    return flags + argv[end:]
 
 
 def _quiet_libraries(command: str) -> None:
@@ -124,8 +121,8 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<9}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: shirg COMMAND [options]   (shirg COMMAND --help)", "", *lines])
+    lines = "".join(f"\n  {name:<9}  {text}" for name, text in COMMANDS.items())
+    return f"usage: shirg COMMAND [options]   (shirg COMMAND --help)\n{lines}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 from configuration_shirg import PRESETS
-from modeling_shirg.demo.asking import Asker, Question
+from modeling_shirg.demo.drafts import Asker
 from modeling_shirg.running import ask as asking
 from modeling_shirg.running.ask import Answers, ask, conversation, read_image
 from modeling_shirg.running.load import load
@@ -128,7 +127,7 @@ def asked(monkeypatch) -> list[tuple[list, Answers]]:
         calls.append((conversations, ask(loaded, conversations, *args, **kwargs)))
         return calls[-1][1]
 
-    for module in ("running.ask", "evaluation.asking", "demo.asking"):
+    for module in ("running.ask", "evaluation.asking", "demo.drafts"):
         monkeypatch.setattr(f"modeling_shirg.{module}.ask", spy)
     return calls
 
@@ -151,8 +150,10 @@ def _by_evaluation(option: str, value, wide: str, folder: Path) -> None:
 
 
 def _by_demo(option: str, value, wide: str, folder: Path) -> None:
-    given = {"box": value[0]} if option == "fovea_boxes" else {"budget": value / 181}
-    list(Asker(lambda name: load(None, name)).ask("shirg", Question(read_image(wide), QUESTION, **given)))
+    names = {"fovea_boxes": "box", "selection_budget": "budget", "fovea_size": "fovea"}
+    share = {"fovea_boxes": 1, "selection_budget": 181, "fovea_size": 224}[option]
+    given = {names[option]: value[0] if option == "fovea_boxes" else value / share}
+    list(Asker(lambda name: load(None, name)).ask("shirg", read_image(wide), QUESTION, given))
 
 
 def _by_lmms_eval(option: str, value, wide: str, folder: Path) -> None:
@@ -164,7 +165,7 @@ def _by_lmms_eval(option: str, value, wide: str, folder: Path) -> None:
 WAYS = [
     *((_by_command, option) for option in OPTIONS),
     *((way, option) for way in (_by_comparison, _by_evaluation) for option in OPTIONS if option != "fovea_boxes"),
-    *((_by_demo, option) for option in ("fovea_boxes", "selection_budget")),
+    *((_by_demo, option) for option in ("fovea_boxes", "selection_budget", "fovea_size")),
     *((_by_lmms_eval, option) for option in OPTIONS if option != "fovea_boxes" and find_spec("lmms_eval")),
 ]
 
@@ -207,27 +208,3 @@ def test_streaming_shows_drafts_on_a_terminal():
     shown = os.read(terminal, 100_000).decode()
     assert run.returncode == 0 and shown.count("\033[33m") == 8
     assert shown.strip().splitlines()[-1].endswith(ask(load(), [conversation(GRID, QUESTION)]).texts[0])
-
-
-def test_a_checkpoint_of_another_kind_or_a_contradictory_one_is_refused(capsys, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path))
-    assert status == 2 and "'bert'" in err and "shirg_lavida" in err
-    shutil.copytree(BUNDLED, tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "selection_budget": 9999}))
-    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path / "model"))
-    assert status == 2 and "9999" in err and "256" in err and "Traceback" not in err
-
-
-def test_where_no_picture_can_be_written_nothing_is_computed(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("modeling_shirg.running.load.load", lambda *args: pytest.fail("the model was loaded"))
-    for path, reason in ((tmp_path / "none" / "o.png", "none"), (tmp_path, "picture file"), ("o.xyz", ".png, .jpg")):
-        status, _, err = _ask(capsys, GRID, QUESTION, "--overlay", str(path))
-        assert status == 2 and reason in err
-
-
-def test_any_field_of_the_config_is_an_option(capsys):
-    report = _report(capsys, GRID, QUESTION, "--option", "selection_budget=100", "--option", "diversity-weight=0")
-    assert report["image_tokens"] == 164 and len(report["kept"][1]) == 100
-    assert _report(capsys, GRID, QUESTION, "--option", "scaffold=false")["image_tokens"] == 181

@@ -122,15 +122,6 @@ def test_pixels_out_of_range(value, as_tensor):
     refused(lambda: look(torch.from_numpy(array).movedim(-1, 0) if as_tensor else array), "Image 0", "must lie in")
 
 
-@given(st.lists(st.integers(0, 9), max_size=5).map(tuple))
-def test_arrays_of_a_wrong_shape(shape):
-    healthy = len(shape) == 2 or (len(shape) in (3, 4) and {1, 3, 4} & {shape[-1], shape[-3]})
-    if 0 in shape or not healthy:
-        refused(lambda: look(np.zeros(shape)))
-    else:
-        assert look(np.zeros(shape))["pixel_values"].isfinite().all()
-
-
 @given(
     st.lists(st.floats() | st.sampled_from(["a", None]), max_size=6)
     | st.sampled_from([3, "abcd", (0, 9, 9, 0), (900, 900, 950, 950)])
@@ -218,6 +209,7 @@ ARGUMENTS = {
     "position_ids": st.sampled_from([torch.ones(1, 3), "a"]),
     "generation_config": st.sampled_from([3, {"steps": 4}, "fast"]),
     "streamer": st.just(3),
+    "pixel_values": st.just(torch.zeros(1, 3, 100, 100)),
     "input_ids": st.sampled_from(["Which?", torch.ones(4, dtype=torch.int64), torch.ones(1, 4)]),
 }
 
@@ -241,23 +233,6 @@ def test_generation_arguments_that_do_not_exist(name):
     refused(lambda: model().generate(**inputs(), **{name: 3}), name)
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"pixel_values": None}, ("245", "0")),
-        ({"pixel_values": torch.zeros(2, 3, 192, 192)}, ("245", "490")),
-        ({"pixel_values": torch.zeros(1, 3, 100, 100)}, ("pixel_values",)),
-        ({"fovea_pixel_values": None}, ("fovea_pixel_values",)),
-        ({"input_ids": torch.ones(1, 5, dtype=torch.int64)}, ("0", "245")),
-        ({"input_ids": torch.full((1, 5), 9999)}, ("input_ids", "9999")),
-        ({"selection_budget": torch.tensor([5])}, ("245", "69")),
-        ({"selection_budget": torch.tensor([0])}, ("selection_budget",)),
-    ],
-)
-def test_tensors_that_do_not_fit(changes, named):
-    refused(lambda: model().generate(**{**inputs(), "max_new_tokens": 4, **changes}), *named)
-
-
 CONTENTS = st.none() | st.integers() | st.binary(max_size=3)
 PARTS = st.fixed_dictionaries({"type": WORDS | CONTENTS, "text": CONTENTS}) | CONTENTS | WORDS
 
@@ -270,22 +245,6 @@ PARTS = st.fixed_dictionaries({"type": WORDS | CONTENTS, "text": CONTENTS}) | CO
 )
 def test_messages_that_are_none(message):
     refused(lambda: processor().apply_chat_template([message], tokenize=True, return_dict=True))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ({"images": np.ones((9, 9, 3)), "text": "Which?"}, ("0 <image>", "1 image")),
-        ({"images": np.ones((9, 9, 3)), "text": "<image><image>"}, ("2 <image>", "1 image")),
-        ({"text": "<image>Which?"}, ("1 <image>",)),
-        ({"images": [[np.ones((9, 9, 3))]], "text": ["<image>", "Which?"]}, ("1", "2 prompts")),
-        ({"images": np.ones((9, 9, 3)), "text": "<image>?", "truncation": True, "max_length": 20}, ("truncation",)),
-        *(({"text": value}, ("text",)) for value in (3, b"Which?", [], [None], [["Which?"]])),
-        ({"text": "a\ud800b"}, (r"\ud800",)),
-    ],
-)
-def test_prompts_that_do_not_fit_their_images(arguments, named):
-    refused(lambda: processor()(**arguments), *named)
 
 
 @pytest.fixture(scope="module")

@@ -30,15 +30,10 @@ COMMANDS = sorted(
         if part.startswith("shirg ")
     }
 )
-EXAMPLES = [command for command in COMMANDS if command.startswith("shirg ask hub_card/") and "--model" not in command]
 
 
 def test_the_commands_are_told_of():
-    assert {command.split()[1] for command in COMMANDS} == set(cli.COMMANDS) and EXAMPLES
-
-
-def test_the_readme_is_read_in_five_minutes():
-    assert README.count("\n") <= 150
+    assert {command.split()[1] for command in COMMANDS} == set(cli.COMMANDS)
 
 
 def test_the_python_of_the_readme_runs_from_top_to_bottom():
@@ -94,13 +89,6 @@ def test_arguments_are_understood(command, tmp_path, monkeypatch):
     for flag, value in re.findall(r"--(\w+) ([\w./-]+)", command):
         given = understood.get(flag)
         assert value in map(str, given) if isinstance(given, list) else given is None or str(given).endswith(value)
-
-
-@pytest.mark.parametrize("command", EXAMPLES)
-def test_examples_run(command, monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(_arguments(command)) == 0, capsys.readouterr().err
-    assert capsys.readouterr().out.strip()
 
 
 def test_every_preset_is_in_the_table_of_systems_and_no_other():

@@ -30,12 +30,6 @@ def scene_rows(family: str, split: str, num_images: int, blank: bool = False) ->
     return rows
 
 
-def references(rows: Rows) -> list[tuple[str, str]]:
-    """Source and last answer of every row."""
-    items = (rows[number] for number in range(len(rows)))
-    return [(item["source"], _text(item["messages"][-1]).strip()) for item in items]
-
-
 def answer_rows(model: Any, processor: Any, rows: Rows, batch_size: int) -> list[str]:
     """The model's last answer to every row, given all turns before it, by its own generation config.
 
@@ -52,7 +46,7 @@ def adapted_facts(model: PeftModel, processor: Any, rows: Rows, batch_size: int)
     """Exact match of each source, of an adapter and of its base."""
     with model.disable_adapter():
         base = answer_rows(model, processor, rows, batch_size)
-    return exact_match_facts(references(rows), answer_rows(model, processor, rows, batch_size), base)
+    return exact_match_facts(rows, answer_rows(model, processor, rows, batch_size), base)
 
 
 def exact_match_words(row: dict[str, Any]) -> str:
@@ -63,17 +57,16 @@ def exact_match_words(row: dict[str, Any]) -> str:
     )
 
 
-def exact_match_facts(
-    expected: Sequence[tuple[str, str]], given: Sequence[str], base: Sequence[str]
-) -> list[dict[str, Any]]:
+def exact_match_facts(rows: Rows, given: Sequence[str], base: Sequence[str]) -> list[dict[str, Any]]:
     """Exact match of each source: `task`, `metric`, `value`, its 95% interval `low` to `high`, `n`, and as shares of
     the same questions `baseline`, the right ones in `base`, and `majority`, the most frequent answer.
 
-    `expected` is from `references`; `base` are answers of the model before training, or to blank images.
+    `base` are answers of the model before training, or to blank images.
     """
     by_source: dict[str, list[tuple[str, str, str]]] = {}
-    for (source, gold), answer, other in zip(expected, given, base, strict=True):
-        by_source.setdefault(source, []).append((gold, answer, other))
+    for number, (answer, other) in enumerate(zip(given, base, strict=True)):
+        item = rows[number]
+        by_source.setdefault(item["source"], []).append((_text(item["messages"][-1]).strip(), answer, other))
     facts = []
     for source, answers in sorted(by_source.items()):
         right, too = (sum(answer[column] == answer[0] for answer in answers) for column in (1, 2))

@@ -20,10 +20,8 @@ from modeling_shirg.scenes.placement import EDGES
 from modeling_shirg.training.data.bad_rows import Skipped, check_share
 
 RESULTS_FILE, TABLE_FILE, GROUPS_FILE = "results.json", "results.csv", "groups.csv"
-# A system passes the guard if the 95% interval of its paired difference stays above this margin, in shares.
-GUARD_MARGIN = -0.01
-# Below so many rows the guard's interval is wider than its margin.
-GUARD_ROWS = 4000
+# The guard's margin in shares, and the rows below which its interval is wider than the margin.
+GUARD_MARGIN, GUARD_ROWS = -0.01, 4000
 
 Records = list[dict]
 

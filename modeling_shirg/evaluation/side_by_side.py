@@ -42,9 +42,8 @@ class Timed:
 def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[str, dict[str, Any]]:
     """Time every system `repeats` times in turn after `warmup` rounds that do not count; then count, once each.
 
-    Returns:
-        By system: `seconds`, the spread over the repeats, and `first_seconds`; `stages`, seconds of one profiled
-        answer; `flops` of matrix products and attention; tokens, forwards and bytes.
+    By system: `seconds`, the spread over the repeats, and `first_seconds`; `stages`, seconds of one profiled answer;
+    `flops` of matrix products and attention; tokens, forwards and bytes.
     """
     asked = {name: partial(ask, each.loaded, each.chats(), **each.generation) for name, each in systems.items()}
     seconds: dict[str, list[float]] = {name: [] for name in systems}
@@ -159,13 +158,9 @@ _TOKEN_IDS = ("image_token_id", "mask_token_id", "infill_token_id", "bos_token_i
 def random_system(
     profile: Profile, preset: str, fields: dict[str, Any], given: Loaded, dtype: torch.dtype, device: torch.device
 ) -> Loaded:
-    """A preset with random weights at a profile's widths, asked through the tokenizer of `given`.
+    """A preset with random weights at a profile's widths, asked through the tokenizer of `given`, any checkpoint.
 
-    Args:
-        profile, preset: keys of `PROFILES` and `PRESETS`.
-        fields: of the config; they win over the preset's.
-        given: any checkpoint.
-        dtype, device: of the weights.
+    `fields` of the config win over the preset's.
     """
     fields |= {name: getattr(given.model.config, name) for name in _TOKEN_IDS}
     text = {"max_position_embeddings": 4096, **profile.text}

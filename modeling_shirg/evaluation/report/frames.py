@@ -86,9 +86,10 @@ def costs(table: SystemTable) -> DataFrame:
 
 def summary(table: SystemTable) -> str:
     """Scores, differences, the guard, costs and bad rows as text."""
-    told = [scores(table, table.systems, control) for control in ("none", *table.controls)]
-    told += [differences(table), guard(table), costs(table)]
-    lines = [frame.to_string(index=False) for frame in told if len(frame)]
+    told = {f"control {name}: percent": scores(table, table.systems, name) for name in table.controls}
+    told = {"percent": scores(table, table.systems), **told, f"points over {table.baseline}": differences(table)}
+    told |= {"guard": guard(table), "cost": costs(table)}
+    lines = [f"{about}\n{frame.to_string(index=False)}" for about, frame in told.items() if len(frame)]
     for task, counts in table.results["tasks"].items():
         bad = f"{len(counts['bad'])} of {counts['rows']} rows were bad"
         lines += [f"{task}: {bad}, row {first['row']}: {first['reason']}" for first in counts["bad"][:1]]
