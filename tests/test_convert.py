@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -264,41 +263,27 @@ def test_a_tampered_index(source, tmp_path, index):
     refused("index.json", source, tmp_path / "out")
 
 
-def tamper(folder: Path, edit, padding: bytes = b"") -> None:
-    """Rewrite the header of the weights; their bytes stay, but for `padding`."""
-    path = folder / "model.safetensors"
-    raw = path.read_bytes()
+TAMPERED = [{"data_offsets": [-256, 0]}, {"dtype": "Q5"}, {"shape": [65]}, {"dtype": ...}]
+
+
+@pytest.mark.parametrize("fields", TAMPERED)
+def test_a_tampered_entry(source, tmp_path, fields):
+    raw = (source / "model.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    header = json.dumps(edit(json.loads(raw[8 : 8 + length]))).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :] + padding)
-
-
-NEWLINE, NORM = "model.image_newline", "model.transformer.ln_f.weight"
-TAMPERED = {
-    "half the bytes": lambda entry, other: {**entry, "data_offsets": [entry["data_offsets"][0], 64]},
-    "another's bytes": lambda entry, other: {**entry, "data_offsets": other["data_offsets"]},
-    "negative offsets": lambda entry, other: {**entry, "data_offsets": [-256, 0]},
-    "no dtype": lambda entry, other: {name: entry[name] for name in ("shape", "data_offsets")},
-    "unknown dtype": lambda entry, other: {**entry, "dtype": "Q5"},
-    "another shape": lambda entry, other: {**entry, "shape": [65]},
-}
-
-
-@pytest.mark.parametrize("kind", TAMPERED)
-def test_a_tampered_entry(source, tmp_path, kind):
-    tamper(source, lambda header: {**header, NEWLINE: TAMPERED[kind](header[NEWLINE], header[NORM])})
+    header = json.loads(raw[8 : 8 + length])
+    entry = {**header["model.image_newline"], **fields}
+    header["model.image_newline"] = {name: value for name, value in entry.items() if value is not ...}
+    written = json.dumps(header).encode()
+    (source / "model.safetensors").write_bytes(len(written).to_bytes(8, "little") + written + raw[8 + length :])
     refused("model.safetensors", source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 100_000, None])
-def test_a_broken_download(source, tmp_path, keep):
+def test_a_broken_download_and_pickles(source, tmp_path, keep):
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep] + (bytes(8) if keep is None else b""))
     refused("model.safetensors", source, tmp_path / "out")
-
-
-def test_pickles_only(source, tmp_path):
-    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    weights.rename(source / "pytorch_model.bin")
     refused("only safetensors", source, tmp_path / "out")
 
 
@@ -310,7 +295,7 @@ def test_every_misfit_in_one_error(source, tmp_path):
             "model.transformer.blocks.1.q_proj.weight": None,
             f"{TOWER}encoder.layers.0.mlp.fc1.weight": None,
             "model.faster_token": torch.zeros(64),
-            NORM: torch.zeros(65),
+            "model.transformer.ln_f.weight": torch.zeros(65),
             "model.transformer.blocks.2.attn_norm.weight": torch.zeros(64, dtype=torch.int8),
         },
     )
@@ -319,11 +304,9 @@ def test_every_misfit_in_one_error(source, tmp_path):
         assert part in message
 
 
-def test_every_missing_tensor_is_listed(source, tmp_path):
-    for layers, missing, listed in ((5, 18, 18), (20, 153, 100)):
-        edit_json(source / "config.json", n_layers=layers)
-        message = refused(f"{missing} missing:", source, tmp_path / "out")
-        assert message.count("model.transformer.blocks.") == listed
+def test_a_hundred_missing_tensors_are_listed(source, tmp_path):
+    edit_json(source / "config.json", n_layers=20)
+    assert refused("153 missing:", source, tmp_path / "out").count("model.transformer.blocks.") == 100
 
 
 def test_every_unsupported_setting_in_one_error(source, tmp_path):
@@ -342,7 +325,7 @@ REFUSED_CONFIGS = [
     ({"image_grid_pinpoints": [[384, 700]]}, "image_grid_pinpoints"),
     ({"image_aspect_ratio": "anyres_max_9"}, "image_aspect_ratio='anyres_max_9'"),
     ({"embedding_size": 509, "vocab_size": 509}, "<image> takes id 509.* 509 rows"),
-    ({"mask_token_id": 126336}, "mask_token_id is 126336 .*500"),
+    ({"mask_token_id": 126336}, "mask_token_id is 126336, not 500"),
     ({"model_type": "llava"}, "model_type 'llava'"),
 ]
 
@@ -359,13 +342,10 @@ def test_a_tokenizer_file_without_a_tokenizer(source, tmp_path, text):
     if text is not None:
         (source / "tokenizer.json").write_text(text)
     refused("tokenizer.json", source, tmp_path / "out")
-
-
-def test_a_tokenizer_without_the_chat_tokens(source, tmp_path):
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        path = source / name
-        path.write_text(path.read_text().replace("<|eot_id|>", "<|zzz|>"))
-    refused(re.escape("<|eot_id|>"), source, tmp_path / "out")
+    whole = (ORIGINAL / "tokenizer.json").read_text()
+    (source / "tokenizer.json").write_text(whole.replace("<|eot_id|>", "<|zzz|>"))
+    edit_json(source / "tokenizer_config.json", added_tokens_decoder=...)
+    refused("eot_id", source, tmp_path / "out")
 
 
 def test_sources_that_are_none(converted, tmp_path):
@@ -405,7 +385,6 @@ def test_missing_last_layers_of_the_known_tower_are_listed(source, tmp_path):
 
 
 # The vision base and its text tower
-
 
 WRONG_BASES = [
     ({"hidden_size": 32}, "hidden_size 32, needed 64"),
