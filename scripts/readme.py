@@ -30,7 +30,7 @@ def toy_table(checkout: Path) -> str:
 
 
 def exactness_sentence(checkout: Path) -> str:
-    """How many cases of the original agree, by `python -m shirg_scripts.exactness`."""
+    """How many cases of the original agree, by `python tests/exactness.py`."""
     page = (checkout / "docs/exactness.md").read_text()
     passed, cases = re.search(r"^(\d+) of (\d+) cases pass", page, re.MULTILINE).groups()
     return (
