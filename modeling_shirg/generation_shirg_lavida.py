@@ -135,14 +135,10 @@ class ShirgLavidaGenerationMixin:
             ValueError: unknown arguments, or shapes and values that do not fit; the message names them.
         """
         # 0. Prepare
-        ids = {"input_ids": input_ids, "draft_ids": draft_ids, "attention_mask": attention_mask}
-        for name, value in {**ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}.items():
-            if value is not None and not isinstance(value, torch.Tensor):
-                raise TypeError(f"{name} must be a tensor, got {value!r:.100}.")
-        if not isinstance(generation_config, GenerationConfig | None):
-            raise TypeError(f"generation_config must be a ShirgGenerationConfig, got {generation_config!r:.100}.")
-        if not isinstance(streamer, BaseStreamer | None):
-            raise TypeError(f"streamer must be a BaseStreamer, got {streamer!r:.100}.")
+        ids = {"input_ids": input_ids, "draft_ids": draft_ids, "inputs_embeds": inputs_embeds}
+        _check_types({**ids, "attention_mask": attention_mask, "position_ids": position_ids}, torch.Tensor)
+        _check_types({"generation_config": generation_config}, GenerationConfig)
+        _check_types({"streamer": streamer}, BaseStreamer)
         images = {name: kwargs.pop(name) for name in IMAGE_INPUTS if name in kwargs}
         config = self._resolve_generation_config(generation_config, draft_ids, kwargs)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, images)
@@ -347,6 +343,12 @@ class ShirgLavidaGenerationMixin:
             silent = {"_raise_exceptions_for_missing_entries": False}
             if cached_file(pretrained_model_name_or_path, "generation_config.json", **hub, **silent) is not None:
                 self.generation_config = ShirgGenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+
+
+def _check_types(arguments: dict[str, Any], kind: type) -> None:
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r:.100}.")
 
 
 def _check_ids(name: str, ids: torch.Tensor, size: int) -> None:
