@@ -136,9 +136,8 @@ class ShirgLavidaGenerationMixin:
         """
         # 0. Prepare
         ids = {"input_ids": input_ids, "draft_ids": draft_ids, "inputs_embeds": inputs_embeds}
-        _check_types({**ids, "attention_mask": attention_mask, "position_ids": position_ids}, torch.Tensor)
-        _check_types({"generation_config": generation_config}, GenerationConfig)
-        _check_types({"streamer": streamer}, BaseStreamer)
+        _check_types(torch.Tensor, attention_mask=attention_mask, position_ids=position_ids, **ids)
+        _check_types(BaseStreamer, streamer=streamer)
         images = {name: kwargs.pop(name) for name in IMAGE_INPUTS if name in kwargs}
         config = self._resolve_generation_config(generation_config, draft_ids, kwargs)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, images)
@@ -209,6 +208,7 @@ class ShirgLavidaGenerationMixin:
     ) -> ShirgGenerationConfig:
         """The configuration of this call, complete with token ids and checked against the model."""
         size = self.model.get_input_embeddings().weight.shape[0]
+        _check_types(GenerationConfig, generation_config=generation_config)
         stored = self.generation_config if generation_config is None else generation_config
         fields = overridden_fields(stored, overrides)
         if draft_ids is not None:
@@ -345,7 +345,7 @@ class ShirgLavidaGenerationMixin:
                 self.generation_config = ShirgGenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
 
 
-def _check_types(arguments: dict[str, Any], kind: type) -> None:
+def _check_types(kind: type, **arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}, got {value!r:.100}.")
