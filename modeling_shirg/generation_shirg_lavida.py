@@ -135,6 +135,9 @@ class ShirgLavidaGenerationMixin:
             ValueError: unknown arguments, or shapes and values that do not fit; the message names them.
         """
         # 0. Prepare
+        ids = {"input_ids": input_ids, "draft_ids": draft_ids, "inputs_embeds": inputs_embeds}
+        _check_types(torch.Tensor, attention_mask=attention_mask, position_ids=position_ids, **ids)
+        _check_types(BaseStreamer, streamer=streamer)
         images = {name: kwargs.pop(name) for name in IMAGE_INPUTS if name in kwargs}
         config = self._resolve_generation_config(generation_config, draft_ids, kwargs)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, images)
@@ -205,6 +208,7 @@ class ShirgLavidaGenerationMixin:
     ) -> ShirgGenerationConfig:
         """The configuration of this call, complete with token ids and checked against the model."""
         size = self.model.get_input_embeddings().weight.shape[0]
+        _check_types(GenerationConfig, generation_config=generation_config)
         stored = self.generation_config if generation_config is None else generation_config
         fields = overridden_fields(stored, overrides)
         if draft_ids is not None:
@@ -233,6 +237,8 @@ class ShirgLavidaGenerationMixin:
         if input_ids is None and inputs_embeds is None:
             raise ValueError("generate needs input_ids or inputs_embeds.")
         if input_ids is not None:
+            if input_ids.ndim != 2:
+                raise ValueError(f"input_ids must have the shape (B, P), got {tuple(input_ids.shape)}.")
             _check_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0])
         if inputs_embeds is None:
             return self.model.prepare_inputs_embeds(input_ids, **images)
@@ -339,7 +345,15 @@ class ShirgLavidaGenerationMixin:
                 self.generation_config = ShirgGenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
 
 
+def _check_types(kind: type, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r:.100}.")
+
+
 def _check_ids(name: str, ids: torch.Tensor, size: int) -> None:
+    if ids.ndim not in (1, 2) or ids.is_floating_point():
+        raise ValueError(f"{name} must hold integer ids, got {ids.dtype} {tuple(ids.shape)}.")
     if ids.numel() and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
             f"{name} hold ids from {ids.min()} to {ids.max()}, the model has 0 to {size - 1}: are they of its "

@@ -148,7 +148,7 @@ def parse_arguments(argv: list[str], kinds: Iterable[type], **parser_options: An
     if argv and Path(argv[0]).suffix in _FILES:
         argv = [*_as_flags(Path(argv[0]), {each.name for kind in kinds for each in fields(kind)}), *argv[1:]]
     values = vars(parser.parse_args(argv))
-    if not values.get("validation_data") and not values.get("validation_rows"):
+    if "validation_data" in values and not values["validation_data"] and not values["validation_rows"]:
         values["eval_strategy"] = "no"
     return parser.parse_dict(values)
 
