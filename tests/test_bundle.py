@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from shirg_scripts import bundle
 def checkout(tmp_path, monkeypatch):
     """A folder with a base and an old bundle, and a run that adapted this base."""
     monkeypatch.chdir(tmp_path)
+    for name in ("configuration_shirg", "modeling_shirg"):
+        (tmp_path / name).symlink_to(Path(__file__).parents[1] / name)
     save_base(tmp_path / bundle.BASE)
     (bundle.BASE / "training.json").write_text('{"seed": 0}')
     bundle.MERGED.mkdir()
