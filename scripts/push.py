@@ -36,9 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--base", metavar="REPO_ID[@REVISION]", help="where the run's base model is on the Hub, if it was a folder"
     )
     parser.add_argument("--licence", "--license", help="identifier of the licence; by default the base's own")
-    parser.add_argument(
-        "--private", action="store_true", help="only you see it; an existing repository has to be private"
-    )
+    parser.add_argument("--private", action="store_true", help="an existing repository has to be private already")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to publish on, created if need be")
     parser.add_argument("--token", help="of the Hub; by default the one that you are logged in with")
     parser.add_argument(
