@@ -322,6 +322,8 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             if images.dropped_tokens is not None or images.selection_noise is not None:
                 raise ValueError(f"Preset {config.prune_method!r} selects no tokens to draw among.")
             return ShirgImageOutput(image_tokens=self._all_tokens(images))
+        if images.selection_noise is not None and (method is None or not method.ranks):
+            raise ValueError(f"selection_noise was given, but preset {config.prune_method!r} ranks no patches.")
         global_ITC = None
         if config.view_policy == "foveal" and config.scaffold:
             global_ITC = self._pooled(self.multi_modal_projector(self._encode(images.pixel_values)[0]))
@@ -346,7 +348,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             padded_VKC = torch.stack([F.pad(tokens, (0, 0, 0, share - len(tokens))) for tokens in selected_VKC])
             selected_IKC = padded_VKC.unflatten(0, (-1, config.num_selected_views)).flatten(1, 2)
         if images.dropped_tokens is not None:
-            assert images.dropped_tokens.shape == selected_IKC.shape[:2], tuple(selected_IKC.shape)
+            _check_shape("dropped_tokens", images.dropped_tokens, tuple(selected_IKC.shape[:2]))
             selected_IKC = selected_IKC.masked_fill(images.dropped_tokens[..., None], 0)
         parts = [selected_IKC] if global_ITC is None else [global_ITC, selected_IKC]
         return self._image_output(torch.cat(parts, dim=1), selections, selected_IKC.shape[1], features_VND.shape[1])
@@ -407,8 +409,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         config, method = self.config, self.method
         views, num_patches = config.num_selected_views, features_VND.shape[1]
         if images.selection_noise is not None:
-            if not method.ranks:
-                raise ValueError(f"selection_noise was given, but preset {config.prune_method!r} ranks no patches.")
+            _check_shape("selection_noise", images.selection_noise, (len(features_VND) // views, views * num_patches))
             # Ranking by score + T g equals ranking by score / T + g.
             signals["noise"] = config.selection_temperature * images.selection_noise.float().reshape(-1, num_patches)
         budget = self._budget(images)
@@ -518,15 +519,17 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
 
     def _budget(self, images: ImageInputs) -> int | None:
         """The number of selected tokens of each image of this call."""
-        config, budget = self.config, images.shared("selection_budget")
-        if budget is None:
-            return config.selection_budget
-        if not config.chooses:
+        config, size, budget = self.config, images.shared("fovea_size"), images.shared("selection_budget")
+        if size is not None and (config.fovea_size is None or config.selection_method == "none"):
+            reason = "has no fovea" if config.fovea_size is None else "keeps every token of its view"
+            raise ValueError(f"fovea_size={size} was given, but preset {config.prune_method!r} {reason}.")
+        if budget is not None and not config.chooses:
             raise ValueError(
                 f"selection_budget={budget} was given, but preset {config.prune_method!r} chooses no tokens."
             )
-        config.check_budget(budget, images.shared("fovea_size") or config.fovea_size)
-        return budget
+        if size is not None or budget is not None:
+            config.check_budget(budget or config.selection_budget, size or config.fovea_size)
+        return config.selection_budget if budget is None else budget
 
     def _check_views(self, images: ImageInputs) -> None:
         """Pixels of another preset's processor are an error that names both shapes."""
@@ -613,6 +616,11 @@ def _selection_method(config: ShirgLavidaConfig) -> SelectionMethod | None:
             "google/siglip-so400m-patch14-384`, or choose attention_source='received' or 'norm'."
         )
     return method
+
+
+def _check_shape(name: str, values: torch.Tensor, needed: tuple[int, ...]) -> None:
+    if tuple(values.shape) != needed:
+        raise ValueError(f"{name} must have the shape {needed}, got {tuple(values.shape)}.")
 
 
 def _view_tokens(

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.calibration_shirg import check_calibration, joined_calibration
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.selection_shirg import shirg_scores, top_k
+from modeling_shirg.selection_shirg import ViewTokens, shirg_scores, top_k
 from test_text_relevance import siglip_config, siglip_processor
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
@@ -43,17 +43,9 @@ def calibration(sign: int = 1, *entries: dict) -> dict:
 
 
 def kept_and_scores(model, inputs) -> tuple[list, torch.Tensor | None]:
-    names = (
-        "input_ids",
-        "pixel_values",
-        "fovea_pixel_values",
-        "question_mask",
-        "mosaic_windows",
-        "relevance_input_ids",
-        "patch_boxes",
-    )
+    given = {name: value for name, value in inputs.items() if name != "attention_mask"}
     with torch.no_grad():
-        _, images = model.model.prepare_inputs_embeds(*(inputs.get(name) for name in names))
+        _, images = model.model.prepare_inputs_embeds(**given)
     return images.kept_indices.tolist(), images.scores
 
 
@@ -115,14 +107,14 @@ def test_the_score_is_the_formula_on_the_corrected_signals(preset):
     model, processor = tiny_model(config), tiny_processor(config)
     inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
     kept, scores = kept_and_scores(model, inputs)
-    signals = ("input_ids", "pixel_values", "fovea_pixel_values", "question_mask")
+    given = {name: value for name, value in inputs.items() if name != "attention_mask"}
     with torch.no_grad():
-        (raw,) = model.model.get_view_tokens(*(inputs[name] for name in signals), calibrated=False)
-        (corrected,) = model.model.get_view_tokens(*(inputs[name] for name in signals))
+        (raw,) = model.model.get_view_tokens(**given, calibrated=False)
+        (corrected,) = model.model.get_view_tokens(**given)
     assert torch.equal(corrected.relevance, -raw.relevance)
     assert torch.equal(corrected.attention, raw.attention - torch.tensor(mean))
-    weights = (config.attention_weight, config.text_weight, config.diversity_weight)
-    expected = shirg_scores(raw.features, raw.attention - torch.tensor(mean), -raw.relevance, 181, *weights)
+    by_hand = ViewTokens(raw.features, raw.attention - torch.tensor(mean), -raw.relevance)
+    expected = shirg_scores(by_hand, 181, config)
     assert torch.equal(scores[0], expected)
     assert kept == [top_k(expected, 181).tolist()]
 
@@ -236,7 +228,7 @@ class Records(logging.Handler):
 
 @pytest.fixture
 def warnings():
-    logger = logging.getLogger("modeling_shirg.modeling_shirg_lavida")
+    logger = logging.getLogger("modeling_shirg.backbone_shirg")
     records = Records()
     logger.addHandler(records)
     yield records.texts
@@ -244,17 +236,17 @@ def warnings():
 
 
 def test_a_view_without_a_mean_of_its_own_says_that_others_have_one(warnings, monkeypatch):
-    from modeling_shirg import modeling_shirg_lavida
+    from modeling_shirg import backbone_shirg
 
     # Otherwise the logger says everything once in a process.
-    monkeypatch.setattr(modeling_shirg_lavida.logger, "warning_once", modeling_shirg_lavida.logger.warning)
+    monkeypatch.setattr(backbone_shirg.logger, "warning_once", backbone_shirg.logger.warning)
     config = tiny_config("shirg", calibration=calibration(1, attention_entry([0.1] * 256)))
     for preset in ("shirg", "shirg-v1", "uniform", "holov", "saint", "lavida"):
         ShirgLavidaForConditionalGeneration(config.with_preset(preset))
     assert not warnings
     ShirgLavidaForConditionalGeneration(config.with_preset("shirg-3645"))
     (text,) = warnings
-    assert "'shirg-3645' uses its attention as it is" in text and "foveal views of 16x16" in text
+    assert "'shirg-3645' uses its attention uncorrected" in text and "foveal views of 16x16" in text
     assert "shirg calibrate --prune_method shirg-3645" in text
     # Calibrated and found not to need a mean: nothing to say.
     entries = [attention_entry([0.1] * 256), attention_entry(None, "anyres", 13)]

@@ -150,7 +150,9 @@ def _answer_losses(model, processor, batch, row: int, number: int) -> torch.Tens
     placeholders = torch.full((processor.num_image_tokens,), processor.image_token_id)
     prompt = torch.cat([batch["prefix_ids"][row], placeholders, question])[None]
     views = len(batch["pixel_values"]) // len(batch["prefix_ids"])
-    embeds, _ = model.model.prepare_inputs_embeds(prompt, batch["pixel_values"][row * views : (row + 1) * views])
+    embeds, _ = model.model.prepare_inputs_embeds(
+        prompt, pixel_values=batch["pixel_values"][row * views : (row + 1) * views]
+    )
     answer = batch["answer_ids"][row, number]
     blanks = model.get_input_embeddings()(torch.full_like(answer, model.config.mask_token_id))[None]
     length, question_start = prompt.shape[1], prompt.shape[1] - len(question)

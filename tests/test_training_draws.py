@@ -127,7 +127,7 @@ def test_generation_takes_another_fovea_too():
         ("pool", {"selection_noise": torch.zeros(2, 256)}, ("pool", "ranks no patches")),
         ("lavida-980", {"dropped_tokens": torch.zeros(2, 9, dtype=torch.bool)}, ("lavida-980", "selects no tokens")),
         ("lavida-980", {"fovea_size": torch.tensor([224, 224])}, ("lavida-980", "no fovea")),
-        ("siglip-672", {"fovea_size": torch.tensor([224, 224])}, ("siglip-672", "keeps every token")),
+        ("siglip-672", {"fovea_size": torch.tensor([336, 336])}, ("siglip-672", "keeps every token")),
         ("shirg", {"fovea_size": torch.tensor([224, 256])}, ("same fovea_size", "[224, 256]")),
         ("shirg", {"fovea_size": torch.tensor([256, 256])}, ("256", "224")),
     ],

@@ -480,9 +480,19 @@ def _settings(*words: str) -> dict:
             "--per_device_train_batch_size 8",
             "per_device_train_batch_size times processes=4",
         ),
-        ("", "--eval_strategy steps", "--eval_strategy no", "eval_strategy='steps', this one asks for eval_strat"),
-        ("", "--load_best_model_at_end true", "--load_best_model_at_end false", "load_best_model_at_end=True, this"),
-        ("", "--save_steps 400", "--save_steps 200", "save_steps=400"),
+        (
+            "--validation_rows 9",
+            "--eval_strategy steps",
+            "--eval_strategy no",
+            "eval_strategy='steps', this one asks for eval_strat",
+        ),
+        (
+            "--validation_rows 9",
+            "--load_best_model_at_end true",
+            "--load_best_model_at_end false",
+            "load_best_model_at_end=True, this",
+        ),
+        ("--validation_rows 9", "--save_steps 400", "--save_steps 200", "save_steps=400"),
     ],
 )
 def test_what_changes_the_trajectory_is_named(tmp_path, common, before, after, named):
