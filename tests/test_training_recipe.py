@@ -16,7 +16,6 @@ from torch import nn
 from transformers import EvalPrediction
 
 from configuration_shirg import PRESETS
-from modeling_shirg.training import footprints
 from modeling_shirg.training.alignment import ShirgLavidaForAlignment, contrastive_losses, same_text
 from modeling_shirg.training.arguments import DataArguments, ModelArguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
@@ -353,14 +352,14 @@ def test_a_fovea_size_that_calibration_says_nothing_of_is_said_before_training(t
 
 
 def test_what_was_unfrozen_by_accident_is_named(base, tmp_path, monkeypatch):
-    freeze = footprints.apply_footprint
+    freeze = apply_footprint
 
     def forgetful(model, *args):
         adapted = freeze(model, *args)
         model.lm_head.requires_grad_(True)
         return adapted
 
-    monkeypatch.setattr(footprints, "apply_footprint", forgetful)
+    monkeypatch.setattr("modeling_shirg.training.run_parts.apply_footprint", forgetful)
     for check in (False, True):
         status, said = output_of(model=base, output_dir=tmp_path / "run", check_gradients=check)
         assert status == 2 and "1 tensors outside the footprint would be trained" in said and "lm_head" in said
