@@ -89,9 +89,8 @@ def _train(folder: Path, settings: dict[str, Any], parts, args, rows, validation
     from modeling_shirg.evaluation.held_out import adapted_facts, exact_match_words
     from modeling_shirg.running.files import write_json, write_lines
     from modeling_shirg.training.run_facts import closing_facts, starting_facts
-    from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, SKIPPED_FILE
+    from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, SKIPPED_FILE, last_complete_checkpoint
     from modeling_shirg.training.run_log import LOG_FILE, RunLog, draw_losses
-    from modeling_shirg.training.toy.stage import last_complete_checkpoint
 
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
         checkpoint = last_complete_checkpoint(folder)

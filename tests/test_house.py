@@ -32,11 +32,11 @@ BUDGETS = {
 ABOVE = {
     "configuration_shirg": 2269,
     "modeling_shirg": 3689,
-    "modeling_shirg/training": 3682,
-    "modeling_shirg/training/toy": 1331,
+    "modeling_shirg/training": 3732,
+    "modeling_shirg/training/toy": 1285,
     "modeling_shirg/demo": 446,
     "scripts": 2098,
-    "tests": 17700,
+    "tests": 17320,
 }
 # Of these folders only the files directly inside are counted: the rest has budgets of its own.
 FLAT = ("configuration_shirg", "modeling_shirg")
@@ -148,6 +148,12 @@ def test_folders_import_one_way():
                 if target in ORDER and ORDER.index(target) > home:
                     found.append(f"{path}:{node.lineno} imports {name}")
     assert found == []
+
+
+def test_what_the_wheel_holds_does_not_import_the_toys_training():
+    makers = {"scripts/train_tiny.py", "scripts/card_tiny.py", "scripts/bundle.py"}
+    outside = [path for path in library_files() if "toy" not in path.parts and str(path) not in makers]
+    assert [str(path) for path in outside if "training.toy" in (ROOT / path).read_text(encoding="utf-8")] == []
 
 
 def test_no_file_or_class_name_means_two_things():

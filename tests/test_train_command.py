@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from command_runs import contents
 from full_disk import full_beyond
+from modeling_shirg.training.run_folder import last_complete_checkpoint
 from modeling_shirg.training.run_log import read_log
-from modeling_shirg.training.toy.stage import last_complete_checkpoint
 from training_run import facts, flags, losses, output_of, run, run_and_kill, save_base
 
 

@@ -21,8 +21,7 @@ from modeling_shirg.training.arguments import DataArguments, ModelArguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
 from modeling_shirg.training.gradient_check import GradientCheck
 from modeling_shirg.training.run_facts import closing_facts
-from modeling_shirg.training.run_folder import is_finished, run_settings
-from modeling_shirg.training.toy.stage import last_complete_checkpoint
+from modeling_shirg.training.run_folder import is_finished, last_complete_checkpoint, run_settings
 from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
 from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments, parse_arguments
 from shirg_scripts import cli

@@ -9,13 +9,23 @@
 """
 
 import json
+import shutil
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
 from modeling_shirg.training.arguments import DataArguments, ModelArguments
 from modeling_shirg.training.data.specs import read_specs
 from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 ARGUMENTS_FILE = "arguments.json"
 RUN_FILE = "run.json"
@@ -127,3 +137,43 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """What run.json holds; nothing before it was first written."""
     file = folder / RUN_FILE
     return json.loads(file.read_text()) if file.exists() else {}
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The checkpoint to resume from; those after it that are not complete are removed."""
+    while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
+        if is_complete(Path(checkpoint)):
+            return checkpoint
+        logger.warning("Removing the half-written checkpoint %s", checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is neither half-written nor half-removed.
+
+    The Trainer writes its state file last; that has to parse, and weights and optimizer have to open.
+    """
+    return _parses(checkpoint / TRAINER_STATE_NAME) and _opens(checkpoint)
+
+
+def _opens(checkpoint: Path) -> bool:
+    """Whether the weights and the optimizer's state are whole files, or the folders of a sharded model."""
+    weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob(f"{FSDP_MODEL_NAME}*/.metadata")]
+    states = [*checkpoint.glob("optimizer.*"), *checkpoint.glob("optimizer*/.metadata")]
+    try:
+        for file in checkpoint.glob("*.safetensors"):
+            with safe_open(file, "np"):
+                pass
+    except SafetensorError:
+        return False
+    archives = [file for file in states if file.suffix in (".pt", ".bin")]
+    return bool(weights) and bool(states) and all(map(zipfile.is_zipfile, archives))
+
+
+def _parses(file: Path) -> bool:
+    try:
+        json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

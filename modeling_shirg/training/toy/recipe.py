@@ -17,6 +17,7 @@ from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGener
 from modeling_shirg.running.files import write_json
 from modeling_shirg.scenes import FAMILIES, scene
 from modeling_shirg.scenes.drawing import CHARACTERS, COLORS, SHAPES
+from modeling_shirg.training.run_folder import last_complete_checkpoint
 from modeling_shirg.training.toy.dense import DensePretrainingModel, ViewDataset
 from modeling_shirg.training.toy.packed import PackedAnswerModel
 from modeling_shirg.training.toy.questions import ANSWER_LENGTH, QuestionDataset
@@ -24,7 +25,6 @@ from modeling_shirg.training.toy.stage import (
     WEIGHTS_FILE,
     close_stage,
     finished_settings,
-    last_complete_checkpoint,
     open_stage,
     read_stage,
     save_start,

@@ -11,17 +11,11 @@ stage cannot be reused behind another start than its own.
 """
 
 import json
-import shutil
-import zipfile
 from pathlib import Path
 
 import torch
-from accelerate.utils.constants import FSDP_MODEL_NAME
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from configuration_shirg import ShirgLavidaConfig
@@ -86,24 +80,6 @@ def read_stage(folder: Path) -> tuple[ShirgLavidaConfig, PreTrainedTokenizerBase
     return config, load_tokenizer(folder / "tokenizer.json"), load_file(folder / WEIGHTS_FILE)
 
 
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The checkpoint to resume from; those after it that are not complete are removed."""
-    while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))) is not None:
-        if is_complete(Path(checkpoint)):
-            return checkpoint
-        logger.warning("Removing the half-written checkpoint %s", checkpoint)
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint is neither half-written nor half-removed.
-
-    The Trainer writes its state file last; that has to parse, and weights and optimizer have to open.
-    """
-    return _parses(checkpoint / TRAINER_STATE_NAME) and _opens(checkpoint)
-
-
 def finished_settings(folder: Path) -> dict:
     """What decided the weights of the finished stage `folder`, of the stages before it too.
 
@@ -115,25 +91,3 @@ def finished_settings(folder: Path) -> dict:
     if not record["finished"]:
         raise ValueError(f"{folder} is not a finished stage: train it first, with the same output_dir.")
     return record["settings"]
-
-
-def _opens(checkpoint: Path) -> bool:
-    """Whether the weights and the optimizer's state are whole files, or the folders of a sharded model."""
-    weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob(f"{FSDP_MODEL_NAME}*/.metadata")]
-    states = [*checkpoint.glob("optimizer.*"), *checkpoint.glob("optimizer*/.metadata")]
-    try:
-        for file in checkpoint.glob("*.safetensors"):
-            with safe_open(file, "np"):
-                pass
-    except SafetensorError:
-        return False
-    archives = [file for file in states if file.suffix in (".pt", ".bin")]
-    return bool(weights) and bool(states) and all(map(zipfile.is_zipfile, archives))
-
-
-def _parses(file: Path) -> bool:
-    try:
-        json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
