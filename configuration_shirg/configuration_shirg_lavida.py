@@ -50,6 +50,7 @@ _VISION_DEFAULTS = {
     "num_attention_heads": 16,
     "image_size": GEOMETRIES["full"]["image_size"],
     "patch_size": 14,
+    "vision_use_head": True,  # no field of SiglipVisionConfig before transformers 5.21
 }
 _TEXT_DEFAULTS = {
     "hidden_size": 4096,

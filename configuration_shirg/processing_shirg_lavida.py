@@ -74,6 +74,9 @@ CHAT_TEMPLATE = (
 """
 )
 
+# Arguments of the tokenizer that a call may replace.
+_TEXT_DEFAULTS = {"padding": True, "return_token_type_ids": False}
+
 
 class ShirgLavidaProcessor(ProcessorMixin):
     r"""Turns prompts and images into model inputs.
@@ -107,7 +110,6 @@ class ShirgLavidaProcessor(ProcessorMixin):
             time, the numbers of images and of placeholders in the prompts differ, or truncation cuts image tokens.
     """
 
-    text_kwargs = {"padding": True, "return_token_type_ids": False}
     relevance_length = None
     _relevance_tokenizer = None
 
@@ -250,7 +252,9 @@ class ShirgLavidaProcessor(ProcessorMixin):
         check_texts(text)
         if isinstance(images, (list, tuple)) and _count_images(images) == 0:
             images = None
-        inputs = super().__call__(images=images, text=text, **kwargs)
+        defaults = {name: value for name, value in _TEXT_DEFAULTS.items() if name not in kwargs}
+        text_kwargs = {**defaults, **kwargs.pop("text_kwargs", {})}
+        inputs = super().__call__(images=images, text=text, text_kwargs=text_kwargs, **kwargs)
         if images is not None and "input_ids" in inputs:
             lengths = [self._num_tokens_of(inputs, index) for index in range(len(inputs["image_sizes"]))]
             questions = self._questions(_as_rows(inputs["input_ids"]), lengths)
