@@ -41,6 +41,8 @@ _SELECTED_TILES = {**_TILES, "scaffold": False, "selection_budget": 980}
 _WHOLE = {"view_policy": "whole", "fovea_size": 672, "pooled_grid_size": None, "scaffold": False}
 _LAVIDA_CANVASES = [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]]
 
+_PUBLISHED = ("saint", "topv", "visionzip", "vispruner", "divprune", "cdpruner", "holov")
+
 # Values of the full geometry; `preset_fields` scales them to the others.
 PRESETS = {
     "shirg": {},
@@ -66,13 +68,7 @@ PRESETS = {
     "lavida": {**_POOLED_TILES, "image_grid_pinpoints": _LAVIDA_CANVASES, "patch_merge_type": "spatial_unpad"},
     "lavida-980": _POOLED_TILES,
     "lavida-full": _TILES,
-    "saint": _SELECTED_TILES | {"selection_method": "saint"},
-    "topv": _SELECTED_TILES | {"selection_method": "topv"},
-    "visionzip": _SELECTED_TILES | {"selection_method": "visionzip"},
-    "vispruner": _SELECTED_TILES | {"selection_method": "vispruner"},
-    "divprune": _SELECTED_TILES | {"selection_method": "divprune"},
-    "cdpruner": _SELECTED_TILES | {"selection_method": "cdpruner"},
-    "holov": _SELECTED_TILES | {"selection_method": "holov"},
+    **{name: {**_SELECTED_TILES, "selection_method": name} for name in _PUBLISHED},
 }
 
 

@@ -16,7 +16,6 @@ CODE_FILES = {
     "adapters_shirg.py",
     "calibration_shirg.py",
     "configuration_shirg_lavida.py",
-    "conversation_shirg.py",
     "denoising_shirg.py",
     "fingerprint_shirg.py",
     "foveal_selections_shirg.py",

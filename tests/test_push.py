@@ -45,7 +45,6 @@ ADAPTER_FILES = {
     "calibration_shirg.py",
     "chat_template.jinja",
     "configuration_shirg_lavida.py",
-    "conversation_shirg.py",
     "geometry_shirg.py",
     "image_processing_shirg_lavida.py",
     "image_reading_shirg.py",
