@@ -7,6 +7,7 @@ Shape suffixes: H rows, W columns, P patches of one view, T tiles.
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 from transformers.image_processing_utils import select_best_resolution as llava_best_resolution
@@ -73,8 +74,9 @@ def fovea_box(width: int, height: int, fovea_size: int, around: Sequence[float] 
         left, top, right, bottom = 0, 0, width, height
         is_native = min(width, height) >= fovea_size
     else:
-        edges = [float(edge) for edge in around] if isinstance(around, Sequence | np.ndarray) else []
-        if len(edges) != 4 or not all(map(math.isfinite, edges)) or edges[0] >= edges[2] or edges[1] >= edges[3]:
+        edges = list(around) if isinstance(around, Sequence | np.ndarray) else []
+        is_finite = all(isinstance(edge, Real) and math.isfinite(edge) for edge in edges)
+        if len(edges) != 4 or not is_finite or edges[0] >= edges[2] or edges[1] >= edges[3]:
             raise ValueError(f"A fovea box is (left, top, right, bottom), left < right, top < bottom, got {around}.")
         left, top = max(math.floor(edges[0]), 0), max(math.floor(edges[1]), 0)
         right, bottom = min(math.ceil(edges[2]), width), min(math.ceil(edges[3]), height)

@@ -1,8 +1,8 @@
-"""Adapters: what one was trained on, the system that it belongs to, and whether it fits a model.
+"""Adapters: the base weights and the system that an adapter was trained on, and whether it fits a model.
 
-An adapter is PEFT's two files and, beside them, run.json, the report of its training: the base model with the
-fingerprint of its weights, and the system (`prune_method`, and the fields in which it was another than that preset on
-that base). Without run.json only names and shapes can be checked.
+An adapter is PEFT's two files and, beside them, run.json: the base model with the fingerprint of its weights, and the
+system (`prune_method`, and the config fields that differ from that preset on that base). Without run.json only names
+and shapes can be checked.
 """
 
 import json
@@ -24,10 +24,10 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 RUN_FILE = "run.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What run.json has to say, and of its base model.
+# Facts that run.json must hold, and those of its base model.
 _RUN_FACTS = {"base_model": dict, "prune_method": str, "config_overrides": dict, "config": dict}
 _BASE_FACTS = ("name_or_path", "revision", "fingerprint")
-# Facts of a checkpoint and of its loss; every other field of the config makes the system.
+# Config fields of the checkpoint and of its loss. All other fields make the system.
 _NOT_SYSTEM = {
     "vision_config",
     "text_config",
@@ -77,11 +77,7 @@ class Adapter:
 
     @property
     def base_name(self) -> str:
-        """Folder or Hub id of the base model.
-
-        Raises:
-            ValueError: the adapter does not say.
-        """
+        """Folder or Hub id of the base model; a `ValueError` if adapter_config.json does not name it."""
         name = self.config.get("base_model_name_or_path")
         if not isinstance(name, str):
             raise ValueError(
@@ -92,20 +88,16 @@ class Adapter:
 
     @property
     def base_revision(self) -> str | None:
-        """Commit of the base model on the Hub that it was trained on; `None` for a folder, or if it is not known."""
+        """Commit of the base model on the Hub; `None` for a folder, or if it is not known."""
         return self.config.get("revision") if self.run is None else self.run["base_model"]["revision"]
 
     @property
     def saved_modules(self) -> list[str]:
-        """Names of the modules that it replaces as a whole."""
+        """Names of the modules that the adapter replaces as a whole."""
         return self.config.get("modules_to_save") or []
 
     def system(self, base_config: PreTrainedConfig) -> PreTrainedConfig:
-        """The config that it was trained under, on a base of `base_config`.
-
-        Raises:
-            ValueError: that config has other grids or counts than training reported.
-        """
+        """The config of the training, on a base of `base_config`; a `ValueError` if its geometry is another one."""
         if self.run is None:
             return base_config
         config = base_config.with_preset(self.run["prune_method"], **self.run["config_overrides"])
@@ -123,11 +115,7 @@ class Adapter:
         return config
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each of its tensors, by their names in the model.
-
-        Raises:
-            ValueError: there are no safetensors, or they are no whole file.
-        """
+        """The shapes of the adapter's tensors, by their names in the model."""
         file = cached_file(self.name, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False, **self.hub)
         if file is None:
             raise ValueError(f"{self.name} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
@@ -135,30 +123,13 @@ class Adapter:
             header, _ = safetensors_header(opened, file)
         return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
 
-    def check_complete(self) -> dict[str, tuple[int, ...]]:
-        """Its tensors' shapes, after checking that what it replaces as a whole is there.
-
-        Raises:
-            ValueError: adapter_config.json names a module that no tensor is of.
-        """
-        shapes = self.shapes()
-        for module in self.saved_modules:
-            if not any(module in name.split(".") for name in shapes):
-                raise ValueError(
-                    f"{self.name} lacks its {module}: {ADAPTER_CONFIG} has it in modules_to_save, and no tensor of "
-                    f"{ADAPTER_WEIGHTS} is of that name. Publish the adapter again from its run folder."
-                )
-        return shapes
-
     def check_base(self, model: nn.Module) -> None:
-        """Raises a `ValueError` if the weights of `model` are not those that it was trained on."""
+        """Raises a `ValueError` if the weights of `model` are not those of the training."""
         wanted = None if self.run is None else self.run["base_model"]["fingerprint"]
-        if wanted is None:
-            logger.warning(f"{self.name} does not say which weights it was trained on: the base is not checked.")
-            return
-        found = fingerprint(model)
+        found = None if wanted is None else fingerprint(model)
         if found is None:
-            logger.warning(f"Quantized or offloaded weights cannot be compared with the base of {self.name}.")
+            reason = "has no run.json" if wanted is None else "meets quantized or offloaded weights"
+            logger.warning(f"{self.name} {reason}: its base is not checked.")
         elif found != wanted:
             base = self.base_name if self.base_revision is None else f"{self.base_name} at {self.base_revision}"
             raise ValueError(
@@ -168,41 +139,45 @@ class Adapter:
             )
 
     def check_system(self, config: PreTrainedConfig, any_system: bool) -> None:
-        """Says in which fields `config` is another system than the adapter's.
-
-        Raises:
-            ValueError: it is another, and `any_system` is false.
-        """
+        """Raises a `ValueError` with the fields in which `config` is another system; `any_system` only warns."""
         expected = self.system(config)
-        there = {name: getattr(expected, name) for name in _differing(expected, config)}
-        if not there:
+        trained = {name: getattr(expected, name) for name in _differing(expected, config)}
+        if not trained:
             return
         facts, here = geometry_facts(expected), geometry_facts(config)
-        there |= {name: facts[name] for name in facts if facts[name] != here[name]}
-        fields = [f"{name}={value!r}, here {here.get(name, getattr(config, name))!r}" for name, value in there.items()]
-        message = f"{self.name} was trained under another system: {'; '.join(fields)}."
+        trained |= {name: facts[name] for name in facts if facts[name] != here[name]}
+        differences = (f"{n}={v!r}, here {here.get(n, getattr(config, n, None))!r}" for n, v in trained.items())
+        message = f"{self.name} was trained under another system: {'; '.join(differences)}."
         if not any_system:
-            raise ValueError(f"{message} With any_system=True that is only said; else {self._remedy()}")
+            raise ValueError(f"{message} With any_system=True this is a warning; else {self._remedy()}")
         logger.warning(message)
 
-    def check_shapes(self, model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raises a `ValueError` naming the first of its tensors that has no place in `model`, or one of another shape.
+    def check_complete(self) -> dict[str, tuple[int, ...]]:
+        """`shapes()`, after checking that every module of modules_to_save is there."""
+        shapes = self.shapes()
+        for module in self.saved_modules:
+            if not any(module in name.split(".") for name in shapes):
+                raise ValueError(
+                    f"{self.name} lacks its {module}, which {ADAPTER_CONFIG} lists in modules_to_save. Publish the "
+                    "adapter again from its run folder."
+                )
+        return shapes
 
-        `shapes` is what `check_complete` returned.
-        """
+    def check_shapes(self, model: nn.Module) -> None:
+        """Raises a `ValueError` naming the first tensor that is missing, has no place in `model`, or another shape."""
+        shapes = self.check_complete()
         weights = {plain_name(name): tuple(weight.shape) for name, weight in model.named_parameters()}
         for name, shape in shapes.items():
             module = next((part for part in self.saved_modules if part in name.split(".")), None)
             target, lora, factor = name.partition(".lora_")
             ours = weights.get(f"{target}.weight" if lora else name)
-            if ours is None and module is not None:
-                trained = "" if self.run is None else f" of prune_method={self.run['prune_method']!r}"
-                raise ValueError(
-                    f"{self.name} has a {module}{trained}, which prune_method={model.config.prune_method!r} has no "
-                    f"use for: {self._remedy()}"
-                )
-            if ours is None:
+            if ours is None and module is None:
                 raise ValueError(f"{self.name} adapts {target}, which this model does not have. Is it the right base?")
+            if ours is None:
+                raise ValueError(
+                    f"{self.name} has a {module}, which prune_method={model.config.prune_method!r} has no use for: "
+                    f"{self._remedy()}"
+                )
             if lora:
                 ours = shape[:1] + ours[1:] if factor == "A.weight" else ours[:1] + shape[1:]
             if shape != ours:
@@ -215,16 +190,10 @@ class Adapter:
         return f"load the adapter itself with from_pretrained, which takes the system that it was trained for{system}."
 
     def check(self, model: nn.Module, any_system: bool = False) -> None:
-        """Raises a `ValueError` unless the adapter fits `model`: its base, its grids and counts, its own tensors.
-
-        Args:
-            model: a `ShirgLavidaForConditionalGeneration`.
-            any_system: say in which fields the model's system is another than the adapter's instead of refusing it.
-                What the adapter replaces must be there, of the same grid, in any case.
-        """
-        shapes = self.check_complete()
+        """Raises a `ValueError` unless the adapter fits `model`: base weights, shapes and, without `any_system`, the
+        system."""
         self.check_base(model)
-        self.check_shapes(model, shapes)
+        self.check_shapes(model)
         self.check_system(model.config, any_system)
 
 

@@ -1,37 +1,27 @@
-"""The arithmetic of a denoising step: how many tokens it fills, what it predicts, and which predictions it keeps.
+"""The arithmetic of denoising: how many tokens a step fills, which tokens it predicts, which predictions it keeps, and
+where an answer ends.
 
-Pure functions and small classes on plain tensors; they know neither the model nor its generation config.
+Pure functions of plain tensors, without model and generation config: `DenoisingStep` maps a response and its logits
+to the next response.
 
 Shape suffixes: B batch, L block length, M positions of a block that a step predicts, V vocabulary, N denoising steps
 of a block, X further axes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-
+from transformers import GenerationConfig
 
 # ---------------------------------------------------------------- how many tokens per step
-def _shift(time: torch.Tensor, shift: float) -> torch.Tensor:
-    return shift * time / (1 + (shift - 1) * time)
-
-
-def _cosine(time: torch.Tensor, shift: float) -> torch.Tensor:
-    return (1 - torch.cos(torch.pi * time)) / 2
-
-
-def _logit_normal(time: torch.Tensor, shift: float) -> torch.Tensor:
-    """Distribution function of the standard logit-normal."""
-    return torch.special.ndtr(torch.logit(time))
-
-
-# Monotone maps of [0, 1] onto itself; `None` is not a map, see `transfer_counts`.
+# Monotone maps of [0, 1] onto itself; `None` is not a map, see `transfer_counts`. The logit-normal map is the
+# distribution function of the standard logit-normal.
 SCHEDULES: dict[str | None, Callable[[torch.Tensor, float], torch.Tensor] | None] = {
     None: None,
     "linear": lambda time, shift: time,
-    "shift": _shift,
-    "cosine": _cosine,
-    "logit_normal": _logit_normal,
+    "shift": lambda time, shift: shift * time / (1 + (shift - 1) * time),
+    "cosine": lambda time, shift: (1 - torch.cos(torch.pi * time)) / 2,
+    "logit_normal": lambda time, shift: torch.special.ndtr(torch.logit(time)),
 }
 
 
@@ -73,137 +63,100 @@ def transfer_table(
 
 
 # ---------------------------------------------------------------- which tokens
-def _at_once(logits: torch.Tensor) -> int:
-    """How many logits are in float64 at once: on a CPU as many as stay in its caches."""
-    return 2**16 if logits.is_cpu else 2**24
-
-
-def _probabilities(logits_XV: torch.Tensor) -> Iterator[torch.Tensor]:
-    """In float64, a few positions at a time."""
-    for some_XV in logits_XV.split(max(_at_once(logits_XV) // logits_XV.shape[-1], 1)):
-        yield some_XV.softmax(-1, dtype=torch.float64)
-
-
-def _top_confidence(logits_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
-    """Probability of the predicted token; the sum over the vocabulary is taken a slice at a time."""
-    largest_X1 = logits_XV.amax(-1, keepdim=True).double()
-    slices = logits_XV.split(max(_at_once(logits_XV) // logits_XV.shape[0], 1), dim=-1)
-    total_X = sum(each.to(torch.float64, copy=True).sub_(largest_X1).exp_().sum(-1) for each in slices)
-    return (logits_XV.gather(-1, tokens_X[..., None]) - largest_X1).squeeze(-1).exp() / total_X
-
-
-def _negative_entropy(logits_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
-    return torch.cat([(each * torch.log(each + 1e-10)).sum(-1) for each in _probabilities(logits_XV)])
-
-
-def _margin(logits_XV: torch.Tensor, tokens_X: torch.Tensor) -> torch.Tensor:
-    """Distance of the two largest probabilities."""
-    top_X2 = torch.cat([each.topk(2, dim=-1).values for each in _probabilities(logits_XV)])
-    return top_X2[:, 0] - top_X2[:, 1]
-
-
-# The confidence of predictions, in float64, by `remasking`; a step keeps the largest. `None` is a uniform draw.
+# Confidence of predicted tokens from the probabilities at their positions, by `remasking`; a step keeps the largest.
+# `margin` is the distance of the two largest probabilities, `None` a uniform draw.
 CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
-    "low_confidence": _top_confidence,
-    "entropy": _negative_entropy,
-    "margin": _margin,
+    "low_confidence": lambda probs_XV, tokens_X: probs_XV.gather(-1, tokens_X[:, None]).squeeze(-1),
+    "entropy": lambda probs_XV, tokens_X: (probs_XV * torch.log(probs_XV + 1e-10)).sum(-1),
+    "margin": lambda probs_XV, tokens_X: -probs_XV.topk(2, dim=-1).values.diff().squeeze(-1),
     "random": None,
 }
 
 
-class RowNoise:
-    """Uniform float64 draws for the masked positions of every row, one row after the other.
+class DenoisingStep:
+    """A denoising step as a function of a response and its logits: predict, keep the most confident, end the answer.
 
-    With one generator per row, a row draws what it draws alone. A single generator, or torch's default one, is shared
-    by all rows.
+    Low precision would bias the draw and the confidence: both are float64 (arXiv:2409.02908), a few positions at a
+    time.
 
-    Raises:
-        ValueError: not a generator, or not one per row.
+    Args:
+        config: a `ShirgGenerationConfig` with `mask_token_id` and `suppress_tokens`.
+        generator: source of the draws; `None` is torch's default. With a list, one generator per row, a row draws for
+            its own masked positions alone, so a row of a batch draws the numbers that it draws alone.
     """
 
-    def __init__(
-        self, generator: torch.Generator | list[torch.Generator] | None, batch_size: int, device: torch.device
-    ):
-        self.home = torch.device("cpu") if device.type == "mps" else device
-        self.streams = generator if isinstance(generator, (list, tuple)) else [generator] * batch_size
-        if not all(isinstance(stream, torch.Generator | None) for stream in self.streams):
-            raise ValueError(f"generator must be a torch.Generator or one for each row, got {generator!r:.100}.")
-        if len(self.streams) != batch_size:
-            raise ValueError(f"Got {len(self.streams)} generators for a batch of {batch_size}: give one per row.")
+    def __init__(self, config: GenerationConfig, generator: torch.Generator | list[torch.Generator] | None = None):
+        self.config, self.generator = config, generator
 
-    def draw(self, shape_BX: Sequence[int], num_masked: list[int], device: torch.device) -> torch.Tensor:
-        """Draws in [0, 1) in float64 for the first `num_masked[b]` entries of row b; the others are 0.5."""
-        draws_BX = torch.full(tuple(shape_BX), 0.5, dtype=torch.float64, device=device)
-        for row, (stream, count) in enumerate(zip(self.streams, num_masked, strict=True)):
-            if count:
-                shape = (count, *shape_BX[2:])
-                home = self.home if stream is None else stream.device
-                drawn = torch.rand(shape, generator=stream, dtype=torch.float64, device=home)
-                draws_BX[row, :count] = drawn.to(device)
+    def __call__(
+        self,
+        response_BR: torch.LongTensor,
+        positions_BM: torch.LongTensor,
+        logits_BMV: torch.Tensor,
+        counts_B: torch.LongTensor,
+        num_masked: list[int],
+    ) -> torch.LongTensor:
+        """The response after the step.
+
+        Args:
+            response_BR: the response before.
+            positions_BM: positions of the logits, as `masked_positions` orders them: the first `num_masked[b]` of row
+                b are masked.
+            logits_BMV: overwritten.
+            counts_B: how many positions of each row to fill, more where predictions reach `confidence_threshold`.
+            num_masked: see `positions_BM`.
+        """
+        tokens_BM, confidence_BM = self.predict(logits_BMV, num_masked)
+        counts_B = counts_B.to(response_BR.device)
+        if self.config.confidence_threshold is not None:
+            counts_B = counts_B.maximum((confidence_BM >= self.config.confidence_threshold).sum(-1))
+        keep_BM = select_positions(confidence_BM, counts_B)
+        tokens_BM = torch.where(keep_BM, tokens_BM, response_BR.gather(-1, positions_BM))
+        response_BR = response_BR.scatter(-1, positions_BM, tokens_BM)
+        return end_answers(response_BR, self.config.mask_token_id, self.config.end_ids)
+
+    def predict(self, logits_BMV: torch.Tensor, num_masked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and confidences, both `(B, M)`; the confidence is -inf after the first `num_masked[b]` of row b."""
+        if logits_BMV.device.type == "mps":  # Apple's GPUs have no float64
+            tokens_BM, confidence_BM = self.predict(logits_BMV.cpu(), num_masked)
+            return tokens_BM.to(logits_BMV.device), confidence_BM.float().to(logits_BMV.device)
+        logits_BMV[..., self.config.suppress_tokens] = -torch.inf
+        drawn_BMV, temperature = logits_BMV, self.config.sampling_temperature
+        if temperature is not None:
+            # The argmax of exp(logits) / (-log u)^T in log space, where it neither overflows nor underflows.
+            uniform_BMV = self._draw(logits_BMV.shape, num_masked, logits_BMV.device)
+            drawn_BMV = logits_BMV.double() - temperature * torch.log(-torch.log(uniform_BMV))
+        tokens_BM = drawn_BMV.max(-1).indices  # on CPUs faster than `argmax`
+        confidence_BM = self._confidence(logits_BMV, tokens_BM, num_masked)
+        counts_B1 = torch.tensor(num_masked, device=tokens_BM.device)[:, None]
+        filled_BM = torch.arange(tokens_BM.shape[1], device=tokens_BM.device) >= counts_B1
+        return tokens_BM, confidence_BM.masked_fill(filled_BM, -torch.inf)
+
+    def _confidence(self, logits_BMV: torch.Tensor, tokens_BM: torch.Tensor, num_masked: list[int]) -> torch.Tensor:
+        confidence = CONFIDENCES[self.config.remasking]
+        if confidence is None:
+            return self._draw(tokens_BM.shape, num_masked, tokens_BM.device)
+        # As many logits in float64 at once as a CPU's caches hold.
+        at_once = max((2**16 if logits_BMV.is_cpu else 2**24) // logits_BMV.shape[-1], 1)
+        pieces = zip(logits_BMV.flatten(0, 1).split(at_once), tokens_BM.flatten().split(at_once), strict=True)
+        parts = [confidence(logits_XV.softmax(-1, dtype=torch.float64), tokens_X) for logits_XV, tokens_X in pieces]
+        return torch.cat(parts).view(tokens_BM.shape)
+
+    def _draw(self, shape_BX: Sequence[int], num_masked: list[int], device: torch.device) -> torch.Tensor:
+        """Uniform float64 numbers in [0, 1). With one generator per row they end after the first `num_masked[b]`."""
+        if not isinstance(self.generator, list):
+            home = device if self.generator is None else self.generator.device
+            return torch.rand(shape_BX, generator=self.generator, dtype=torch.float64, device=home).to(device)
+        draws_BX = torch.full(shape_BX, 0.5, dtype=torch.float64, device=device)
+        for draws_X, generator, count in zip(draws_BX, self.generator, num_masked, strict=True):
+            shape = (count, *shape_BX[2:])
+            drawn_X = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
+            draws_X[:count] = drawn_X.to(device)
         return draws_BX
 
 
-class MaskedDiffusionSampler:
-    """One prediction and its confidence per masked position. What low precision would bias, the Gumbel draw and the
-    confidence, is float64 (arXiv:2409.02908), a few positions at a time.
-
-    Args:
-        remasking: name of the confidence, a key of `CONFIDENCES`.
-        temperature: of the Gumbel draw, > 0; `None` takes the most probable token.
-        suppress_tokens: ids that are never predicted and have no probability.
-        noise: needed with a temperature or `remasking="random"`.
-    """
-
-    def __init__(
-        self,
-        remasking: str,
-        temperature: float | None = None,
-        suppress_tokens: Sequence[int] = (),
-        noise: RowNoise | None = None,
-    ):
-        self.confidence = CONFIDENCES[remasking]
-        self.temperature = temperature
-        self.suppress_tokens = suppress_tokens
-        self.noise = noise
-
-    def __call__(self, logits_BMV: torch.Tensor, num_masked: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and confidences, both `(B, M)`, of positions as `masked_positions` orders them: the first
-        `num_masked[b]` of row b are masked. The confidence of the others is -inf. The logits are written to."""
-        if logits_BMV.device.type == "mps":  # Apple's GPUs have no float64
-            tokens_BM, confidence_BM = self(logits_BMV.cpu(), num_masked)
-            return tokens_BM.to(logits_BMV.device), confidence_BM.float().to(logits_BMV.device)
-        self._suppress(logits_BMV)
-        tokens_BM = self._predict(logits_BMV, num_masked)
-        if self.confidence is None:
-            confidence_BM = self.noise.draw(tokens_BM.shape, num_masked, tokens_BM.device)
-        else:
-            confidence_BM = self.confidence(logits_BMV.flatten(0, 1), tokens_BM.flatten()).view(tokens_BM.shape)
-        if min(num_masked) < tokens_BM.shape[1]:
-            counts_B1 = torch.tensor(num_masked, device=tokens_BM.device)[:, None]
-            filled_BM = torch.arange(tokens_BM.shape[1], device=tokens_BM.device) >= counts_B1
-            confidence_BM = confidence_BM.masked_fill(filled_BM, -torch.inf)
-        return tokens_BM, confidence_BM
-
-    def _suppress(self, logits_BMV: torch.Tensor) -> None:
-        if not self.suppress_tokens:
-            return
-        if max(self.suppress_tokens) >= logits_BMV.shape[-1]:
-            raise ValueError(
-                f"suppress_tokens holds id {max(self.suppress_tokens)}, the model has {logits_BMV.shape[-1]} logits."
-            )
-        for token in self.suppress_tokens:
-            logits_BMV[..., token] = -torch.inf
-
-    def _predict(self, logits_BMV: torch.Tensor, num_masked: list[int]) -> torch.Tensor:
-        """The argmax of `exp(logits) / (-log u)^T`, in log space, where it neither overflows nor underflows."""
-        if self.temperature is not None:
-            uniform_BMV = self.noise.draw(logits_BMV.shape, num_masked, logits_BMV.device)
-            logits_BMV = logits_BMV.double() - self.temperature * torch.log(-torch.log(uniform_BMV))
-        return logits_BMV.max(-1).indices  # on CPUs faster than `argmax`
-
-
 def masked_positions(masked_BL: torch.Tensor, most: int) -> torch.LongTensor:
-    """The indices of each row's masked positions, ascending, `(B, most)`; a row that has fewer goes on with others.
+    """The indices of each row's masked positions, ascending, `(B, most)`; a row with fewer goes on with others.
 
     `most` is the largest number of masked positions in a row, which the caller knows without asking the device.
     """
@@ -214,33 +167,16 @@ def select_positions(confidence_BM: torch.Tensor, counts_B: torch.Tensor) -> tor
     """The `counts_B[b]` positions of row b with the largest confidence, as a boolean `(B, M)`, but none of -inf. Ties
     go to the lower index, so the choice does not depend on the device's sorting."""
     order_BM = confidence_BM.sort(dim=-1, descending=True, stable=True).indices
-    rank_BM = torch.empty_like(order_BM)
-    rank_BM.scatter_(-1, order_BM, torch.arange(order_BM.shape[-1], device=order_BM.device).expand_as(order_BM))
+    rank_BM = order_BM.argsort(dim=-1)
     return (rank_BM < counts_B[:, None]) & (confidence_BM != -torch.inf)
 
 
-def confident_counts(confidence_BM: torch.Tensor, threshold: float) -> torch.LongTensor:
-    """How many of each row's predictions have at least the probability `threshold`, `(B,)` (arXiv:2505.22618)."""
-    return (confidence_BM >= threshold).sum(-1)
-
-
-def end_answers(response_BR: torch.LongTensor, mask_token_id: int, end_ids: list[int]) -> torch.LongTensor:
+# ---------------------------------------------------------------- where an answer ends
+def end_answers(response_BR: torch.LongTensor, mask_token_id: int, end_ids: Sequence[int]) -> torch.LongTensor:
     """The response with `end_ids[0]` in place of masks, in rows where all masks come after an end-of-text."""
+    if not end_ids:
+        return response_BR
     masked_BR = response_BR == mask_token_id
     ended_BR = torch.isin(response_BR, torch.tensor(end_ids, device=response_BR.device)).cumsum(-1) > 0
     complete_B1 = ~(masked_BR & ~ended_BR).any(-1, keepdim=True)
     return response_BR.masked_fill(masked_BR & complete_B1, end_ids[0])
-
-
-__all__ = [
-    "CONFIDENCES",
-    "SCHEDULES",
-    "MaskedDiffusionSampler",
-    "RowNoise",
-    "confident_counts",
-    "end_answers",
-    "masked_positions",
-    "select_positions",
-    "transfer_counts",
-    "transfer_table",
-]

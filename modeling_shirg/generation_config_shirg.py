@@ -1,8 +1,8 @@
-"""The generation arguments of SHIRG-LaViDa: a table of names, defaults and ranges, and which values work together."""
+"""The generation arguments of SHIRG-LaViDa: names, defaults, allowed values, and which contradict each other."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from transformers import CompileConfig, GenerationConfig
 
@@ -10,41 +10,38 @@ from .denoising_shirg import CONFIDENCES, SCHEDULES
 from .prefix_cache_shirg import PREFIX_DTYPES
 
 
+class _Kind(NamedTuple):
+    """The allowed values of an argument, in words for the error message and as a test."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_id(value: Any) -> bool:
-    return _is_int(value) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-# A range: what a value must be, in words, and the test.
-_Range = tuple[str, Callable[[Any], bool]]
-_COUNT: _Range = ("an int > 0", lambda value: _is_int(value) and value > 0)
-_SHARE: _Range = ("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
-_POSITIVE: _Range = ("a number > 0", lambda value: _is_number(value) and value > 0)
-_NOT_NEGATIVE: _Range = ("a number > 0", lambda value: _is_number(value) and value >= 0)
-_SWITCH: _Range = ("True or False", lambda value: isinstance(value, bool))
-_ID: _Range = ("a token id, an int >= 0", _is_id)
-_IDS: _Range = ("a list of token ids, ints >= 0", lambda value: isinstance(value, list) and all(map(_is_id, value)))
-_ID_OR_IDS: _Range = ("a token id or a list of them", lambda value: _is_id(value) or _IDS[1](value))
-_COMPILE: _Range = (
-    "a CompileConfig or a dict of its fields, {} for all defaults",
-    lambda value: isinstance(value, CompileConfig),
-)
+def _one_of(choices: dict[str | None, Any]) -> _Kind:
+    names = [name for name in choices if name is not None]
+    return _Kind(f"one of {', '.join(map(repr, names))}", lambda value: value in names)
 
 
-def _one_of(choices: Any) -> _Range:
-    names = [choice for choice in choices if choice is not None]
-    return f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names
+_SWITCH = _Kind("True or False", lambda value: isinstance(value, bool))
+_COUNT = _Kind("an int > 0", lambda value: _is_id(value) and value > 0)
+_SHARE = _Kind("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
+_POSITIVE = _Kind("a number > 0", lambda value: _is_number(value) and value > 0)
+_TEMPERATURE = _Kind("a number >= 0", lambda value: _is_number(value) and value >= 0)
+_ID = _Kind("a token id, an int >= 0", _is_id)
+_IDS = _Kind("a list of token ids, ints >= 0", lambda value: isinstance(value, list) and all(map(_is_id, value)))
+_ID_OR_IDS = _Kind("a token id, an int >= 0, or a list of them", lambda value: _is_id(value) or _IDS.accepts(value))
+_COMPILE = _Kind("a CompileConfig or a dict of its fields", lambda value: isinstance(value, CompileConfig))
 
-
-# Every argument: its default and its range. `None` is always allowed where it is the default.
-_ARGUMENTS: dict[str, tuple[Any, _Range]] = {
+# Default and allowed values of every argument. An argument with the default `None` also takes `None`.
+_ARGUMENTS: dict[str, tuple[Any, _Kind]] = {
     "max_new_tokens": (32, _COUNT),
     "block_length": (None, _COUNT),
     "steps": (None, _COUNT),
@@ -55,7 +52,7 @@ _ARGUMENTS: dict[str, tuple[Any, _Range]] = {
     "confidence_threshold": (None, _SHARE),
     "stop_at_eos": (False, _SWITCH),
     "do_sample": (False, _SWITCH),
-    "temperature": (None, _NOT_NEGATIVE),
+    "temperature": (None, _TEMPERATURE),
     "use_cache": (True, _SWITCH),
     "prefix_kv": (None, _SHARE),
     "prefix_dtype": (None, _one_of(PREFIX_DTYPES)),
@@ -70,27 +67,29 @@ _ARGUMENTS: dict[str, tuple[Any, _Range]] = {
     "pad_token_id": (None, _ID),
     "mask_token_id": (None, _ID),
 }
-GENERATION_DEFAULTS: dict[str, Any] = {name: default for name, (default, _) in _ARGUMENTS.items()}
-# An argument replaces the stored value of its counterpart, which would contradict it.
-_COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
-# Arguments that need another argument: (argument, needed argument, needed value, reason).
-_NEEDS = (
-    ("output_history", "return_dict_in_generate", True, "ids cannot hold it"),
-    ("output_selection", "return_dict_in_generate", True, "ids cannot hold it"),
-    ("prefix_kv", "use_cache", True, "there is no cache"),
-    ("prefix_dtype", "use_cache", True, "there is no cache"),
-    ("dual_cache", "use_cache", True, "there is no cache"),
-    ("compile_config", "use_cache", True, "there is no cache"),
-    ("confidence_threshold", "remasking", "low_confidence", "the threshold is a probability"),
+# The value of another argument without which an argument says nothing.
+_NEEDS: tuple[tuple[str, str, Any], ...] = (
+    ("temperature", "do_sample", True),
+    ("confidence_threshold", "remasking", "low_confidence"),
+    ("prefix_kv", "use_cache", True),
+    ("prefix_dtype", "use_cache", True),
+    ("dual_cache", "use_cache", True),
+    ("compile_config", "use_cache", True),
+    ("output_history", "return_dict_in_generate", True),
+    ("output_selection", "return_dict_in_generate", True),
 )
-# Fields that transformers itself writes into a generation config, or hands to one.
+# Every argument with its default.
+GENERATION_DEFAULTS: dict[str, Any] = {name: default for name, (default, _) in _ARGUMENTS.items()}
+# An argument of a call replaces the stored value of the other one, which would contradict it.
+_COUNTERPARTS = {"steps": "step_ratio", "step_ratio": "steps"}
+# Keys that transformers itself writes into or hands to a generation config.
 _METADATA = ("_commit_hash", "_from_model_config", "_original_object_hash", "transformers_version")
-# Arguments of version 0.1, which wrote them into every generation_config.json: read where they ask for nothing.
-_REMOVED = ("confidence_factor", "prefix_offload")
+# Arguments of version 0.1; files saved by it hold them at these values.
+_REMOVED = {"prefix_offload": False, "confidence_factor": None}
 
 
 def overridden_fields(stored: GenerationConfig, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `stored` under the arguments of one call, which also replace contradicting stored fields."""
+    """The fields of `stored` under the arguments of one call, which also replace contradicting stored values."""
     fields = stored.to_diff_dict()
     for name, counterpart in _COUNTERPARTS.items():
         if overrides.get(name) is not None:
@@ -103,41 +102,37 @@ def overridden_fields(stored: GenerationConfig, overrides: dict[str, Any]) -> di
 class ShirgGenerationConfig(GenerationConfig):
     r"""
     Args:
-        max_new_tokens (`int`, defaults to 32): length R of the response. It is fixed; see `stop_at_eos`.
-        block_length (`int`, *optional*): the response is filled in blocks of this length from left to right; it
-            divides `max_new_tokens`. `None` is one block.
+        max_new_tokens (`int`, defaults to 32): length R of the response. The length is fixed; see `stop_at_eos`.
+        block_length (`int`, *optional*): the response is filled in blocks of this length from left to right, a
+            divisor of `max_new_tokens`. `None` is one block.
         steps (`int`, *optional*): denoising steps over all blocks, a multiple of the number of blocks. A block has at
             most as many steps as tokens.
-        step_ratio (`float`, *optional*): steps per token instead of `steps`, in (0, 1]; each block gets
+        step_ratio (`float`, *optional*): steps per token instead of `steps`, in (0, 1]; a block gets
             `int(block_length * step_ratio)`. `None` is 1.0, one token per step.
-        schedule (`"linear"`, `"shift"`, `"cosine"`, `"logit_normal"`, *optional*): how many tokens each step fills,
-            see `transfer_counts`. `None` spreads them evenly.
+        schedule (`"linear"`, `"shift"`, `"cosine"`, `"logit_normal"`, *optional*): how many tokens a step fills, see
+            `transfer_counts`. `None` spreads them evenly.
         shift (`float`, defaults to 3.0): strength of `"shift"`; above 1 starts slowly, below 1 fast.
         remasking (`"low_confidence"`, `"random"`, `"entropy"` or `"margin"`, defaults to `"low_confidence"`): which
             predictions a step keeps, see `CONFIDENCES`.
         confidence_threshold (`float`, *optional*): a step also keeps every prediction of at least this probability, in
-            (0, 1], beyond the schedule's count: fewer forwards, at the risk that predictions do not fit each other
-            (Fast-dLLM, arXiv:2505.22618).
-        stop_at_eos (`bool`, defaults to `False`): when everything before an end-of-text token is filled, the rest
-            becomes end-of-text without further forwards. The text before it is unchanged.
-        do_sample (`bool`, defaults to `False`): draw tokens with `temperature` instead of taking the most probable
-            one.
+            (0, 1], beyond the schedule: fewer forwards, at the risk that predictions do not fit each other (Fast-dLLM,
+            arXiv:2505.22618).
+        stop_at_eos (`bool`, defaults to `False`): when everything before an end-of-text token is filled, the masks
+            after it become end-of-text without further forwards. The text up to there stays the same.
+        do_sample (`bool`, defaults to `False`): draw tokens instead of taking the most probable one.
         temperature (`float`, *optional*): of the draw, > 0, only with `do_sample=True`, where `None` is 1.0. The
             confidence is always that of the unscaled distribution.
         use_cache (`bool`, defaults to `True`): encode the prompt once, blind to the response. `False` recomputes
-            prompt and response together at every step, so that the prompt sees the response: another function, as in
-            the original.
+            prompt and response at every step, and the prompt sees the response: another function, as in the original.
         prefix_kv (`float`, *optional*): share of the prompt's keys and values that is kept after the pass over it, in
             (0, 1], over all layers together (PrefixKV, arXiv:2412.03409). `None` and 1.0 keep all.
-        prefix_dtype (`"bfloat16"`, `"float16"` or `"int8"`, *optional*): the type in which the prompt's keys and
-            values are stored; they are used in the model's own. `None` is the model's.
+        prefix_dtype (`"bfloat16"`, `"float16"` or `"int8"`, *optional*): type in which the prompt's keys and values
+            are stored; attention computes in the model's own type. `None` is the model's.
         dual_cache (`bool`, defaults to `False`): within a block, compute only the block's tokens after its first step,
-            on the keys and values that the rest of the response had then (Fast-dLLM's DualCache): an approximation,
-            for long answers in blocks.
+            on the keys and values that the rest of the response had then (Fast-dLLM): an approximation.
         compile_config (`CompileConfig` or `dict`, *optional*): run denoising steps under `torch.compile` with these
             arguments. The first answer of a length waits for the compiler. Not saved with a model.
-        suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token,
-            `[]` is none.
+        suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token.
         return_dict_in_generate (`bool`, defaults to `False`): return a `ShirgGenerationOutput` instead of ids.
         output_history (`bool`, defaults to `False`): also return the response after every step.
         output_selection (`bool`, defaults to `False`): also return which image tokens were kept, and their scores.
@@ -149,16 +144,14 @@ class ShirgGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         # The parent's fields are for autoregressive decoding: its constructor is deliberately not called.
-        for key in _METADATA:
-            kwargs.pop(key, None)
-        for key in _REMOVED:
-            if not kwargs.get(key):
-                kwargs.pop(key, None)
-        unknown = sorted(set(kwargs) - set(GENERATION_DEFAULTS))
+        ignored = [item for item in kwargs.items() if item[0] in _METADATA or item in _REMOVED.items()]
+        for name, _ in ignored:
+            kwargs.pop(name)
+        unknown = sorted(set(kwargs) - set(_ARGUMENTS))
         if unknown:
             raise ValueError(
-                f"Unknown generation argument {', '.join(map(repr, unknown))}. "
-                f"Known: {', '.join(GENERATION_DEFAULTS)}."
+                f"Unknown generation argument {', '.join(map(repr, unknown))}. Known: {', '.join(_ARGUMENTS)}; "
+                "`generate` also takes the image arguments of `forward`, such as pixel_values."
             )
         for name, default in GENERATION_DEFAULTS.items():
             setattr(self, name, kwargs.get(name, default))
@@ -169,47 +162,32 @@ class ShirgGenerationConfig(GenerationConfig):
 
     def validate(self, **unused_kwargs) -> None:
         """Raises a `ValueError` that names the offending value and the allowed ones."""
-        for name, (default, (allowed, fits)) in _ARGUMENTS.items():
+        for name, (default, kind) in _ARGUMENTS.items():
             value = getattr(self, name)
-            if not fits(value) and not (value is None and default is None):
-                raise ValueError(f"{name}={value!r} must be {allowed}.")
-        for name, other, needed, reason in _NEEDS:
-            if getattr(self, name) not in (None, False) and getattr(self, other) != needed:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} needs {other}={needed!r}, got {getattr(self, other)!r}: {reason}."
-                )
-        self._validate_steps()
-        if self.dual_cache and self.block_length is None:
-            raise ValueError("dual_cache=True needs block_length: one block has no other tokens to keep.")
-        if self.dual_cache and self.prefix_dtype is not None:
-            raise ValueError(
-                f"dual_cache=True keeps the response in the cache, which prefix_dtype={self.prefix_dtype!r} cannot: "
-                "give one of them."
-            )
-        if self.do_sample and self.temperature == 0:
-            raise ValueError("temperature=0 draws nothing, got do_sample=True: set do_sample=False for the argmax.")
-        if not self.do_sample and self.temperature:
-            raise ValueError(f"temperature={self.temperature} needs do_sample=True, got do_sample=False.")
+            if not (value is None and default is None) and not kind.accepts(value):
+                raise ValueError(f"{name}={value!r} must be {kind.words}.")
+        for name, other, needed in _NEEDS:
+            value, actual = getattr(self, name), getattr(self, other)
+            if value not in (None, False) and actual != needed:
+                raise ValueError(f"{name}={value!r} needs {other}={needed!r}, got {other}={actual!r}.")
+        for contradiction in self._contradictions():
+            raise ValueError(contradiction)
 
-    def _validate_steps(self) -> None:
-        if self.block_length is not None and self.max_new_tokens % self.block_length:
-            raise ValueError(
-                f"max_new_tokens={self.max_new_tokens} must be a multiple of block_length={self.block_length}."
-            )
+    def _contradictions(self) -> Iterator[str]:
+        if self.max_new_tokens % self.tokens_per_block:
+            yield f"max_new_tokens={self.max_new_tokens} must be a multiple of block_length={self.block_length}."
         if self.steps is not None and self.step_ratio is not None:
-            raise ValueError(
-                f"steps={self.steps} and step_ratio={self.step_ratio} both set the number of steps: give one of them."
-            )
+            yield f"steps={self.steps} and step_ratio={self.step_ratio} set the number of steps: give one of them."
         if self.steps is not None and self.steps % self.num_blocks:
-            raise ValueError(
-                f"steps={self.steps} must be a multiple of the number of blocks, {self.num_blocks} "
-                f"(max_new_tokens={self.max_new_tokens} / block_length={self.block_length})."
-            )
-        if self.step_ratio is not None and self.steps_per_block == 0:
-            raise ValueError(
-                f"step_ratio={self.step_ratio} leaves no step for a block of {self.tokens_per_block} tokens: it must "
-                f"be at least 1/{self.tokens_per_block}."
-            )
+            yield f"steps={self.steps} must be a multiple of the number of blocks, {self.num_blocks}."
+        if self.steps_per_block == 0:
+            yield f"step_ratio={self.step_ratio} leaves no step for a block of {self.tokens_per_block} tokens."
+        if self.do_sample and self.temperature == 0:
+            yield "temperature=0 draws nothing, got do_sample=True: set do_sample=False for the most probable tokens."
+        if self.dual_cache and self.block_length is None:
+            yield "dual_cache=True needs block_length: a response of one block has no other tokens to keep."
+        if self.dual_cache and self.prefix_dtype is not None:
+            yield f"dual_cache=True keeps the response in the cache, prefix_dtype={self.prefix_dtype!r} does not."
 
     @property
     def tokens_per_block(self) -> int:
@@ -223,42 +201,39 @@ class ShirgGenerationConfig(GenerationConfig):
 
     @property
     def steps_per_block(self) -> int:
-        """Number of denoising steps that a block may take; fewer when nothing is masked any more."""
+        """Most denoising steps of a block; a block ends earlier when all its masks are filled."""
         if self.steps is not None:
             return min(self.steps // self.num_blocks, self.tokens_per_block)
         return int(self.tokens_per_block * (1.0 if self.step_ratio is None else self.step_ratio))
 
     @property
     def fills_by_schedule(self) -> bool:
-        """Whether every step fills exactly the schedule's count: no threshold, no early end, no predicted mask."""
+        """Whether every step fills exactly the schedule's count: no predicted mask, no threshold, no early end."""
         mask_is_suppressed = self.mask_token_id in (self.suppress_tokens or [])
         return mask_is_suppressed and self.confidence_threshold is None and not self.stop_at_eos
 
     @property
     def end_ids(self) -> list[int]:
-        """The ids that end an answer, the first of which fills its rest."""
+        """Ids that end an answer: those of `eos_token_id` with `stop_at_eos`, none without."""
+        if not self.stop_at_eos or self.eos_token_id is None:
+            return []
         return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
 
     @property
     def sampling_temperature(self) -> float | None:
-        """The temperature of the draw; `None` for the argmax."""
+        """Temperature of the draw; `None` takes the most probable token."""
         if not self.do_sample:
             return None
         return 1.0 if self.temperature is None else self.temperature
 
-    @property
-    def evicted_ratio(self) -> float | None:
-        """`prefix_kv`; `None` where nothing is evicted."""
-        return None if self.prefix_kv == 1 else self.prefix_kv
-
     def to_diff_dict(self) -> dict[str, Any]:
-        """The fields of a generation_config.json: all that are not `None`, so that a file keeps its meaning when a
-        default of this class changes."""
+        """Contents of generation_config.json: every field that is not `None`, so that a file keeps its meaning when a
+        default of this class changes. (The parent leaves out values that equal its own defaults.)"""
         return {key: value for key, value in self.to_dict().items() if value is not None and not key.startswith("_")}
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
-        """A model config holds no generation arguments; `PreTrainedModel` then starts from the defaults."""
+        """Not supported: a model config holds no generation arguments, `PreTrainedModel` starts from the defaults."""
         raise NotImplementedError("ShirgGenerationConfig does not read generation arguments from a model config.")
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from types import ModuleType
 from typing import Any
 
 from .argument_types import checkpoint, preset_name, preset_names
@@ -23,10 +25,9 @@ _ANSWER = (
 class CommandParser(argparse.ArgumentParser):
     """The parser of `shirg COMMAND`: its help is the module's docstring, and an error is one line."""
 
-    def __init__(self, command: str, text: str):
-        super().__init__(
-            prog=command, description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+    def __init__(self, command: str, text: str, usage: str | None = None):
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(command, usage, text, formatter_class=style, allow_abbrev=False)
 
     def error(self, message: str) -> None:
         """Exit with status 2."""
@@ -97,6 +98,20 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (value, about) in switches.items():
         dest = "compile_config" if name == "compile" else name
         parser.add_argument(f"--{name}", dest=dest, action="store_const", const=value, help=about)
+
+
+def add_dataclasses(parser: argparse.ArgumentParser, module: ModuleType) -> None:
+    """A group of arguments for each dataclass of `module`, titled by the first line of its docstring.
+
+    The groups are for `--help` alone: HfArgumentParser reads the values.
+    """
+    for kind in filter(is_dataclass, vars(module).values()):
+        if kind.__module__ == module.__name__:
+            group = parser.add_argument_group(kind.__doc__.splitlines()[0].rstrip("."))
+            for field in fields(kind):
+                if field.name in vars(kind)["__annotations__"]:
+                    about = field.metadata.get("help", "").replace("%", "%%")
+                    group.add_argument(f"--{field.name}", metavar="VALUE", help=about)
 
 
 def answer_arguments(args: argparse.Namespace) -> dict[str, Any]:

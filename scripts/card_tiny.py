@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     """Measure, then write figures.json and README.md into the folder."""
     from modeling_shirg.adapters_shirg import RUN_FILE, read_run
     from modeling_shirg.evaluation.calibrated_folder import with_calibration_section
-    from modeling_shirg.evaluation.held_out import answer_rows, exact_match_facts, references, scene_rows
+    from modeling_shirg.evaluation.held_out import answer_rows, exact_match_facts, scene_rows
     from modeling_shirg.publishing.cards import render
     from modeling_shirg.running.load import load
     from modeling_shirg.scenes import FAMILIES
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     for family in FAMILIES:
         rows, blank = (scene_rows(family, "test", args.images, is_blank) for is_blank in (False, True))
         seen, unseen = (answer_rows(loaded.model, loaded.processor, each, 32) for each in (rows, blank))
-        for fact in exact_match_facts(references(rows), seen, unseen):
+        for fact in exact_match_facts(rows, seen, unseen):
             figure = {"family": family, "kind": fact["task"], "count": fact["n"], "accuracy": fact["value"]}
             shares = {"low": fact["low"], "high": fact["high"], "no_image": fact["baseline"]}
             figures.append({**figure, **shares, "majority": fact["majority"]})

@@ -3,10 +3,12 @@
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import warnings
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +31,7 @@ _MANY_SYSTEMS = ("bench", "compare", "demo", "evaluate", "study")
 # Read by libraries when they are imported.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "KINETO_LOG_LEVEL": "99",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -48,9 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if argv is None:
         _quiet_libraries(command)
+    module = importlib.import_module(f"{__package__}.{command}")
     with _interrupts() as interrupts:
         try:
-            module = importlib.import_module(f"{__package__}.{command}")
             module.main(module.parse_args(with_underscores(rest)))
         except KeyboardInterrupt:
             interrupts.append(command)
@@ -67,15 +70,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def with_underscores(argv: list[str]) -> list[str]:
     """The same arguments with `--some-flag` written `--some_flag`; what follows a lone `--` is left alone."""
-    flags = []
-    for position, argument in enumerate(argv):
-        if argument == "--":
-            return flags + argv[position:]
-        if argument.startswith("--") and " " not in argument.split("=")[0]:
-            name, equals, value = argument.partition("=")
-            argument = "--" + name[2:].replace("-", "_") + equals + value
-        flags.append(argument)
-    return flags
+    end = argv.index("--") if "--" in argv else len(argv)
+    flags = [
+        re.sub(r"^--[^ =]+(?==|$)", lambda flag: f"--{flag[0][2:].replace('-', '_')}", word) for word in argv[:end]
+    ]
+    return flags + argv[end:]
 
 
 def _quiet_libraries(command: str) -> None:
@@ -110,19 +109,20 @@ def _interrupts() -> Iterator[list]:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """Errors that a user can mend; evaluated after an error, which a library that is not imported cannot have raised."""
+    """Errors that a user can mend; evaluated after an error, which only an imported library can have raised."""
+    plain = (ValueError, OSError, ArgumentTypeError, ModuleNotFoundError)
     if "torch" not in sys.modules:
-        return ValueError, OSError
+        return plain
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from torch import OutOfMemoryError
 
-    return ValueError, OSError, ModuleNotFoundError, SafetensorError, StrictDataclassError, OutOfMemoryError
+    return *plain, SafetensorError, StrictDataclassError, OutOfMemoryError
 
 
 def _usage() -> str:
-    lines = [f"  {name:<9}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: shirg COMMAND [options]   (shirg COMMAND --help)", "", *lines])
+    lines = "".join(f"\n  {name:<9}  {text}" for name, text in COMMANDS.items())
+    return f"usage: shirg COMMAND [options]   (shirg COMMAND --help)\n{lines}"
 
 
 if __name__ == "__main__":

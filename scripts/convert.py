@@ -6,8 +6,8 @@
 
 SRC and --vision_base are folders or Hub ids with safetensors. --vision_base gives back the last layer and the pooling
 head that LaViDa deleted from its SigLIP; presets that score patches need them. --text_tower takes its text tower and
-tokenizer too, for `shirg ask --text_relevance siglip`. Tensors go from file to file a few megabytes at a time: the
-whole model is never in memory. OUT is a new folder, or an empty one; it appears when it is complete, and nothing is
+tokenizer too, for `shirg ask --text_relevance siglip`. Tensors go from file to file one shard at a time: the whole
+model is never in memory. OUT is a new folder, or an empty one; it appears when it is complete, and nothing is
 ever replaced.
 
 --pooled_grid_size is for checkpoints that look at a single view (image_aspect_ratio pad or square). Whether the
@@ -50,12 +50,17 @@ def main(args: argparse.Namespace) -> None:
     """Convert, then say what was written."""
     from modeling_shirg.conversion import convert_checkpoint
 
-    facts = convert_checkpoint(**vars(args))
-    graft = "" if facts.vision_base is None else f", last vision layer and pooling head from {facts.vision_base}"
-    graft += ", with its text tower" if facts.text_tower else ""
+    options = vars(args)
+    for name, revision in (("source", options.pop("revision")), ("vision_base", options.pop("vision_base_revision"))):
+        if revision is not None:
+            options[name] = f"{options[name]}@{revision}"
+    facts = convert_checkpoint(**options)
+    base, shards = facts["vision_base"], facts["shards"]
+    graft = "" if base is None else f", last vision layer and pooling head from {base}"
     print(
-        f"{args.out}: {facts.parameters:,} parameters, {facts.bytes / 1e9:.3g} GB {facts.dtype} in {facts.shards} "
-        f"file{'s' if facts.shards > 1 else ''}, preset {facts.prune_method}{graft}"
+        f"{args.out}: {facts['parameters']:,} parameters, {facts['bytes'] / 1e9:.3g} GB {facts['dtype']} in {shards} "
+        f"file{'s' if shards > 1 else ''}, preset {facts['prune_method']}{graft}"
+        f"{', with its text tower' if facts['text_tower'] else ''}"
     )
 
 

@@ -78,8 +78,8 @@ def build_page(args: argparse.Namespace) -> Any:
 
     need("demo", "gradio", "httpcore")
 
-    from modeling_shirg.demo.asking import Asker
-    from modeling_shirg.demo.page import Page
+    from modeling_shirg.demo.demo_page import DemoPage
+    from modeling_shirg.demo.drafts import Asker
     from modeling_shirg.running.load import Loaded, load
 
     def load_system(name: str) -> Loaded:
@@ -89,7 +89,7 @@ def build_page(args: argparse.Namespace) -> Any:
     asker.system(args.systems[0])
     folder = Path(str(files("shirg_hub_card") / "examples"))
     examples = [(folder / name, question) for name, question in EXAMPLES.items()]
-    return Page(asker, args.systems, examples, "" if args.model else TOY, args.step_seconds)
+    return DemoPage(asker, args.systems, examples, "" if args.model else TOY, args.step_seconds)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-r"""Ask systems the questions of benchmarks, score the answers, and table them with intervals.
+"""Ask systems the questions of benchmarks, score the answers, and table them with intervals.
 
     shirg evaluate --systems shirg lavida-980 --baseline lavida-980 --limit 200 --out runs/synthetic
-    shirg evaluate --model me/my-lavida --systems shirg lavida-980 lavida-full --baseline lavida-980 \
-        --tasks chartqa docvqa textvqa vqav2 --batch_size 8 --out runs/mine
+    shirg evaluate --model me/my-lavida --tasks chartqa docvqa textvqa vqav2 --batch_size 8 --out runs/mine
     torchrun --nproc_per_node 4 -m shirg_scripts.cli evaluate --model me/my-lavida --out runs/mine
     shirg evaluate --systems shirg lavida-980 shirg:prefix_kv=0.6 --control blank --out runs/prefix
     shirg evaluate --tasks chartqa --data chartqa=data/charts,split=test --out runs/local
@@ -13,7 +12,6 @@ answer a part each. The same command continues a killed run; --systems, --tasks 
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +41,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N rows of every task")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="questions that are answered together")
     parser.add_argument("--split", help="of all tasks; by default each one's own")
-    controls, text = ("blank", "shuffled_question"), "rows more: a grey image, or the question of another row"
-    parser.add_argument("--control", nargs="+", default=[], choices=controls, help=text)
-    place = "where a task's rows are: a Hub id, folder or file, and fields such as ,split=test after it"
-    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PLACE", help=place)
+    about = "rows more: a grey image, or the question of another row"
+    parser.add_argument("--control", nargs="+", default=[], choices=("blank", "shuffled_question"), help=about)
+    about = "where a task's rows are: a Hub id, folder or file, and fields such as ,split=test after it"
+    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=PLACE", help=about)
     add_answer_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--max_bad_share", type=float, default=0.01, help="share of a task's rows that may be bad")
@@ -58,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     from modeling_shirg.evaluation.answer_log import SETTINGS_FILE, check_settings
     from modeling_shirg.evaluation.report import frames
     from modeling_shirg.evaluation.report.reported import open_report
-    from modeling_shirg.evaluation.results import Plan, missing, tabulate, write_results
+    from modeling_shirg.evaluation.results import Logged, Plan, missing, tabulate, write_results
     from modeling_shirg.running.systems import parse_row
 
     from .arguments import answer_arguments
@@ -69,13 +67,13 @@ def main(args: argparse.Namespace) -> None:
     settings = {"model": model, **{name: getattr(args, name) for name in _SETTINGS}, **answer_arguments(args)}
     check_settings(args.out / SETTINGS_FILE, settings, args.out / "answers")
     counts, facts = _ask(args, rows, places)
-    labels = [row.label for row in rows]
-    baseline = args.baseline or labels[0]
-    plan = Plan(counts, labels, ["none", *args.control], baseline, args.seed, args.max_bad_share)
-    if left := missing(args.out, plan):
-        return print(f"{sum(left.values())} answers of other processes are missing; the last one writes the tables.")
-    results = {"settings": settings, "machine": facts, "baseline": baseline, "systems": plan.systems}
-    results |= tabulate(args.out, plan)
+    systems = {row.label: Logged(args.out, row.label) for row in rows}
+    baseline = args.baseline or rows[0].label
+    plan = Plan(counts, systems, ["none", *args.control], baseline, args.seed, args.max_bad_share)
+    if left := missing(plan):
+        return print(f"{left} answers of other processes are missing; the last one writes the tables.")
+    results = {"settings": settings, "machine": facts, "baseline": baseline, "systems": list(systems)}
+    results |= tabulate(plan)
     write_results(args.out, results)
     print(f"{frames.summary(open_report(args.out).tables[0])}\n\nTables and answers: {args.out}")
 
@@ -96,11 +94,10 @@ def _places(args: argparse.Namespace, rows: list) -> dict[str, str]:
     for row in rows:
         if row.batch is not None:
             raise ValueError(f"{row.label}: all systems have the same batch; say --batch_size {row.batch}.")
-    for name, is_valid in (("limit", args.limit is None or args.limit > 0), ("batch_size", args.batch_size > 0)):
+    valid = {"limit": args.limit is None or args.limit > 0, "batch_size": args.batch_size > 0}
+    for name, is_valid in (valid | {"max_bad_share": 0 <= args.max_bad_share < 1}).items():
         if not is_valid:
-            raise ValueError(f"--{name} {getattr(args, name)}: it must be 1 or more.")
-    if not 0 <= args.max_bad_share < 1:
-        raise ValueError(f"--max_bad_share {args.max_bad_share}: it is a share, from 0 to below 1.")
+            raise ValueError(f"--{name} {getattr(args, name)}: give 1 or more, or a share from 0 to below 1.")
     return places
 
 
@@ -115,8 +112,8 @@ def _ask(args: argparse.Namespace, rows: list, places: dict[str, str]) -> tuple[
 
     from .arguments import answer_arguments
 
-    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-    tasks, asked = {}, (args.device if share.world == 1 else share.device(args.device), args.dtype, None)
+    share = Share.of_process()
+    tasks, asked = {}, (share.device(args.device), args.dtype, None)
     for row in rows:
         loaded = load(args.model, row.preset, *asked, row.options, args.revision, args.quantize)
         weights = {"weights": fingerprint(loaded.model)}

@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port_number, default=8000, help="0 takes a free one")
     parser.add_argument("--allow_urls", action="store_true", help="fetch http(s) images from public addresses")
-    for field in fields(light_module("modeling_shirg.serving.limits").Limits):
+    for field in fields(light_module("modeling_shirg.serving.request_limits").Limits):
         parser.add_argument(
             f"--{field.name}", type=field.type, default=field.default, help=f"(default {field.default})"
         )

@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.publishing import base_fingerprint, geometry_facts, system_overrides
+from modeling_shirg.adapters_shirg import geometry_facts, system_overrides
+from modeling_shirg.publishing.checkpoint import base_fingerprint
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"

@@ -5,7 +5,7 @@
 The reference folder holds what the original code computed with a tiny random model (tests/fixtures/lavida): tensors
 of one question about a photograph, of one training batch, tables of schedules and of image token counts. Errors of
 tensors are relative to the largest absolute value of the reference; of ids and counts, the number of entries that
-differ. A tensor of the reference that nothing was compared with is a failure too. The exit status is 1 after a failure.
+differ. A tensor of the reference that nothing was compared with is a failure too. A failure ends with status 1.
 
 Shape suffixes: P prompt tokens, R response tokens, L tokens of a training row.
 """
@@ -13,13 +13,10 @@ Shape suffixes: P prompt tokens, R response tokens, L tokens of a training row.
 import argparse
 import ast
 import json
-import math
-import os
 import platform
 import re
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,23 +49,6 @@ ORIGINAL_IGNORED_ID = -100
 LLADA = read_backbone("llava_llada")
 # The original deletes SigLIP's last layer and pooling head, so the comparison of structures leaves them out.
 WITHOUT_BASE = {"vision_config": {"num_hidden_layers": 26, "vision_use_head": False}, "vision_feature_layer": -1}
-# The text tower of google/siglip-so400m-patch14-384.
-TEXT_TOWER = {
-    "vocab_size": 32000,
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "max_position_embeddings": 64,
-    "projection_size": 1152,
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-}
-PARTS = {
-    "model.vision_tower.vision_model.encoder.layers.26.": "SigLIP's last layer",
-    "model.vision_tower.vision_model.head.": "SigLIP's pooling head",
-    "model.vision_tower.foveal_position_embedding.": "the foveal position table",
-    "model.relevance_text_model.": "SigLIP's text tower",
-}
 
 
 @dataclass(frozen=True)
@@ -161,22 +141,6 @@ def structure_case(reference: Path) -> Case:
     return Case("full-size names and shapes", len(shapes), differ, 0)
 
 
-def added_parts(presets: tuple[str, ...] = ("lavida", "shirg")) -> dict[str, tuple[list[str], dict[str, tuple]]]:
-    """What full-size models of `presets`, converted with a whole vision base, have beyond the original: of each part
-    the presets, and the shapes of the tensors by name.
-    """
-    original, parts = full_size("lavida", **WITHOUT_BASE), {}
-    for preset in presets:
-        ours = full_size(preset, relevance_text_config=TEXT_TOWER)
-        assert {name: ours.get(name) for name in original} == original
-        for prefix, part in PARTS.items():
-            shapes = {name: shape for name, shape in ours.items() if name.startswith(prefix)}
-            if shapes:
-                parts[part] = ([*parts.get(part, ([],))[0], preset], shapes)
-        assert {name for name in ours if not name.startswith(tuple(PARTS))} == original.keys()
-    return parts
-
-
 def full_size(preset: str, **fields) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the full-size model of a preset, built without storage."""
     return expected_shapes(empty_model(ShirgLavidaConfig.from_preset(preset, **fields)))
@@ -209,7 +173,7 @@ def question_cases(model, processor, reference: Path) -> Iterator[Case]:
     pooled = pool_square(model.model.multi_modal_projector(features), model.config.view_grid)
     yield compare("pooled", pooled, golden["pooled"], VISION_TOLERANCE)
     embeds_1PC, images = model.model.prepare_inputs_embeds(
-        inputs["input_ids"], pixels, mosaic_windows=inputs["mosaic_windows"]
+        inputs["input_ids"], pixel_values=pixels, mosaic_windows=inputs["mosaic_windows"]
     )
     yield compare("image tokens", images.image_tokens[0], golden["image_tokens"], VISION_TOLERANCE)
     ids = inputs["input_ids"].where(inputs["input_ids"] != model.config.image_token_id, ORIGINAL_IMAGE_ID)
@@ -363,7 +327,7 @@ def training_batch(
     labels_BL = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=ORIGINAL_IGNORED_ID)
     real_BL = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
     embeds_BLC, _ = model.model.prepare_inputs_embeds(
-        ids_BL, views["pixel_values"], mosaic_windows=views["mosaic_windows"]
+        ids_BL, pixel_values=views["pixel_values"], mosaic_windows=views["mosaic_windows"]
     )
     expanded_BL = ids_BL.where(ids_BL != config.image_token_id, ORIGINAL_IMAGE_ID)
     expanded_BL = expanded_BL.where(real_BL.bool(), ORIGINAL_IGNORED_ID)
@@ -376,59 +340,8 @@ def question(processor, image: Path, prompt: str):
     return encode(processor, chat(text, Image.open(image)))
 
 
-HEADER = """\
-# Exactness against the original LaViDa
-
-Written by `python tests/exactness.py --out docs/exactness.md`; do not edit.
-
-A checkpoint in the original's format with random weights (the full geometry at tiny widths) was converted by
-`shirg convert` and compared with what the original code computed from it (jacklishufan/LaViDa at 284ef5c, transformers
-4.50.3, CPU, float32). Errors of tensors are the largest difference over the reference's largest absolute
-value; errors of ids and counts are the number of entries that differ.
-
-{passed} of {total} cases pass. {machine}
-
-| case | entries | largest error | tolerance | |
-|---|---:|---:|---:|---|
-"""
-
-ADDED = """
-## What SHIRG adds to the structure
-
-The full-size model without these has exactly the original's names and shapes (a case above). A checkpoint that was
-converted with `--vision_base` has them too, the text tower only with `--text_tower`:
-
-"""
-
-NOTES = """
-## What the original does that you might not expect
-
-All of this is reproduced for converted checkpoints, because their weights were trained with it.
-
-- The token after `<image>` is dropped: "\\n" in LaViDa's own prompt. The chat template never writes it. A newline that
-  you write after the image yourself is kept, so leave it out of prompts that you bring from the original.
-- No id is suppressed: the mask token itself and ids beyond the vocabulary may be generated. The converted
-  `generation_config.json` says so (`suppress_tokens: []`).
-- Answers have a fixed length; the end-of-text token ends nothing.
-- The whole view is squashed to a square, whatever the image's shape.
-- With the prefix cache the prompt does not see the answer; without it, it does. These are two functions.
-- Schedules are computed in float32; a float64 schedule fills other numbers of tokens.
-
-## What differs, on purpose
-
-- Pixels are those of Pillow 13, which made the reference, with every Pillow. 13 resizes the height first where it
-  loses more than twice the pixels that the width does; older ones take the width first (12.2 and 12.3 but for images
-  more than 100 times as high as wide), and the order changes pixels by up to 10 levels. The original gives what the
-  installed Pillow gives.
-- Padding is masked. The original ignores attention masks, so a padded row of a batch differs from the same row alone.
-- In training the original fills spliced rows with zero embeddings that are attended; here they are masked. The case
-  above feeds them by hand.
-- Only float32 is compared: in bfloat16 the original rotates queries and keys in float32, Llama's module in bfloat16.
-"""
-
-
 def table(cases: list[Case]) -> str:
-    """The page of the docs."""
+    """The part of the page that is measured."""
     machine = (
         f"Machine: {platform.machine()}, {platform.system()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Pillow {PIL.__version__}, one thread."
@@ -438,22 +351,9 @@ def table(cases: list[Case]) -> str:
         f"{'passes' if case.passed else '**fails**'} |"
         for case in cases
     ]
-    header = HEADER.format(passed=sum(case.passed for case in cases), total=len(cases), machine=machine)
-    parts = [added(part, *facts) for part, facts in added_parts().items()]
-    return "\n".join([header + "\n".join(rows), ADDED + "\n".join(parts), NOTES])
-
-
-def added(part: str, presets: list[str], shapes: dict[str, tuple[int, ...]]) -> str:
-    """One item of the list of what is added; layers that look alike are written once."""
-    prefix = os.path.commonprefix([name.rsplit(".", 1)[0] + "." for name in shapes]).rsplit(".", 1)[0] + "."
-    layers = [int(number) for name in shapes for number in re.findall(r"layers\.(\d+)\.", name.removeprefix(prefix))]
-    ends = dict.fromkeys(re.sub(r"layers\.\d+\.", "layers.N.", name.removeprefix(prefix)) for name in shapes)
-    where = f" (N = {min(layers)}..{max(layers)})" if layers else ""
-    parameters = sum(map(math.prod, shapes.values()))
-    count = f"{len(shapes)} tensor{'s' if len(shapes) > 1 else ''}, {parameters:,} parameters"
-    listed = f"`{prefix}` + {', '.join(f'`{end}`' for end in ends)}{where}"
-    text = f"{part}, {count}, in {' and '.join(presets)}: {listed}"
-    return textwrap.fill(text, 118, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
+    head = ["| case | entries | largest error | tolerance | |", "|---|---:|---:|---:|---|"]
+    passed = f"{sum(case.passed for case in cases)} of {len(cases)} cases pass. {machine}"
+    return "\n".join([passed, "", *head, *rows])
 
 
 def reference_cases(folder: Path) -> list[Case]:
@@ -467,12 +367,13 @@ def reference_cases(folder: Path) -> list[Case]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the table here (Markdown); by default to standard output")
-    out = parser.parse_args().out
+    parser.add_argument("--out", type=Path, help="page whose table is replaced; by default the table is printed")
+    page = parser.parse_args().out
     with tempfile.TemporaryDirectory() as workshop:
         cases = reference_cases(Path(workshop) / "converted")
-    if out is None:
+    if page is None:
         print(table(cases))
     else:
-        out.write_text(table(cases), encoding="utf-8")
+        written, measured = page.read_text(encoding="utf-8"), table(cases)
+        page.write_text(re.sub(r"^\d+ of \d+ cases.*?(?=\n\n## )", lambda _: measured, written, flags=re.M | re.S))
     sys.exit(0 if all(case.passed for case in cases) else 1)

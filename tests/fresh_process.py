@@ -4,12 +4,14 @@ An imported package hides what is missing from a saved folder, because its class
 a warm cache hides what is missing from a repository. Here neither is there.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 BLOCKED = ("configuration_shirg", "modeling_shirg", "shirg_scripts", "shirg_hub_card")
 
@@ -30,6 +32,35 @@ class Blocker:
 
 
 sys.meta_path.insert(0, Blocker)
+"""
+
+# Loads by every Auto class, answers, and reports what the parent can compare.
+_ASK = """
+import json
+from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText,
+                          AutoModelForMultimodalLM, AutoProcessor)
+
+source, image, question, options = {arguments!r}
+trust = dict(trust_remote_code=True)
+config = AutoConfig.from_pretrained(source, **trust)
+processor = AutoProcessor.from_pretrained(source, **trust)
+image_processor = AutoImageProcessor.from_pretrained(source, **trust)
+assert type(image_processor).__name__ == type(processor.image_processor).__name__
+content = [dict(type="image", path=image), dict(type="text", text=question)]
+chat = [dict(role="user", content=content)]
+inputs = processor.apply_chat_template(
+    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+reports = []
+for auto in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    model = auto.from_pretrained(source, **trust).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    output = model.generate(**inputs, **options, return_dict_in_generate=True, output_selection=True)
+    kept = None if output.kept_indices is None else output.kept_indices.tolist()
+    answer = processor.post_process_image_text_to_text(output.sequences[:, inputs["input_ids"].shape[1] :])[0]
+    reports.append(dict(ids=output.sequences[0].tolist(), kept=kept, tokens=config.num_image_tokens, answer=answer))
+assert reports[0] == reports[1] == reports[2], reports
+print(json.dumps(reports[0]))
 """
 
 # Of the parent's environment, nothing that steers Python's imports or the Hugging Face libraries is handed on.
@@ -63,6 +94,16 @@ def run_fresh(code: str, *, env: Mapping[str, str] | None = None, timeout: float
     if run.returncode:
         raise RuntimeError(f"the fresh process failed with {run.returncode}\n{run.stdout}\n{run.stderr}")
     return run.stdout
+
+
+def ask_fresh(
+    source: Path | str, image: Path | str, question: str, *, env: Mapping[str, str] | None = None, **generation
+) -> dict[str, Any]:
+    """What a stranger is answered, the same by every Auto class: `ids` of prompt and answer, `answer`, `kept` patches,
+    and `tokens`, the config's number of image tokens.
+    """
+    code = _ASK.format(arguments=(str(source), str(image), question, generation))
+    return json.loads(run_fresh(code, env=env).strip().splitlines()[-1])
 
 
 def _environment(root: Path) -> dict[str, str]:

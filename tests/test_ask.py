@@ -1,22 +1,29 @@
-"""`shirg ask` on the bundled checkpoint, as a user calls it."""
+"""`shirg ask` on the bundled checkpoint, as a user calls it, and the one way to ask behind every command."""
 
 import io
 import json
-import shutil
+import os
+import pty
 import subprocess
 import sys
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from configuration_shirg import PRESETS, ShirgLavidaProcessor
-from shirg_scripts.cli import main, with_underscores
+from configuration_shirg import PRESETS
+from modeling_shirg.demo.drafts import Asker
+from modeling_shirg.running import ask as asking
+from modeling_shirg.running.ask import Answers, ask, conversation, read_image
+from modeling_shirg.running.load import load
+from shirg_scripts.cli import main
+from tiny_model import QUESTIONS, noise_image
 
 BUNDLED = Path(str(files("shirg_hub_card"))) / "shirg-lavida-tiny"
-EXAMPLES = Path(str(files("shirg_hub_card"))) / "examples"
-GRID = str(EXAMPLES / "grid.png")
+GRID = str(BUNDLED.parent / "examples" / "grid.png")
 QUESTION = "What is in cell 5?"
 TOKENS = {"lavida-full": 845, "lavida": 49 + 14 * 15, "shirg-fixed": 228, "shirg-mixed": 192, "siglip-672": 576}
 KEPT = {
@@ -32,6 +39,13 @@ KEPT = {
         ("shirg-3645", "saint", "topv", "visionzip", "vispruner", "divprune", "cdpruner", "holov"), [49] * 5
     ),
 }
+# Every call-time option of the image processor that a preset leaves open, and a value that changes what is kept.
+OPTIONS = {
+    "fovea_size": 252,
+    "selection_budget": 100,
+    "fovea_placement": "salient",
+    "fovea_boxes": [[600.0, 20.0, 880.0, 280.0]],
+}
 
 
 def _ask(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -46,39 +60,33 @@ def _report(capsys, *arguments: str) -> dict:
     return json.loads(out.strip().splitlines()[-1])
 
 
-def test_the_console_command_prints_an_answer_and_says_which_model():
-    run = subprocess.run(
-        [sys.executable, "-m", "shirg_scripts.cli", "ask", GRID, QUESTION], capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    assert len(run.stdout.strip().splitlines()) == 1 and run.stdout.strip()
-    assert "shirg-lavida-tiny (bundled)" in run.stderr and "system: shirg" in run.stderr
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> str:
+    """An image that is wider than the fovea, with the grid at its right."""
+    canvas = Image.new("RGB", (900, 300), "white")
+    canvas.paste(Image.open(GRID), (640, 20))
+    path = tmp_path_factory.mktemp("images") / "wide.png"
+    canvas.save(path)
+    return str(path)
 
 
-def test_json_has_what_the_readme_says(capsys):
+def test_json_has_what_the_docs_say(capsys):
     report = _report(capsys, GRID, QUESTION)
-    assert set(report) == {
-        "answer",
-        "image_tokens",
-        "kept",
-        "forwards",
-        "tokens_per_forward",
-        "prefix_bytes",
-        "seconds",
-    }
+    known = ["answer", "image_tokens", "kept", "forwards", "tokens_per_forward", "prefix_bytes", "seconds"]
+    assert list(report) == known
     assert report["image_tokens"] == 245
     whole, fovea = report["kept"]
     assert whole == list(range(169))
     assert len(fovea) == 181 and fovea == sorted(set(fovea)) and fovea[-1] < 256
     assert report["forwards"] == 8 and report["tokens_per_forward"] == 1.0
-    assert {"load", "preprocess", "encode", "select", "project", "prefix", "denoise"} <= set(report["seconds"])
-    assert all(seconds >= 0 for seconds in report["seconds"].values())
+    stages = ["preprocess", "encode", "select", "project", "prefix", "denoise"]
+    assert set(report["seconds"]) == {"total", *stages}
+    assert 0 < sum(report["seconds"][stage] for stage in stages) <= 1.05 * report["seconds"]["total"]
 
 
 def test_the_answer_is_the_same_again_from_standard_input_and_with_hyphens(capsys, monkeypatch):
     first = _report(capsys, GRID, QUESTION, "--max_new_tokens", "4", "--steps=2")
-    buffer = io.TextIOWrapper(io.BytesIO(Path(GRID).read_bytes()))
-    monkeypatch.setattr(sys, "stdin", buffer)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(GRID).read_bytes())))
     second = _report(capsys, "-", QUESTION, "--max-new-tokens", "4", "--steps", "2")
     assert first["forwards"] == 2
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
@@ -99,9 +107,8 @@ def test_every_system_answers(capsys, tmp_path, preset):
 
 
 def test_overlay_darkens_dropped_patches_and_leaves_kept_ones(capsys, tmp_path):
-    white = tmp_path / "white.png"
+    white, overlay = tmp_path / "white.png", tmp_path / "overlay.png"
     Image.new("RGB", (224, 224), "white").save(white)
-    overlay = tmp_path / "overlay.png"
     report = _report(capsys, str(white), QUESTION, "--overlay", str(overlay))
     drawn = Image.open(overlay)
     patch = drawn.width / 16
@@ -111,150 +118,93 @@ def test_overlay_darkens_dropped_patches_and_leaves_kept_ones(capsys, tmp_path):
         assert (center == (255, 255, 255)) == (index in report["kept"][1])
 
 
-def test_the_fovea_can_be_placed(capsys, tmp_path):
-    wide = tmp_path / "wide.png"
-    canvas = Image.new("RGB", (900, 300), "white")
-    canvas.paste(Image.open(GRID), (640, 20))
-    canvas.save(wide)
-    left = _report(capsys, str(wide), QUESTION, "--fovea_box", "0", "0", "100", "100")
-    right = _report(capsys, str(wide), QUESTION, "--fovea_box", "650", "30", "850", "230")
-    assert left["kept"] != right["kept"]
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[list, Answers]]:
+    """The conversations and answers of every call of `ask` in a test."""
+    calls = []
+
+    def spy(loaded, conversations, *args, **kwargs):
+        calls.append((conversations, ask(loaded, conversations, *args, **kwargs)))
+        return calls[-1][1]
+
+    for module in ("running.ask", "evaluation.asking", "demo.drafts"):
+        monkeypatch.setattr(f"modeling_shirg.{module}.ask", spy)
+    return calls
 
 
-def test_streaming_shows_drafts_and_then_the_answer(capsys):
-    status, out, _ = _ask(capsys, GRID, QUESTION, "--stream")
-    answer = _report(capsys, GRID, QUESTION)["answer"]
-    assert status == 0
-    assert out.count("\033[33m") == 8 and out.strip().endswith(answer)
+def _by_command(option: str, value, wide: str, folder: Path) -> None:
+    words = ["--option", f"{option}={value}"]
+    if option in ("fovea_boxes", "fovea_size"):
+        words = ["--fovea_box", *map(str, value[0])] if option == "fovea_boxes" else ["--fovea_size", str(value)]
+    assert main(["ask", wide, QUESTION, *words]) == 0
 
 
-def test_streaming_still_ends_in_one_json_line(capsys):
-    status, out, _ = _ask(capsys, GRID, QUESTION, "--stream", "--json")
-    assert status == 0 and json.loads(out.splitlines()[-1])["forwards"] == 8
+def _by_comparison(option: str, value, wide: str, folder: Path) -> None:
+    words = ["--prune_method", "shirg", "--option", f"{option}={value}", "--out", str(folder / "sheet.png")]
+    assert main(["compare", wide, QUESTION, *words]) == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("no-such-file.png", QUESTION), ("no-such-file.png",)),
-        ((__file__, QUESTION), ("Image 0", "PNG")),
-        ((GRID, QUESTION, "--steps", "0"), ("steps=0",)),
-        ((GRID, QUESTION, "--model", "no/such-model"), ("no/such-model",)),
-        ((GRID, QUESTION, "--device", "warp"), ("warp",)),
-        ((GRID, QUESTION, "--device", "cuda:7"), ("cuda:7", "cpu")),
-        ((GRID, QUESTION, "--prune_method", "lavida-980", "--fovea_box", "0", "0", "9", "9"), ("fovea",)),
-        ((GRID, QUESTION, "--fovea_box", "9", "9", "0", "0"), ("9.0",)),
-        ((GRID, QUESTION, "--overlay", "no/such/folder/out.png"), ("no/such/folder",)),
-    ],
-)
-def test_errors_name_the_value_in_one_line(capsys, arguments, named):
-    status, out, err = _ask(capsys, *arguments)
-    assert status == 2
-    assert all(value in err for value in named), err
-    assert "Traceback" not in err
+def _by_evaluation(option: str, value, wide: str, folder: Path) -> None:
+    words = ["--prune_method", f"shirg:{option}={value}", "--tasks", "document", "--limit", "1", "--out", str(folder)]
+    assert main(["evaluate", *words]) == 0
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["ask", GRID, QUESTION, "--prune_method", "lavida980"],
-        ["compare", GRID, QUESTION, "--out", "sheet.png", "--systems", "shirg", "lavida980"],
-        ["calibrate", "--prune-method=lavida980"],
-        ["convert", "somewhere", "elsewhere", "--prune_method", "lavida980"],
-    ],
-)
-def test_every_command_suggests_the_nearest_system(capsys, arguments):
-    with pytest.raises(SystemExit, match="2"):
-        main(arguments)
-    assert "'lavida980'. Did you mean 'lavida-980'?" in capsys.readouterr().err
+def _by_demo(option: str, value, wide: str, folder: Path) -> None:
+    names = {"fovea_boxes": "box", "selection_budget": "budget", "fovea_size": "fovea"}
+    share = {"fovea_boxes": 1, "selection_budget": 181, "fovea_size": 224}[option]
+    given = {names[option]: value[0] if option == "fovea_boxes" else value / share}
+    list(Asker(lambda name: load(None, name)).ask("shirg", read_image(wide), QUESTION, given))
 
 
-def test_a_checkpoint_of_another_kind_is_refused(capsys, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path))
-    assert status == 2 and "'bert'" in err and "shirg_lavida" in err
+def _by_lmms_eval(option: str, value, wide: str, folder: Path) -> None:
+    from modeling_shirg.evaluation.lmms_eval_model import ShirgLmms
+
+    asking.ask(ShirgLmms(prune_method="shirg", **{option: value}).loaded, [conversation(wide, QUESTION)])
 
 
-def test_a_folder_that_is_not_there_is_named(capsys, tmp_path):
-    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path / "not" / "there"))
-    assert status == 2 and f"There is no folder '{tmp_path}/not/there', and it is no Hub id" in err
+WAYS = [
+    *((_by_command, option) for option in OPTIONS),
+    *((way, option) for way in (_by_comparison, _by_evaluation) for option in OPTIONS if option != "fovea_boxes"),
+    *((_by_demo, option) for option in ("fovea_boxes", "selection_budget", "fovea_size")),
+    *((_by_lmms_eval, option) for option in OPTIONS if option != "fovea_boxes" and find_spec("lmms_eval")),
+]
 
 
-def test_a_contradictory_checkpoint_is_refused_without_a_traceback(capsys, tmp_path):
-    shutil.copytree(EXAMPLES.parent / "shirg-lavida-tiny", tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "selection_budget": 9999}))
-    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path / "model"))
-    assert status == 2 and "9999" in err and "256" in err and "Traceback" not in err
+@pytest.mark.parametrize(("way", "option"), WAYS)
+def test_every_image_option_arrives_however_one_asks(way, option, asked, wide, tmp_path):
+    """As a field of the config or at call time; the selection is another one than without it."""
+    way(option, OPTIONS[option], wide, tmp_path)
+    conversations, answers = asked[-1]
+    given = {option: OPTIONS[option]}
+    if way in (_by_command, _by_demo):
+        expected = ask(load(), conversations, given)
+    else:
+        expected = ask(load(options=given), conversations)
+    plain = ask(load(), conversations)
+    for name in ("input_ids", "pixel_values", "fovea_pixel_values", "patch_boxes"):
+        assert torch.equal(answers.inputs[name], expected.inputs[name])
+    assert answers.kept_per_view() == expected.kept_per_view() != plain.kept_per_view()
+    assert answers.num_image_tokens == expected.num_image_tokens
 
 
-def test_unknown_commands_and_help(capsys):
-    assert main(["aks"]) == 2
-    assert "unknown command 'aks'" in capsys.readouterr().err
-    assert main(["--help"]) == 0
-    assert "ask" in capsys.readouterr().out
+def test_rows_of_a_batch_are_what_they_are_alone():
+    loaded = load(None, "shirg-adaptive", "cpu")
+    chats = [conversation(noise_image(seed, 300 + 200 * seed), QUESTIONS[seed]) for seed in range(3)]
+    together = ask(loaded, [*chats, [{"role": "user", "content": "No image: why?"}]])
+    for row, chat in enumerate(chats):
+        alone = ask(loaded, [chat])
+        assert together.texts[row] == alone.texts[0]
+        assert together.num_image_tokens[row] == alone.num_image_tokens[0]
+        assert together.kept_per_view(row) == alone.kept_per_view()
+        assert together.overlay(noise_image(row), row).tobytes() == alone.overlay(noise_image(row)).tobytes()
+    assert together.num_image_tokens[3] == 0
 
 
-def test_hyphens_become_underscores_in_flag_names_only():
-    given = [
-        "--prune-method=shirg-v1",
-        "my-file.png",
-        "--some-flag",
-        "a-b",
-        "--what is this-thing",
-        "--",
-        "--as-it-is",
-    ]
-    assert with_underscores(given) == [
-        "--prune_method=shirg-v1",
-        "my-file.png",
-        "--some_flag",
-        "a-b",
-        "--what is this-thing",
-        "--",
-        "--as-it-is",
-    ]
-
-
-def test_where_no_picture_can_be_written_nothing_is_computed(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("modeling_shirg.running.load.load", lambda *args: pytest.fail("the model was loaded"))
-    for path, reason in (
-        (tmp_path / "none" / "o.png", "none"),
-        (tmp_path, "picture file"),
-        ("o.xyz", "one of .png, .jpg"),
-    ):
-        status, _, err = _ask(capsys, GRID, QUESTION, "--overlay", str(path))
-        assert status == 2 and reason in err
-
-
-def test_a_fovea_box_is_looked_at_in_an_image_lower_than_the_fovea(capsys, tmp_path):
-    Image.new("RGB", (1000, 100), "white").save(tmp_path / "banner.png")
-    inputs = ShirgLavidaProcessor.from_pretrained(BUNDLED).image_processor(
-        str(tmp_path / "banner.png"), fovea_boxes=[(900, 0, 1000, 100)], return_tensors="pt"
-    )
-    assert inputs["view_boxes"][0, 1].tolist() == [776, 0, 1000, 100]
-    status, out, err = _ask(capsys, str(tmp_path / "banner.png"), QUESTION, "--fovea_box", "900", "0", "1000", "100")
-    assert status == 0, err
-
-
-def test_cut_weights_are_named(capsys, tmp_path):
-    shutil.copytree(BUNDLED, tmp_path / "cut")
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100_000])
-    status, _, err = _ask(capsys, GRID, QUESTION, "--model", str(tmp_path / "cut"))
-    assert status == 2 and "download complete" in err
-
-
-def test_any_field_of_the_config_is_an_option(capsys):
-    report = _report(capsys, GRID, QUESTION, "--option", "selection_budget=100", "--option", "diversity-weight=0")
-    assert report["image_tokens"] == 164 and len(report["kept"][1]) == 100
-    assert _report(capsys, GRID, QUESTION, "--option", "scaffold=false")["image_tokens"] == 181
-    for option, reason in (
-        ("selection_budget", "FIELD=VALUE"),
-        ("selection_buget=3", "Did you mean 'selection_budget'"),
-        ("selection_budget=0", "must be between 1 and the 256 tokens"),
-        ("text_relevance=clip", "text_relevance"),
-    ):
-        status, _, err = _ask(capsys, GRID, QUESTION, "--option", option)
-        assert status == 2 and reason in err, err
+def test_streaming_shows_drafts_on_a_terminal():
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-m", "shirg_scripts.cli", "ask", GRID, QUESTION, "--stream"]
+    run = subprocess.run(command, stdout=side, stderr=subprocess.PIPE, timeout=300)
+    os.close(side)
+    shown = os.read(terminal, 100_000).decode()
+    assert run.returncode == 0 and shown.count("\033[33m") == 8
+    assert shown.strip().splitlines()[-1].endswith(ask(load(), [conversation(GRID, QUESTION)]).texts[0])

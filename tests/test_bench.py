@@ -98,7 +98,6 @@ def test_real_weights_share_their_language_model(capsys):
     ("words", "named"),
     [
         (["--baseline", "lavida"], "'lavida'"),
-        (["--systems", "shrig"], "'shirg'"),
         (["--repeats", "0"], "--repeats 0"),
         (["--out", "nowhere/x.json"], "nowhere"),
         (["--device", "tpu"], "tpu"),

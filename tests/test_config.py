@@ -71,9 +71,7 @@ def test_every_preset_has_its_count(preset, geometry):
         ({"selection_method": "pool"}, ("724", "676")),
         ({"view_policy": "anyres"}, ("anyres", "448")),
         ({"selection_temperature": 0.0}, ("0.0",)),
-        ({"vision_feature_layer": -1}, ("map", "-1", "received")),
         ({"vision_feature_layer": -28}, ("-28", "27")),
-        ({"vision_config": {"vision_use_head": False}}, ("vision_use_head", "False", "received")),
         ({"prune_method": "shrig"}, ("shrig", "Did you mean 'shirg'?")),
         ({"selction_budget": 724}, ("selction_budget",)),
         ({"selection_method": "best"}, ("best", "random")),
@@ -117,7 +115,6 @@ def test_wrong_combinations_of_lavidas_layout_name_the_values(overrides, named):
         ("shirg-mixed", {"fovea_size": None}, ("whole", "None")),
         ("shirg-adaptive", {"selection_mass": 0.0}, ("selection_mass", "0.0")),
         ("siglip-672", {"selection_budget": 2000}, ("2304", "2000")),
-        ("visionzip", {"vision_config": {"vision_use_head": False}}, ("vision_use_head", "received")),
     ],
 )
 def test_wrong_combinations_of_other_systems_name_the_values(preset, overrides, named):

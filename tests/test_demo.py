@@ -21,12 +21,11 @@ from huggingface_hub import RepoCard
 from PIL import Image
 
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.demo.asking import Asker, Draft, Question, Result, image_options
-from modeling_shirg.demo.pictures import box_of, draft_html, with_box
-from modeling_shirg.running.ask import answer_question, read_image
+from modeling_shirg.demo.drafts import Asker, Result, image_options
+from modeling_shirg.demo.pictures import box_of, draft_html, facts, with_box
+from modeling_shirg.running.ask import ask, conversation, read_image
 from modeling_shirg.running.load import Loaded, load
 from modeling_shirg.running.overlay import draw_scores
-from modeling_shirg.running.timing import StageClock
 from shirg_scripts import demo
 
 EXAMPLES = Path(str(files("shirg_hub_card") / "examples"))
@@ -43,7 +42,11 @@ def loaded() -> Loaded:
 
 
 def _example(loaded: Loaded, name: str = "grid.png") -> Image.Image:
-    return read_image(loaded, str(EXAMPLES / name))
+    return read_image(str(EXAMPLES / name))
+
+
+def _text(loaded: Loaded, image: Image.Image, question: str = QUESTION, **options) -> str:
+    return ask(loaded, [conversation(image, question)], options).texts[0]
 
 
 # Behind the page
@@ -51,27 +54,26 @@ def _example(loaded: Loaded, name: str = "grid.png") -> Image.Image:
 
 def test_drafts_lead_to_the_answer_of_shirg_ask(loaded):
     image = _example(loaded)
-    *drafts, result = Asker(lambda name: loaded, answer_question).ask("shirg", Question(image, QUESTION))
-    assert isinstance(result, Result) and all(isinstance(draft, Draft) for draft in drafts)
-    assert result.answer.text == answer_question(loaded, image, QUESTION, StageClock()).text
-    assert [draft.tokens.count(None) for draft in drafts] == list(range(7, -1, -1))
-    assert "".join(drafts[-1].tokens).strip() == result.answer.text
+    *drafts, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, {})
+    assert isinstance(result, Result)
+    assert result.answer.texts == [_text(loaded, image)]
+    assert [draft.count(None) for draft in drafts] == list(range(7, -1, -1))
+    assert "".join(drafts[-1]).strip() == result.answer.texts[0]
 
 
-def test_who_stops_watching_ends_the_generation(loaded):
+def test_who_stops_watching_ends_the_generation(loaded, monkeypatch):
     asked = []
 
     def answer(*args, **generation):
         asked.append("begun")
         try:
-            return answer_question(*args, **generation)
+            return ask(*args, **generation)
         except InterruptedError:
             asked.append("ended")
             raise
 
-    events = Asker(lambda name: loaded, answer).ask(
-        "shirg", Question(_example(loaded), QUESTION, generation={"max_new_tokens": 256})
-    )
+    monkeypatch.setattr("modeling_shirg.demo.drafts.ask", answer)
+    events = Asker(lambda name: loaded).ask("shirg", _example(loaded), QUESTION, {}, max_new_tokens=256)
     next(events)
     events.close()
     assert asked == ["begun", "ended"]
@@ -79,37 +81,39 @@ def test_who_stops_watching_ends_the_generation(loaded):
 
 def test_an_asker_keeps_two_systems():
     names = []
-    asker = Asker(lambda name: names.append(name) or name, answer_question)
+    asker = Asker(lambda name: names.append(name) or name)
     for name in "ababcab":
         asker.system(name)
     assert "".join(names) == "abcab"
 
 
-def test_box_and_budget_go_where_there_is_use_for_them(loaded):
-    question = Question(_example(loaded), QUESTION, (0, 0, 9, 9), 0.5)
-    assert image_options(loaded.model.config, question) == (
-        {"fovea_boxes": [(0, 0, 9, 9)], "selection_budget": round(0.5 * 181)},
-        [],
-    )
+def test_box_budget_and_fovea_go_where_there_is_use_for_them(loaded):
+    options = {"box": (0, 0, 9, 9), "budget": 0.5, "fovea": 1.5}
+    expected = {"fovea_boxes": [(0, 0, 9, 9)], "selection_budget": round(0.5 * 181), "fovea_size": 336}
+    assert image_options(loaded.model.config, **options) == (expected, [])
     for preset, budget in (("lavida-980", None), ("visionzip", 120), ("siglip-672", None)):
-        config = load(None, preset).model.config
-        options, notes = image_options(config, question)
-        assert options == ({} if budget is None else {"selection_budget": budget})
-        assert len(notes) == (2 if budget is None else 1)
+        arguments, notes = image_options(load(None, preset).model.config, **options)
+        assert arguments == ({} if budget is None else {"selection_budget": budget})
+        assert len(notes) == (3 if budget is None else 2)
+
+
+def test_every_option_reaches_the_answer(loaded):
+    image, options = _example(loaded), {"box": (0, 0, 40, 40), "budget": 0.5, "fovea": 1.5}
+    *_, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, options, steps=4)
+    assert result.answer.inputs["fovea_size"].tolist() == [336]
+    assert facts(result).startswith("154 image tokens · 90 of 576 patches kept · 4 steps")
 
 
 def test_a_draft_shows_masks_and_marks_what_is_new():
-    html = draft_html(Draft(["<b>", None, ""]), Draft([None, None, ""]), 2)
+    html = draft_html(["<b>", None, ""], [None, None, ""], 2)
     assert html.count('class="mask"') == 1 and 'class="token fresh">&lt;b&gt;<' in html and 'class="filler">' in html
 
 
 def test_scores_are_coloured_from_violet_to_yellow_where_the_patches_are():
     halves = np.array([[0, 0, 0.5, 1], [0.5, 0, 0.5, 1]], dtype=np.float64)
     pixels = np.asarray(draw_scores(Image.new("RGB", (10, 10), "white"), halves, np.array([3.0, -1.0])), dtype=int)
-    left, right = (
-        pixels[:, : pixels.shape[1] // 2 - 1].mean((0, 1)),
-        pixels[:, pixels.shape[1] // 2 + 1 :].mean((0, 1)),
-    )
+    half = pixels.shape[1] // 2
+    left, right = pixels[:, : half - 1].mean((0, 1)), pixels[:, half + 1 :].mean((0, 1))
     assert left[1] > right[1] + 60 and left[0] > left[2] + 60
 
 
@@ -154,16 +158,15 @@ def test_a_port_that_is_taken_and_a_host_that_is_none_are_named(capsys):
 
 @pytest.mark.parametrize("system", ["shirg", "lavida"])
 def test_a_question_that_is_too_long_is_refused_before_the_model_runs(system, monkeypatch):
-    gr, page_module = pytest.importorskip("gradio"), pytest.importorskip("modeling_shirg.demo.page")
-    asker = Asker(lambda name: load(None, name), answer_question)
-    page = page_module.Page(asker, [system], [])
+    gr, module = pytest.importorskip("gradio"), pytest.importorskip("modeling_shirg.demo.demo_page")
+    page = module.DemoPage(Asker(lambda name: load(None, name)), [system], [])
     monkeypatch.setattr(
         ShirgLavidaForConditionalGeneration, "generate", lambda *args, **kwargs: pytest.fail("the model was asked")
     )
     image = _example(load())
     for text, said in (("x " * 100_000, "at most 100000 characters, got 200000"), ("x " * 2_000, "positions")):
         with pytest.raises(gr.Error, match=said):
-            list(page._ask(image, None, text, system, "(none)", 100, 0))
+            list(page.answers(image, None, text, system, "(none)", 100, 100, 0))
 
 
 # What is uploaded
@@ -205,12 +208,12 @@ def test_only_an_uploaded_file_is_read_and_no_url_is_fetched(address, downloads,
     file = {name: value.replace("UPLOAD", path) if isinstance(value, str) else value for name, value in file.items()}
     file |= UPLOADED
     questions = {
-        "call/_opened": {"data": [file]},
-        "call//_opened": {"data": [file]},
-        "call/v2/_opened": {"path": file},
-        "run/_opened": {"data": [file]},
+        "call/opened": {"data": [file]},
+        "call//opened": {"data": [file]},
+        "call/v2/opened": {"path": file},
+        "run/opened": {"data": [file]},
         "queue/join": {"data": [file], "fn_index": 0, "session_hash": "a"},
-        "call/_ask": {"data": [None, None, [{"deep": file}], "shirg", "(none)", 100, 0]},
+        "call/answers": {"data": [None, None, [{"deep": file}], "shirg", "(none)", 100, 100, 0]},
     }
     for route, body in questions.items():
         for kind in ("application/json", "text/plain", "application/x+json"):
@@ -224,14 +227,14 @@ def test_only_an_uploaded_file_is_read_and_no_url_is_fetched(address, downloads,
 def test_a_second_content_type_hides_nothing(address, downloads):
     kinds = [("content-type", "application/json"), ("content-type", "multipart/form-data")]
     body = json.dumps({"data": [{"path": "http://example.com/cat.png"} | UPLOADED]})
-    assert httpx.post(f"{address}/gradio_api/call/_opened", content=body, headers=kinds).status_code == 400
+    assert httpx.post(f"{address}/gradio_api/call/opened", content=body, headers=kinds).status_code == 400
     assert downloads == []
 
 
 def test_what_is_no_json_or_too_large_is_refused(address):
     kind = {"content-type": "application/json"}
     for body, status in ((b"[" * 100_000, 400), (b"\xff", 400), (b" " * (32 * 2**20 + 1), 413)):
-        assert httpx.post(f"{address}/gradio_api/call/_opened", content=body, headers=kind).status_code == status
+        assert httpx.post(f"{address}/gradio_api/call/opened", content=body, headers=kind).status_code == status
 
 
 def _upload(address: str) -> str:
@@ -244,8 +247,8 @@ def test_an_uploaded_file_is_read_whatever_address_comes_with_it(address, downlo
     path = _upload(address)
     url = url and url.replace("ADDRESS", address).replace("UPLOAD", path)
     file = {"path": path, "url": url} | UPLOADED
-    event = httpx.post(f"{address}/gradio_api/call/_opened", json={"data": [file]}).json()["event_id"]
-    events = httpx.get(f"{address}/gradio_api/call/_opened/{event}", timeout=60).text
+    event = httpx.post(f"{address}/gradio_api/call/opened", json={"data": [file]}).json()["event_id"]
+    events = httpx.get(f"{address}/gradio_api/call/opened/{event}", timeout=60).text
     assert "event: complete" in events and "event: error" not in events
     assert downloads == []
 
@@ -355,7 +358,7 @@ def test_ask_watch_and_see(browser, address, loaded):
     _ask(page)
     seen = list(dict.fromkeys(page.evaluate("window.drafts")))
     assert len(seen) >= 4 and set(seen) <= {f"{step},{8 - step}" for step in range(1, 9)}
-    assert _answer(page) == answer_question(loaded, _example(loaded), QUESTION, StageClock()).text
+    assert _answer(page) == _text(loaded, _example(loaded))
     assert "245 image tokens · 181 of 256 patches kept · 8 steps" in page.locator("#facts-0").inner_text()
     captions = _captions(page, 4)
     assert captions == ["kept", "scores", "view: 192 px", "fovea: 224 px"]
@@ -378,11 +381,9 @@ def test_a_tapped_box_moves_the_fovea_and_two_systems_stand_side_by_side(browser
     page.wait_for_function("document.querySelector('#facts-1').innerText.includes('image tokens')")
     image = _example(loaded, "chart.png")
     box = tuple(share * image.width for share in (0.7, 0.7, 0.95, 0.95))
-    looked = answer_question(loaded, image, CHART_QUESTION, StageClock(), {"fovea_boxes": [box]})
-    assert _answer(page) == looked.text
+    assert _answer(page) == _text(loaded, image, CHART_QUESTION, fovea_boxes=[box])
     assert "the box was not used" in page.locator("#facts-1").inner_text()
-    other = answer_question(load(None, "lavida-980"), image, CHART_QUESTION, StageClock())
-    assert _answer(page, 1) == other.text
+    assert _answer(page, 1) == _text(load(None, "lavida-980"), image, CHART_QUESTION)
     assert page.locator("#panel-0").bounding_box()["y"] == page.locator("#panel-1").bounding_box()["y"]
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,9 +11,8 @@ import pytest
 import torch
 
 from modeling_shirg.published_selections_shirg import METHODS
-from modeling_shirg.running.ask import answer_question, read_image
+from modeling_shirg.running.ask import ask, conversation
 from modeling_shirg.running.load import load
-from modeling_shirg.running.timing import StageClock
 from modeling_shirg.selection_shirg import ViewTokens
 
 EXAMPLES = Path(__file__).parents[1] / "scripts" / "examples"
@@ -21,14 +21,10 @@ QUESTION = "What color is the shape?"
 
 
 def _run(name: str, *arguments: str) -> dict:
-    example = runpy.run_path(str(EXAMPLES / name))
-    example["main"](example["parse_args"](list(arguments)))
-    return example
-
-
-def _new(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
+    """The names of an example that ran as a program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *arguments])
+        return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
 def _records(out: Path) -> dict[str, dict]:
@@ -71,25 +67,10 @@ def test_a_line_that_a_killed_run_began_is_cut_off(tmp_path, beginning):
     assert finished(out, "What?") == {"a.png"} and out.read_text() == line
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--batch_size", "0"], "--batch_size 0 must be 1 or more"),
-        (["--batch_size", "-1"], "--batch_size -1 must be 1 or more"),
-    ],
-)
-def test_a_batch_of_none_is_refused(folder, tmp_path, words, said):
-    with pytest.raises(SystemExit, match=said):
-        _run("ask_folder.py", str(folder), str(tmp_path / "out.jsonl"), QUESTION, *words)
-
-
-def test_a_folder_that_is_not_there_is_named(folder, tmp_path):
-    with pytest.raises(SystemExit, match="There is no folder .*nowhere"):
-        _run("ask_folder.py", str(tmp_path / "nowhere"), str(tmp_path / "out.jsonl"), QUESTION)
-    with pytest.raises(SystemExit, match="There is no folder .*nowhere to write out.jsonl in"):
-        _run("ask_folder.py", str(folder), str(tmp_path / "nowhere" / "out.jsonl"), QUESTION)
-    with pytest.raises(SystemExit, match="is no file to write answers to"):
-        _run("ask_folder.py", str(folder), str(folder), QUESTION)
+def test_nothing_to_ask_is_said(folder, tmp_path):
+    for images, words in ((tmp_path / "nowhere", []), (folder, ["--batch_size", "0"])):
+        with pytest.raises(SystemExit, match="nothing to ask"):
+            _run("ask_folder.py", str(images), str(tmp_path / "out.jsonl"), QUESTION, *words)
 
 
 def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(folder, tmp_path):
@@ -99,8 +80,7 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     assert set(records) == {"chart.png", "document.png", "grid.png", "below/shapes.png", "broken.png"}
     assert "cannot be read" in records["broken.png"]["error"]
     for name in set(records) - {"broken.png"}:
-        image = read_image(loaded, str(folder / name))
-        assert records[name]["answer"] == answer_question(loaded, image, QUESTION, StageClock()).text
+        assert [records[name]["answer"]] == ask(loaded, [conversation(str(folder / name), QUESTION)]).texts
     first, second, *others = out.read_text().splitlines(keepends=True)
     begun = first + second.replace("}", ', "kept": true}')
     out.write_text(begun + others[0][:20])
@@ -108,27 +88,6 @@ def test_a_folder_is_asked_in_batches_and_a_killed_run_goes_on_where_it_stopped(
     assert out.read_text().startswith(begun) and sorted(_records(out)) == sorted(records)
     _run("ask_folder.py", str(folder), str(out), "Another one?")
     assert len(out.read_text().splitlines()) == 2 * len(records), "another question is asked of all images"
-    with pytest.raises(SystemExit, match="holds no image"):
-        _run("ask_folder.py", str(_new(tmp_path / "empty")), str(out), QUESTION)
-
-
-@pytest.mark.slow
-def test_a_run_is_fine_tuned_and_published(tmp_path, capsys):
-    _run("fine_tune.py", "--output_dir", str(tmp_path), "--max_steps", "2", "--batch_size", "2")
-    printed = capsys.readouterr().out
-    row = json.loads((tmp_path / "rows" / "rows.jsonl").read_text().splitlines()[0])
-    assert f"{row['question']} {row['answer']}" in printed and str(tmp_path / "run") in printed
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == 2
-    _run("publish.py", str(tmp_path / "run"), "me/example")
-    *_, files_line, answer = capsys.readouterr().out.strip().splitlines()
-    assert {"README.md", "model.safetensors", "config.json"} <= set(files_line.split())
-    loaded = load(str(tmp_path / "run"))
-    assert (
-        answer
-        == answer_question(
-            loaded, read_image(loaded, str(IMAGES / "grid.png")), "What is in cell 5?", StageClock()
-        ).text
-    )
 
 
 def test_a_method_is_tried_and_leaves_no_trace(capsys):

@@ -6,8 +6,6 @@ original's tokens and step histories on one prompt of 836 embeddings, with its a
 
 import copy
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,20 +24,16 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from fresh_process import run_fresh
-from modeling_shirg import denoising_shirg
 from modeling_shirg.denoising_shirg import (
     CONFIDENCES,
-    MaskedDiffusionSampler,
-    RowNoise,
-    confident_counts,
+    DenoisingStep,
     end_answers,
-    masked_positions,
     select_positions,
     transfer_counts,
-    transfer_table,
 )
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.generation_shirg_lavida import ShirgGenerationOutput, ShirgLavidaGenerationMixin
+from modeling_shirg.image_inputs_shirg import ShirgImageOutput
 from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
 from tiny_model import tiny_config as tiny_lavida_config
 from tiny_model import tiny_model as tiny_lavida
@@ -48,15 +42,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 SCHEDULE_CASES = json.loads((FIXTURES / "lavida" / "golden" / "schedules.json").read_text())
 GOLDEN_CASES = json.loads((FIXTURES / "generation_golden.json").read_text())
 MASK, IMAGE = 500, 511
-
-
-@dataclass
-class ImageOutputs:
-    kept_indices: torch.Tensor
-    scores: torch.Tensor
-
-    def visible(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        return attention_mask
 
 
 class TinyBody(torch.nn.Module):
@@ -73,10 +58,10 @@ class TinyBody(torch.nn.Module):
         if pixel_values is None:
             return embeds_BPD, None
         embeds_BPD = torch.where((input_ids == IMAGE)[..., None], pixel_values[:, None], embeds_BPD)
-        return embeds_BPD, ImageOutputs(kept_indices=torch.arange(3), scores=torch.ones(3))
+        return embeds_BPD, ShirgImageOutput(kept_indices=torch.arange(3), scores=torch.ones(3))
 
 
-class TinyModel(PreTrainedModel, ShirgLavidaGenerationMixin):
+class TinyModel(ShirgLavidaGenerationMixin, PreTrainedModel):
     """The contract of the mixin around a stock Llama."""
 
     config_class = LlamaConfig
@@ -143,23 +128,56 @@ def pad(prompts: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Ten
     return torch.cat(rows), torch.cat(masks)
 
 
-def capture_logits(model: TinyModel, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `generate` returns, and the logits of all its forwards, `(forwards, B, R, V)`: 0 at filled positions."""
-    seen, denoise = [], model._response_logits
-
-    def recorded(prompt, prefix, response_BR, positions_BM, tokens):
-        logits_BMV = denoise(prompt, prefix, response_BR, positions_BM, tokens)
-        whole_BRV = logits_BMV.new_zeros(*response_BR.shape, logits_BMV.shape[-1])
-        whole_BRV[torch.arange(len(response_BR))[:, None], positions_BM] = logits_BMV
-        whole_BRV[response_BR != model.config.mask_token_id] = 0
-        seen.append(whole_BRV)
-        return logits_BMV
-
-    model._response_logits = recorded
+@torch.no_grad()
+def capture_logits(model, **kwargs) -> tuple[ShirgGenerationOutput, torch.Tensor]:
+    """The output of `generate`, and the logits of all its forwards, `(forwards, B, R, V)`: 0 at filled positions."""
+    products = []
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: products.append(output.clone()))
     try:
-        return model.generate(**kwargs), torch.stack(seen)
+        output = report(model, **kwargs)
     finally:
-        del model._response_logits
+        handle.remove()
+    mask = model.config.mask_token_id
+    logits, response_BR = [], torch.full_like(output.history[0], mask)
+    for product_BMV, after_BR in zip(products, output.history, strict=True):
+        start, length = 0, kwargs.get("block_length") or response_BR.shape[1]
+        while not (response_BR[:, start : start + length] == mask).any():
+            start += length
+        masked_BL = response_BR[:, start : start + length] == mask
+        whole_BRV = product_BMV.new_zeros(*response_BR.shape, product_BMV.shape[-1])
+        for row, masked_L in enumerate(masked_BL):
+            positions = start + masked_L.nonzero()[:, 0]
+            whole_BRV[row, positions] = product_BMV[row, : len(positions)]
+        logits.append(whole_BRV)
+        response_BR = after_BR
+    return output, torch.stack(logits)
+
+
+def report(model, **kwargs) -> ShirgGenerationOutput:
+    return model.generate(return_dict_in_generate=True, output_history=True, **kwargs)
+
+
+def assert_rows_equal_single_runs(model, prompts, side: str, tolerance: float = 5e-5, **kwargs):
+    """Tokens equal, logits to the tolerance; returns the batch's output and those of the single runs."""
+    input_ids, attention_mask = pad(prompts, side)
+    batch, logits = capture_logits(model, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+    singles = []
+    for row, prompt in enumerate(prompts):
+        single, single_logits = capture_logits(model, input_ids=prompt, **kwargs)
+        assert torch.equal(batch.history[: single.forwards, row], single.history[:, 0])
+        assert torch.equal(batch.sequences[row, input_ids.shape[1] :], single.sequences[0, prompt.shape[1] :])
+        close(logits[: single.forwards, row], single_logits[:, 0], tolerance)
+        singles.append(single)
+    assert torch.equal(batch.sequences[:, : input_ids.shape[1]], input_ids)
+    return batch, singles
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 5e-5) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def step(**fields) -> DenoisingStep:
+    return DenoisingStep(ShirgGenerationConfig(**{"mask_token_id": MASK, "suppress_tokens": [], **fields}))
 
 
 class Recorder(BaseStreamer):
@@ -188,17 +206,19 @@ def test_transfer_counts_are_the_originals(case):
     assert counts == case["num_transfer_tokens"]
 
 
+@pytest.mark.parametrize("schedule", [None, "linear", "shift", "cosine", "logit_normal"])
+def test_transfer_counts_always_sum_to_the_masks(schedule):
+    for num_masks in range(0, 70, 3):
+        for steps in (1, 2, 5, 16, 64):
+            for shift in (0.1, 0.33, 1.0, 2.7, 9.0):
+                assert sum(transfer_counts(num_masks, steps, schedule, shift)) == num_masks
+
+
 @pytest.mark.parametrize("name", GOLDEN_CASES)
 def test_tokens_and_history_are_the_originals(model, golden, name):
     case = GOLDEN_CASES[name]
-    output = model.generate(
-        inputs_embeds=golden["inputs_embeds"],
-        use_cache=name.endswith(".prefix"),
-        suppress_tokens=[],
-        return_dict_in_generate=True,
-        output_history=True,
-        **case["kwargs"],
-    )
+    embeds, use_cache = golden["inputs_embeds"], name.endswith(".prefix")
+    output = report(model, inputs_embeds=embeds, use_cache=use_cache, suppress_tokens=[], **case["kwargs"])
     assert output.sequences.tolist() == [case["tokens"]]
     assert torch.equal(output.history[:, 0], golden[f"gen.{name}.history"].long())
     assert output.forwards == case["forwards"]
@@ -207,12 +227,14 @@ def test_tokens_and_history_are_the_originals(model, golden, name):
 
 @pytest.mark.parametrize("mode", ["prefix", "full"])
 def test_first_logits_are_the_originals(model, golden, mode):
-    _, logits = capture_logits(model, inputs_embeds=golden["inputs_embeds"], steps=1, use_cache=mode == "prefix")
-    reference = golden[f"gen.none.{mode}.step0_logits"]
-    torch.testing.assert_close(logits[0], reference, rtol=0, atol=1e-3 * reference.abs().max().item())
+    _, logits = capture_logits(
+        model, inputs_embeds=golden["inputs_embeds"], max_new_tokens=32, steps=1, use_cache=mode == "prefix"
+    )
+    close(logits[0], golden[f"gen.none.{mode}.step0_logits"], 1e-3)
 
 
 # ---------------------------------------------------------------- the prefix cache
+@torch.no_grad()
 def blind_prefix_logits(model: TinyModel, prompt: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     """One forward over prompt and response in which no prompt row sees the response."""
     length, total = prompt.shape[1], prompt.shape[1] + response.shape[1]
@@ -223,119 +245,81 @@ def blind_prefix_logits(model: TinyModel, prompt: torch.Tensor, response: torch.
     return model.lm_head(hidden.last_hidden_state[:, length:])
 
 
-@torch.no_grad()
-def test_cache_equals_a_forward_with_a_blind_prompt(model, prompts):
-    prompt = prompts[1]
-    output, logits = capture_logits(
-        model,
-        input_ids=prompt,
-        max_new_tokens=12,
-        return_dict_in_generate=True,
-        output_history=True,
-    )
-    response, sampler = (
-        torch.full((1, 12), MASK),
-        MaskedDiffusionSampler("low_confidence", suppress_tokens=[MASK, IMAGE]),
-    )
-    for step, recorded in enumerate(output.history):
-        masked = response == MASK
-        expected = blind_prefix_logits(model, prompt, response)
-        error = (logits[step] - expected)[masked].abs().max()
-        assert error <= 1e-5 * expected.abs().max()
-        tokens, confidence = sampler(expected, [12])
-        keep = select_positions(confidence.masked_fill(~masked, -torch.inf), torch.tensor([1]))
-        response = torch.where(keep, tokens, response)
-        assert torch.equal(response, recorded)
-    assert MASK not in response
-
-
-@torch.no_grad()
-def test_a_predicted_mask_fills_nothing_and_is_predicted_again(model, prompts):
-    """As in the original, where nothing is suppressed: against its rule, with all logits at every step."""
-    prompt = prompts[1]
-    often = model.generate(prompt, max_new_tokens=12)[0, -12:].mode().values.item()
-    masking = copy.deepcopy(model)
-    masking.lm_head.weight[[often, MASK]] = model.lm_head.weight[[MASK, often]]
-    output = report(masking, input_ids=prompt, max_new_tokens=12, steps=6, suppress_tokens=[])
-    response, sampler = torch.full((1, 12), MASK), MaskedDiffusionSampler("low_confidence")
+def assert_follows_the_rule(
+    model: TinyModel, prompt: torch.Tensor, output: ShirgGenerationOutput, count: int, **step_fields
+):
+    """Every response of the history is that of the rule on a forward with a blind prompt, `count` tokens a step."""
+    response, predict = torch.full((1, 12), MASK), step(**step_fields).predict
     for recorded in output.history:
-        masked = response == MASK
-        tokens, confidence = sampler(blind_prefix_logits(masking, prompt, response), [12])
-        keep = select_positions(confidence.masked_fill(~masked, -torch.inf), torch.tensor([2]))
+        tokens, confidence = predict(blind_prefix_logits(model, prompt, response), [12])
+        keep = select_positions(confidence.masked_fill(response != MASK, -torch.inf), torch.tensor([count]))
         response = torch.where(keep, tokens, response)
         assert torch.equal(response, recorded)
-    assert output.forwards == 6 and MASK in response
 
 
-def test_the_uncached_prompt_sees_the_response(model, prompts):
-    _, cached = capture_logits(model, input_ids=prompts[0], max_new_tokens=8, steps=1)
-    _, uncached = capture_logits(model, input_ids=prompts[0], max_new_tokens=8, steps=1, use_cache=False)
-    assert (cached - uncached).abs().max() > 1e-2
+def test_cache_equals_a_forward_with_a_blind_prompt(model, prompts):
+    output, logits = capture_logits(model, input_ids=prompts[1], max_new_tokens=12)
+    assert_follows_the_rule(model, prompts[1], output, 1, suppress_tokens=[MASK, IMAGE])
+    assert MASK not in output.sequences
+    before = torch.full((1, 12), MASK)
+    for step_logits, recorded in zip(logits, output.history, strict=True):
+        expected = blind_prefix_logits(model, prompts[1], before)
+        close(step_logits[before == MASK], expected[before == MASK], 1e-5)
+        before = recorded
 
 
-def test_an_all_ones_mask_changes_no_bit(model, prompts):
-    kwargs = {"input_ids": prompts[0], "max_new_tokens": 8}
-    _, bare = capture_logits(model, **kwargs)
-    _, masked = capture_logits(model, **kwargs, attention_mask=torch.ones_like(prompts[0]))
-    assert torch.equal(bare, masked)
+def test_a_predicted_mask_fills_nothing_and_is_predicted_again(model, prompts):
+    """As in the original, where nothing is suppressed."""
+    often = model.generate(prompts[1], max_new_tokens=12)[0, -12:].mode().values.item()
+    masking = copy.deepcopy(model)
+    with torch.no_grad():
+        masking.lm_head.weight[[often, MASK]] = model.lm_head.weight[[MASK, often]]
+    output = report(masking, input_ids=prompts[1], max_new_tokens=12, steps=6, suppress_tokens=[])
+    assert_follows_the_rule(masking, prompts[1], output, 2)
+    assert output.forwards == 6 and MASK in output.sequences
 
 
-def head_rows(model: TinyModel, **kwargs) -> list[int]:
-    """Rows of every product with the head in one call."""
-    rows = []
-    handle = model.lm_head.register_forward_hook(lambda module, args, output: rows.append(output[..., 0].numel()))
-    try:
-        model.generate(**kwargs)
-    finally:
-        handle.remove()
-    return rows
-
-
-def test_logits_are_computed_where_a_mask_can_still_fall(model, prompts):
-    kwargs = {"input_ids": prompts[0], "max_new_tokens": 8, "block_length": 4, "step_ratio": 0.5}
-    _, logits = capture_logits(model, **kwargs)
-    where = logits.ne(0).any(-1)[:, 0]
-    assert where.sum(-1).tolist() == [4, 2, 4, 2]
-    assert not where[:2, 4:].any() and not where[2:, :4].any()
-
-
-def test_products_with_the_head_have_few_rows_or_sixteen_at_least(model, prompts):
-    assert head_rows(model, input_ids=prompts[0], max_new_tokens=20) == [20, 19, 18, 17] + [16] * 13 + [3, 2, 1]
-
-
-def test_the_last_layer_reads_no_prompt_beyond_its_keys(model, prompts):
+def test_the_prompt_is_read_once_and_a_dual_cache_reads_the_block_alone(model, prompts):
     lengths = []
-    mlp = model.model.language_model.layers[-1].mlp
+    mlp = model.model.language_model.layers[0].mlp
     handle = mlp.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
-    try:
-        for ratio in (None, 0.5):
-            model.generate(input_ids=prompts[1], max_new_tokens=8, steps=2, prefix_kv=ratio)
-    finally:
-        handle.remove()
-    assert lengths == [8] * 4
+    for options in ({}, {"prefix_kv": 0.5}, {"dual_cache": True}):
+        model.generate(prompts[1], max_new_tokens=12, block_length=4, steps=6, **options)
+    handle.remove()
+    assert lengths == [24, *[12] * 6, 24, *[12] * 6, 24, 12, 4, 12, 4, 12, 4]
 
 
 # ---------------------------------------------------------------- batches
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_cache": False},
+        {"confidence_threshold": 0.3, "schedule": None},
+        {"dual_cache": True},
+        {"dual_cache": True, "prefix_kv": 0.5},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_rows_equal_single_runs(model, prompts, side, use_cache):
-    kwargs = {"max_new_tokens": 16, "block_length": 8, "schedule": "shift", "use_cache": use_cache}
+def test_padded_rows_equal_single_runs(model, prompts, side, options):
+    kwargs = {"max_new_tokens": 16, "block_length": 8, "schedule": "shift", **options}
+    if "confidence_threshold" not in options:
+        assert_rows_equal_single_runs(model, prompts, side, **kwargs)
+        return
     input_ids, attention_mask = pad(prompts, side)
-    batch, batch_logits = capture_logits(model, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-    for row, prompt in enumerate(prompts):
-        single, single_logits = capture_logits(model, input_ids=prompt, **kwargs)
-        assert torch.equal(batch[row, -16:], single[0, -16:])
-        tolerance = 5e-5 * single_logits.abs().max().item()
-        torch.testing.assert_close(batch_logits[:, row], single_logits[:, 0], rtol=0, atol=tolerance)
-    assert torch.equal(batch[:, :-16], input_ids)
+    batch = report(model, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+    singles = [report(model, input_ids=prompt, **kwargs) for prompt in prompts]
+    assert all(torch.equal(batch.sequences[row, -16:], one.sequences[0, -16:]) for row, one in enumerate(singles))
+    assert len({single.forwards for single in singles}) > 1
+    assert batch.forwards >= max(single.forwards for single in singles)
 
 
 def test_tokens_hidden_inside_a_prompt_leave_no_gap(model, prompts):
     hidden = torch.cat([prompts[0][:, :5], torch.full((1, 4), 481), prompts[0][:, 5:]], dim=1)
-    attention_mask = (hidden != 481).long()
     _, expected = capture_logits(model, input_ids=prompts[0], max_new_tokens=8)
-    _, logits = capture_logits(model, input_ids=hidden, attention_mask=attention_mask, max_new_tokens=8)
-    torch.testing.assert_close(logits, expected, rtol=0, atol=5e-5 * expected.abs().max().item())
+    _, logits = capture_logits(model, input_ids=hidden, attention_mask=(hidden != 481).long(), max_new_tokens=8)
+    close(logits, expected)
 
 
 def test_given_positions_are_continued_by_the_response(model, prompts):
@@ -351,13 +335,13 @@ def test_given_positions_are_continued_by_the_response(model, prompts):
 # ---------------------------------------------------------------- drafts
 def test_draft_keeps_what_it_says_and_fills_the_rest(model, prompts):
     draft = torch.tensor([7, MASK, MASK, 9, MASK, 11, MASK, MASK])
-    output = model.generate(input_ids=prompts[0], draft_ids=draft, return_dict_in_generate=True, output_history=True)
-    response = output.sequences[0, -8:]
+    output = report(model, input_ids=prompts[0], draft_ids=draft)
     fixed = draft != MASK
-    assert torch.equal(response[fixed], draft[fixed])
-    assert MASK not in response
+    assert MASK not in output.sequences
     assert output.forwards == 5 and output.tokens_per_forward.tolist() == [1.0]
-    assert all(torch.equal(step[0, fixed], draft[fixed]) for step in output.history)
+    assert all(torch.equal(response[0, fixed], draft[fixed]) for response in output.history)
+    blocks = report(model, input_ids=prompts[0], draft_ids=torch.tensor([5] * 3 + [MASK] * 5), block_length=4)
+    assert blocks.forwards == 1 + 4
 
 
 def test_rows_of_a_draft_batch_equal_single_runs(model, prompts):
@@ -374,95 +358,61 @@ def test_rows_of_a_draft_batch_equal_single_runs(model, prompts):
 
 
 def test_a_complete_draft_needs_no_forward(model, prompts):
-    output = model.generate(
-        input_ids=prompts[0], draft_ids=torch.arange(6), return_dict_in_generate=True, output_history=True
-    )
+    output = report(model, input_ids=prompts[0], draft_ids=torch.arange(6))
     assert output.forwards == 0 and output.history.shape == (0, 1, 6) and output.tokens_per_forward.tolist() == [0.0]
     assert output.sequences[0, -6:].tolist() == list(range(6))
-
-
-def test_a_block_ends_when_nothing_is_masked(model, prompts):
-    draft = torch.full((8,), MASK)
-    draft[:3] = 5
-    output = model.generate(input_ids=prompts[0], draft_ids=draft, block_length=4, return_dict_in_generate=True)
-    assert output.forwards == 1 + 4
 
 
 # ---------------------------------------------------------------- sampling
 SAMPLED = {"max_new_tokens": 8, "block_length": 4, "do_sample": True, "temperature": 1.5, "remasking": "random"}
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def test_a_generator_reproduces_and_another_seed_differs(model, prompts):
-    runs = [
-        model.generate(input_ids=prompts[0], generator=torch.Generator().manual_seed(seed), **SAMPLED)
-        for seed in (1, 1, 2)
-    ]
-    assert torch.equal(runs[0], runs[1])
-    assert not torch.equal(runs[0], runs[2])
-
-
-def test_the_global_seed_is_used_without_a_generator(model, prompts):
+    first, same, other = (model.generate(prompts[0], generator=seeded(seed), **SAMPLED) for seed in (1, 1, 2))
+    assert torch.equal(first, same) and not torch.equal(first, other)
     runs = []
     for _ in range(2):
         torch.manual_seed(3)
-        runs.append(model.generate(input_ids=prompts[0], **SAMPLED))
+        runs.append(model.generate(prompts[0], **SAMPLED))
     assert torch.equal(*runs)
-
-
-def test_greedy_generation_draws_nothing(model, prompts):
-    torch.manual_seed(3)
     before = torch.get_rng_state()
     model.generate(input_ids=prompts[0], max_new_tokens=4)
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(before, torch.get_rng_state())  # without sampling nothing is drawn
 
 
 def test_one_generator_per_row_equals_single_runs(model, prompts):
     input_ids, attention_mask = pad(prompts, "right")
     drafts = torch.full((3, 8), MASK)
     drafts[0, 1:4] = 5  # row 0 ends its first block early and must not draw while the others go on
-    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    generators = [seeded(row) for row in range(3)]
     batch = model.generate(input_ids, attention_mask, draft_ids=drafts, generator=generators, **SAMPLED)
     for row, prompt in enumerate(prompts):
-        generator = [torch.Generator().manual_seed(row)]
-        single = model.generate(prompt, draft_ids=drafts[row], generator=generator, **SAMPLED)
-        assert torch.equal(batch[row, -8:], single[0, -8:])
+        for generator in (seeded(row), [seeded(row)]):
+            single = model.generate(prompt, draft_ids=drafts[row], generator=generator, **SAMPLED)
+            assert torch.equal(batch[row, -8:], single[0, -8:])
 
 
 def test_gumbel_draw_equals_the_originals_formula():
-    logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
-    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    noise = RowNoise(generators, 2, logits.device)
-    sampler = MaskedDiffusionSampler("low_confidence", temperature=0.7, noise=noise)
-    tokens, confidence = sampler(logits.clone(), [5, 5])
-    uniform = torch.stack(
-        [torch.rand(5, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1)]
-    )
+    logits = torch.randn(2, 5, 40, generator=seeded(0), dtype=torch.float64) * 4
+    config = ShirgGenerationConfig(do_sample=True, temperature=0.7, suppress_tokens=[], mask_token_id=MASK)
+    tokens, confidence = DenoisingStep(config, [seeded(0), seeded(1)]).predict(logits.clone(), [5, 5])
+    uniform = torch.stack([torch.rand(5, 40, generator=seeded(seed), dtype=torch.float64) for seed in (0, 1)])
     assert torch.equal(tokens, (logits.exp() / (-uniform.log()) ** 0.7).argmax(-1))
     expected = logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]
     torch.testing.assert_close(confidence, expected, rtol=1e-13, atol=0)
 
 
-def test_confidences_on_a_known_distribution():
-    logits = torch.tensor([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0]], dtype=torch.float64).log() + 700  # exp would overflow
-    entropy = -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))
-    for name, expected in {"low_confidence": [0.3, 1], "margin": [0.2, 1], "entropy": [-entropy, 0]}.items():
-        found = CONFIDENCES[name](logits.clone(), torch.tensor([1, 1]))
-        torch.testing.assert_close(found, torch.tensor(expected).double())
-
-
-@pytest.mark.parametrize("remasking", list(CONFIDENCES))
-def test_every_remasking_fills_the_response(model, prompts, remasking):
-    response = model.generate(input_ids=prompts[0], max_new_tokens=8, remasking=remasking)[0, -8:]
-    assert MASK not in response and IMAGE not in response
-
-
 @pytest.mark.parametrize("remasking", ["low_confidence", "entropy", "margin"])
-@pytest.mark.parametrize("at_once", [1, 7, 700, 2**20])
-def test_confidence_is_the_one_of_all_positions_in_float64(remasking, at_once, monkeypatch):
-    monkeypatch.setattr(denoising_shirg, "_at_once", lambda logits: at_once)
-    logits = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)) * 8
+@pytest.mark.parametrize(("length", "vocabulary"), [(5, 300), (40, 5000), (3, 70_000)])
+def test_confidence_is_the_one_of_all_positions_in_float64(remasking, length, vocabulary):
+    logits = torch.randn(2, length, vocabulary, generator=seeded(0)) * 8 + 700  # exp would overflow
     banned = int(logits[0, 0].argmax())
-    tokens, confidence = MaskedDiffusionSampler(remasking, suppress_tokens=[banned])(logits.clone(), [5, 3])
+    predict = step(remasking=remasking, suppress_tokens=[banned]).predict
+    tokens, confidence = predict(logits.clone(), [length, length - 2])
     whole = logits.double().index_fill(-1, torch.tensor([banned]), -torch.inf)
     assert torch.equal(tokens, whole.argmax(-1)) and tokens[0, 0] != banned
     probs = whole.softmax(-1)
@@ -472,24 +422,15 @@ def test_confidence_is_the_one_of_all_positions_in_float64(remasking, at_once, m
         "entropy": torch.xlogy(probs, probs + 1e-10).sum(-1),
         "margin": two[..., 0] - two[..., 1],
     }[remasking]
-    expected[1, 3:] = -torch.inf
+    expected[1, -2:] = -torch.inf
     torch.testing.assert_close(confidence, expected, rtol=1e-12, atol=1e-14)
     assert confidence.dtype == torch.float64
 
 
-def test_masked_positions_come_first_and_in_order():
-    masked = torch.tensor([[True, False, True, False, True], [False, False, False, True, False]])
-    assert masked_positions(masked, 3).tolist() == [[0, 2, 4], [3, 0, 1]]
-
-
-def test_a_row_draws_for_its_own_masks_alone():
-    """What row 1 has left does not change what row 0 draws next."""
-    draws = []
-    for left in ([2, 5], [2, 1], [2, 0]):
-        noise = RowNoise([torch.Generator().manual_seed(seed) for seed in (0, 1)], 2, torch.device("cpu"))
-        draws.append([noise.draw((2, max(left), 7), left, torch.device("cpu"))[0, :2] for _ in range(2)])
-    assert all(torch.equal(a, b) for other in draws[1:] for a, b in zip(draws[0], other, strict=True))
-    assert not torch.equal(draws[0][0], draws[0][1])
+@pytest.mark.parametrize("remasking", list(CONFIDENCES))
+def test_every_remasking_fills_the_response(model, prompts, remasking):
+    response = model.generate(input_ids=prompts[0], max_new_tokens=8, remasking=remasking)[0, -8:]
+    assert MASK not in response and IMAGE not in response
 
 
 def test_ties_go_to_the_lower_index():
@@ -506,34 +447,17 @@ def test_suppressed_tokens_are_never_emitted(model, prompts):
     assert not set(response.tolist()) & {MASK, *banned}
 
 
-def test_transfer_table_pads_finished_rows_with_zeros():
-    table = transfer_table([8, 3, 0], steps=4, schedule="linear")
-    assert table.tolist() == [[2, 2, 2, 2], [1, 1, 1, 0], [0, 0, 0, 0]]
-
-
-@pytest.mark.parametrize("schedule", [None, "linear", "shift", "cosine", "logit_normal"])
-def test_transfer_counts_always_sum_to_the_masks(schedule):
-    for num_masks in range(0, 70, 3):
-        for steps in (1, 2, 5, 16, 64):
-            for shift in (0.1, 0.33, 1.0, 2.7, 9.0):
-                assert sum(transfer_counts(num_masks, steps, schedule, shift)) == num_masks
-
-
 # ---------------------------------------------------------------- inputs and outputs
-def test_model_arguments_reach_the_prompt_and_image_outputs_come_back(model):
-    input_ids = torch.tensor([[480, IMAGE, IMAGE, 7]])
-    kwargs = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_selection": True}
-    output, seen = capture_logits(model, input_ids=input_ids, pixel_values=torch.ones(1, 64), **kwargs)
-    assert isinstance(output, ShirgGenerationOutput)
+def test_image_arguments_reach_the_prompt_and_image_outputs_come_back(model):
+    input_ids, image = torch.tensor([[480, IMAGE, IMAGE, 7]]), torch.ones(1, 64)
+    kwargs = {"input_ids": input_ids, "max_new_tokens": 4}
+    output, seen = capture_logits(model, **kwargs, pixel_values=image, image_sizes=image, output_selection=True)
     assert output.kept_indices.tolist() == [0, 1, 2] and output.scores.tolist() == [1.0, 1.0, 1.0]
-    assert output.sequences.shape == (1, 8) and output.history is None
-    text_only, unseen = capture_logits(model, input_ids=input_ids, pixel_values=None, image_sizes=None, **kwargs)
+    assert output.sequences.shape == (1, 8)
+    text_only, unseen = capture_logits(model, **kwargs, pixel_values=None, output_selection=True)
     assert text_only.kept_indices is None and not torch.equal(seen, unseen)
-    reported = model.generate(input_ids=input_ids, pixel_values=torch.ones(1, 64), image_sizes=torch.ones(1, 2))
-    assert reported.shape == (1, 36)  # what `forward` names and the prompt does not need is no error
-    kwargs["output_selection"] = False
-    silent = model.generate(input_ids=input_ids, pixel_values=torch.ones(1, 64), **kwargs)
-    assert silent.kept_indices is None and silent.scores is None
+    silent = model.generate(**kwargs, pixel_values=image, return_dict_in_generate=True)
+    assert silent.kept_indices is None and silent.scores is None and silent.history is None
 
 
 def test_embeddings_alone_return_the_response_alone(model, prompts):
@@ -545,34 +469,27 @@ def test_embeddings_alone_return_the_response_alone(model, prompts):
 
 def test_drafts_are_streamed(model, prompts):
     streamer = DraftRecorder()
-    output = model.generate(
-        input_ids=prompts[0],
-        max_new_tokens=4,
-        streamer=streamer,
-        return_dict_in_generate=True,
-        output_history=True,
-    )
+    output = report(model, input_ids=prompts[0], max_new_tokens=4, streamer=streamer)
     names, values = zip(*streamer.events, strict=True)
     assert names == ("put", "draft", "draft", "draft", "draft", "put", "end")
     assert torch.equal(values[0], prompts[0])
     assert torch.equal(torch.stack(values[1:5]), output.history)
     assert torch.equal(values[5], output.sequences[:, -4:])
+    plain = Recorder()
+    model.generate(inputs_embeds=model.model.get_input_embeddings()(prompts[0]), max_new_tokens=4, streamer=plain)
+    assert [name for name, _ in plain.events] == ["put", "put", "end"] and plain.events[0][1].shape == (1, 0)
 
 
-def test_a_streamer_without_drafts_gets_the_prompt_first(model, prompts):
-    streamer = Recorder()
-    embeds = model.model.get_input_embeddings()(prompts[0])
-    model.generate(inputs_embeds=embeds, max_new_tokens=4, streamer=streamer)
-    assert [(name, None if value is None else tuple(value.shape)) for name, value in streamer.events] == [
-        ("put", (1, 0)),
-        ("put", (1, 4)),
-        ("end", None),
-    ]
+def test_spans_mark_the_prefix_and_every_step(model, prompts):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        model.generate(prompts[0], max_new_tokens=4)
+    names = [event.name for event in profiler.events() if event.name.startswith("shirg.")]
+    assert names == ["shirg.prefix", *["shirg.denoise"] * 4]
 
 
 def test_generate_accepts_the_shared_fields_of_a_stock_config(model, prompts):
-    stock = GenerationConfig(max_new_tokens=4)
     expected = model.generate(input_ids=prompts[0], max_new_tokens=4)
+    stock = GenerationConfig(max_new_tokens=4)
     assert torch.equal(model.generate(input_ids=prompts[0], generation_config=stock), expected)
     with pytest.raises(ValueError, match="top_p"):
         model.generate(input_ids=prompts[0], generation_config=GenerationConfig(top_p=0.5))
@@ -580,9 +497,7 @@ def test_generate_accepts_the_shared_fields_of_a_stock_config(model, prompts):
 
 def test_an_argument_replaces_its_stored_counterpart(model, prompts):
     stored = ShirgGenerationConfig(max_new_tokens=8, step_ratio=0.5, do_sample=True, temperature=0.5)
-    output = model.generate(
-        input_ids=prompts[0], generation_config=stored, steps=2, do_sample=False, return_dict_in_generate=True
-    )
+    output = report(model, input_ids=prompts[0], generation_config=stored, steps=2, do_sample=False)
     assert output.forwards == 2
     assert stored.steps is None and stored.step_ratio == 0.5
 
@@ -591,31 +506,21 @@ def test_an_argument_replaces_its_stored_counterpart(model, prompts):
     ("kwargs", "message"),
     [
         ({"num_beams": 2}, "'num_beams'.*max_new_tokens.*pixel_values"),
-        ({"labels": torch.ones(1, 11)}, "unknown argument 'labels'"),
-        ({"output_hidden_states": True}, "unknown argument 'output_hidden_states'"),
-        ({"output_attentions": True}, "unknown argument 'output_attentions'"),
-        ({"steps": 4, "step_ratio": 0.5}, "steps=4 and step_ratio=0.5"),
+        ({"labels": torch.ones(1, 11)}, "'labels'"),
         ({"input_ids": None}, "input_ids or inputs_embeds"),
-        (
-            {"attention_mask": torch.ones(1, 3)},
-            r"attention_mask must have the prompt's shape \(1, 11\), got torch.float32 \(1, 3\)",
-        ),
-        ({"attention_mask": torch.zeros(1, 11)}, "without a single real token"),
-        (
-            {"position_ids": torch.ones(1, 2)},
-            r"position_ids must have the prompt's shape \(1, 11\), got torch.float32 \(1, 2\)",
-        ),
-        ({"draft_ids": torch.ones(4, dtype=int), "max_new_tokens": 8}, "length 4 and max_new_tokens=8"),
-        ({"draft_ids": torch.ones(2, 4, dtype=int)}, r"draft_ids \(2, 4\).*batch of 1"),
-        ({"draft_ids": torch.ones(1, 2, 4, dtype=int)}, r"\(R,\) or \(B, R\), got \(1, 2, 4\)"),
-        ({"draft_ids": torch.tensor([5, 512])}, "from 5 to 512, the model has 0 to 511"),
-        ({"suppress_tokens": [512]}, "id 512, the model has 512 logits"),
-        ({"inputs_embeds": torch.zeros(1, 3, 64)}, r"input_ids \(1, 11\).*inputs_embeds \(1, 3, 64\)"),
-        (
-            {"inputs_embeds": torch.zeros(1, 11, 64), "pixel_values": torch.ones(1, 64)},
-            "hold the images.*pixel_values",
-        ),
+        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask .*\(1, 11\), got \(1, 3\)"),
+        ({"attention_mask": torch.zeros(1, 11)}, "attention_mask .* real token"),
+        ({"position_ids": torch.ones(1, 2)}, r"position_ids .*\(1, 11\), got \(1, 2\)"),
+        ({"draft_ids": torch.ones(4, dtype=int), "max_new_tokens": 8}, r"draft_ids .*\(8,\) .* got \(4,\)"),
+        ({"draft_ids": torch.ones(2, 4, dtype=int)}, r"draft_ids .*\(1, 4\), got \(2, 4\)"),
+        ({"draft_ids": torch.tensor([5, 512])}, "draft_ids .* 5 to 512, the model has 0 to 511"),
+        ({"suppress_tokens": [512]}, "suppress_tokens.* 512 .* 512 ids"),
+        ({"suppress_tokens": list(range(512))}, "suppress_tokens.* 512 ids"),
+        ({"mask_token_id": 100_000}, "mask_token_id=100000 .* 512 ids"),
+        ({"inputs_embeds": torch.zeros(1, 3, 64)}, r"input_ids \(1, 11\).*inputs_embeds .*1, 3, 64"),
+        ({"inputs_embeds": torch.zeros(1, 11, 64), "pixel_values": torch.ones(1, 64)}, "inputs_embeds.*pixel_values"),
         ({"do_sample": True, "generator": [torch.Generator()] * 2}, "2 generators for a batch of 1"),
+        ({"input_ids": torch.ones(2, 3, dtype=int), "streamer": Recorder()}, "streamer .* batch of 2"),
     ],
 )
 def test_generate_names_what_does_not_fit(model, prompts, kwargs, message):
@@ -623,64 +528,58 @@ def test_generate_names_what_does_not_fit(model, prompts, kwargs, message):
         model.generate(**{"input_ids": prompts[0], **kwargs})
 
 
-def test_a_streamer_with_a_batch_is_an_error(model, prompts):
-    with pytest.raises(ValueError, match="one response, got a batch of 2"):
-        model.generate(input_ids=prompts[0].expand(2, -1), streamer=Recorder())
-
-
-def test_a_model_without_a_mask_token_is_an_error(prompts):
+@pytest.mark.parametrize(("name", "option"), [("mask_token_id", {}), ("eos_token_id", {"stop_at_eos": True})])
+def test_a_missing_special_token_is_an_error(prompts, name, option):
     config = tiny_config()
-    config.mask_token_id = None
-    with pytest.raises(ValueError, match="mask_token_id"):
-        TinyModel(config).generate(input_ids=prompts[0])
+    setattr(config, name, None)
+    with pytest.raises(ValueError, match=f"{name}=None"):
+        TinyModel(config).generate(input_ids=prompts[0], **option)
+
+
+def test_more_positions_than_the_model_knows_are_a_warning(model, prompts, caplog):
+    short = copy.deepcopy(model)
+    short.model.language_model.config.max_position_embeddings = 12
+    with caplog.at_level("WARNING"):
+        short.generate(input_ids=prompts[0], max_new_tokens=4)
+    assert "15 tokens" in caplog.text and "12 positions" in caplog.text
+    with pytest.raises(ValueError, match="max_new_tokens=13 .* 12 positions"):
+        short.generate(input_ids=prompts[0], max_new_tokens=13)
 
 
 # ---------------------------------------------------------------- the configuration
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"top_k": 3, "beam": 1}, "'beam', 'top_k'.*Known: max_new_tokens, block_length"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0 must be an int > 0"),
-        ({"max_new_tokens": 4.0}, "max_new_tokens=4.0"),
-        ({"block_length": -1}, "block_length=-1 must be an int > 0"),
-        ({"max_new_tokens": 30, "block_length": 8}, "max_new_tokens=30 must be a multiple of block_length=8"),
-        ({"steps": 0}, "steps=0"),
-        ({"steps": 3, "block_length": 8}, "steps=3 must be a multiple of the number of blocks, 4"),
+        ({"top_k": 3, "beam": 1}, "'beam', 'top_k'.*max_new_tokens, block_length"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 .*int > 0"),
+        ({"max_new_tokens": 30, "block_length": 8}, "max_new_tokens=30 .*block_length=8"),
+        ({"max_new_tokens": 4, "block_length": 8, "steps": 3}, "max_new_tokens=4 .*block_length=8"),
+        ({"steps": 3, "block_length": 8}, "steps=3 .*blocks, 4"),
         ({"steps": 4, "step_ratio": 1.0}, "steps=4 and step_ratio=1.0"),
-        ({"step_ratio": 1.5}, r"step_ratio=1.5 must be a number in \(0, 1\]"),
-        ({"step_ratio": 0.1, "block_length": 8}, "step_ratio=0.1 leaves no step for a block of 8"),
-        ({"schedule": "quadratic"}, "schedule='quadratic' must be one of 'linear'"),
-        ({"shift": 0}, "shift=0 must be a number > 0"),
-        ({"remasking": "entrophy"}, "remasking='entrophy' must be one of 'low_confidence'"),
-        ({"temperature": 0.5}, "temperature=0.5 needs do_sample=True, got do_sample=False"),
-        ({"temperature": -1.0, "do_sample": True}, "temperature=-1.0 must be a number > 0"),
-        ({"temperature": 0.0, "do_sample": True}, "temperature=0 draws nothing, got do_sample=True"),
-        ({"do_sample": 1}, "do_sample=1 must be True or False"),
-        ({"output_selection": True}, "output_selection=True needs return_dict_in_generate=True, got False"),
-        ({"output_history": True}, "output_history=True needs return_dict_in_generate=True, got False"),
-        ({"mask_token_id": -1}, "mask_token_id=-1 must be a token id"),
-        ({"eos_token_id": ["a"]}, "eos_token_id=.*must be a token id or a list"),
-        ({"suppress_tokens": [1.5]}, "suppress_tokens=.*must be a list of token ids"),
+        ({"step_ratio": 1.5}, r"step_ratio=1.5 .*\(0, 1\]"),
+        ({"step_ratio": 0.1, "block_length": 8}, "step_ratio=0.1 .*block of 8"),
+        ({"shift": 0}, "shift=0 .*> 0"),
+        ({"remasking": "entrophy"}, "remasking='entrophy' .*'low_confidence'"),
+        ({"temperature": 0.5}, "temperature=0.5 .*do_sample=True"),
+        ({"temperature": 0.0, "do_sample": True}, "temperature=0 .*do_sample=True"),
+        ({"do_sample": 1}, "do_sample=1 .*True or False"),
+        ({"output_history": True}, "output_history=True .*return_dict_in_generate=True"),
+        ({"mask_token_id": -1}, "mask_token_id=-1 .*token id"),
+        ({"eos_token_id": ["a"]}, r"eos_token_id=\['a'\] .*token id"),
+        ({"suppress_tokens": [1.5]}, r"suppress_tokens=\[1.5\] .*list"),
+        ({"confidence_threshold": 0}, r"confidence_threshold=0 .*\(0, 1\]"),
+        ({"confidence_threshold": 0.9, "remasking": "margin"}, "confidence_threshold=0.9 .*remasking='margin'"),
+        ({"prefix_kv": float("nan")}, "prefix_kv=nan"),
+        ({"prefix_kv": 1.0, "use_cache": False}, "prefix_kv=1.0 .*use_cache=True"),
+        ({"prefix_dtype": "int4"}, "prefix_dtype='int4' .*'bfloat16', 'float16', 'int8'"),
+        ({"dual_cache": True}, "dual_cache=True .*block_length"),
+        ({"dual_cache": True, "block_length": 8, "prefix_dtype": "int8"}, "dual_cache=True .*prefix_dtype='int8'"),
+        ({"compile_config": True}, "compile_config=True .*CompileConfig"),
     ],
 )
 def test_config_names_what_does_not_fit(fields, message):
     with pytest.raises(ValueError, match=message):
         ShirgGenerationConfig(**fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "blocks", "steps"),
-    [
-        ({}, 1, 32),
-        ({"step_ratio": 0.3}, 1, 9),
-        ({"block_length": 8, "steps": 8}, 4, 2),
-        ({"block_length": 8, "steps": 64}, 4, 8),
-        ({"block_length": 8, "step_ratio": 0.5}, 4, 4),
-    ],
-)
-def test_steps_per_block(fields, blocks, steps):
-    config = ShirgGenerationConfig(**fields)
-    assert (config.num_blocks, config.steps_per_block) == (blocks, steps)
 
 
 def test_config_round_trip(tmp_path):
@@ -692,82 +591,53 @@ def test_config_round_trip(tmp_path):
         shift=0.33,
         do_sample=True,
         temperature=0.3,
+        prefix_kv=0.5,
+        prefix_dtype="int8",
         suppress_tokens=[],
         eos_token_id=[1, 2],
     )
-    config.save_pretrained(tmp_path)
-    assert ShirgGenerationConfig.from_pretrained(tmp_path) == config
-    stored = json.loads((tmp_path / "generation_config.json").read_text())
-    assert None not in stored.values()
-    assert stored["suppress_tokens"] == [] and stored["steps"] == 8 and not any(key.startswith("_") for key in stored)
-
-
-@pytest.mark.parametrize(
-    ("fields", "temperature"),
-    [
-        ({}, None),
-        ({"do_sample": True}, 1.0),
-        ({"do_sample": True, "temperature": 0.3}, 0.3),
-        ({"temperature": 0}, None),
-    ],
-)
-def test_sampling_temperature(fields, temperature):
-    assert ShirgGenerationConfig(**fields).sampling_temperature == temperature
-
-
-def test_what_transformers_adds_is_no_argument_and_is_not_lost(tmp_path):
-    config = ShirgGenerationConfig(shift=0.5)
     config.save_pretrained(tmp_path / "first")
     loaded = ShirgGenerationConfig.from_pretrained(tmp_path / "first")
-    assert loaded._from_model_config is False
     loaded.save_pretrained(tmp_path / "second")
     first, second = ((tmp_path / name / "generation_config.json").read_text() for name in ("first", "second"))
-    assert first == second and json.loads(first)["transformers_version"] == transformers.__version__
-    for same in (copy.deepcopy(loaded), ShirgGenerationConfig(**vars(loaded), _commit_hash="0123abc")):
+    stored = json.loads(first)
+    assert first == second and stored["transformers_version"] == transformers.__version__
+    assert None not in stored.values() and not any(key.startswith("_") for key in stored)
+    of_0_1 = {"prefix_offload": False, "confidence_factor": None}
+    for same in (loaded, copy.deepcopy(loaded), ShirgGenerationConfig(**vars(loaded), **of_0_1, _commit_hash="0123")):
         assert same == config and hash(same) == hash(config)
-
-
-def test_an_invalid_change_is_not_saved(tmp_path):
-    config = ShirgGenerationConfig()
-    config.temperature = 0.5
-    with pytest.raises(ValueError, match="temperature=0.5 needs do_sample=True"):
-        config.save_pretrained(tmp_path)
-
-
-def test_from_model_config_is_not_supported():
     with pytest.raises(NotImplementedError):
         ShirgGenerationConfig.from_model_config(tiny_config())
 
 
+def test_a_compile_config_is_not_saved_and_an_invalid_change_neither(tmp_path):
+    config = ShirgGenerationConfig(compile_config={"fullgraph": True}, steps=4)
+    assert isinstance(config.compile_config, CompileConfig) and config.compile_config.fullgraph
+    config.save_pretrained(tmp_path)
+    assert ShirgGenerationConfig.from_pretrained(tmp_path).compile_config is None
+    config.temperature = 0.5
+    with pytest.raises(ValueError, match="temperature=0.5 .*do_sample=True"):
+        config.save_pretrained(tmp_path)
+
+
 def test_model_round_trip(model, prompts, tmp_path):
-    fresh = TinyModel(model.config)
-    fresh.load_state_dict(model.state_dict())
+    fresh = copy.deepcopy(model)
     fresh.generation_config = ShirgGenerationConfig(max_new_tokens=6, block_length=3, schedule="linear")
     fresh.save_pretrained(tmp_path)
     loaded = TinyModel.from_pretrained(tmp_path)
     assert type(loaded.generation_config) is ShirgGenerationConfig
     assert loaded.generation_config == fresh.generation_config
     assert torch.equal(loaded.generate(input_ids=prompts[0]), fresh.generate(input_ids=prompts[0]))
-
+    given = TinyModel.from_pretrained(tmp_path, generation_config=ShirgGenerationConfig(max_new_tokens=5))
+    assert given.generation_config.max_new_tokens == 5
     (tmp_path / "generation_config.json").unlink()
-    bare = TinyModel.from_pretrained(tmp_path)
-    assert bare.generation_config == ShirgGenerationConfig()
-    response = bare.generate(input_ids=prompts[0])[0, prompts[0].shape[1] :]
-    assert response.shape == (32,) and MASK not in response and IMAGE not in response
-
-
-def test_a_generation_config_can_be_given_to_from_pretrained(model, tmp_path):
-    model.save_pretrained(tmp_path)
-    loaded = TinyModel.from_pretrained(tmp_path, generation_config=ShirgGenerationConfig(max_new_tokens=5))
-    assert loaded.generation_config.max_new_tokens == 5
+    assert TinyModel.from_pretrained(tmp_path).generation_config == ShirgGenerationConfig()
 
 
 def test_a_saved_folder_generates_where_the_package_is_missing(tmp_path):
     model = tiny_lavida(tiny_lavida_config())
     model.generation_config = ShirgGenerationConfig(max_new_tokens=6, schedule="shift", shift=0.5, step_ratio=0.5)
     model.save_pretrained(tmp_path)
-    shipped = {path.name for path in tmp_path.glob("*.py")}
-    assert {"denoising_shirg.py", "generation_config_shirg.py", "generation_shirg_lavida.py"} <= shipped
     code = f"""
 import torch
 from transformers import AutoModelForImageTextToText
@@ -779,77 +649,31 @@ print(model.generation_config.shift, *model.generate(torch.arange(5)[None])[0].t
     assert run_fresh(code).split() == ["0.5", *map(str, answer)]
 
 
-def test_what_could_generate_nothing_is_named(model, prompts):
-    with pytest.raises(ValueError, match="names all 512 ids"):
-        model.generate(input_ids=prompts[0], suppress_tokens=list(range(512)))
-    with pytest.raises(ValueError, match="mask_token_id=100000 .* 512 ids"):
-        model.generate(input_ids=prompts[0], mask_token_id=100_000)
-    with pytest.raises(ValueError, match="draft_ids must be a tensor of ids, got a list"):
-        model.generate(input_ids=prompts[0], draft_ids=[500, 500])
-
-
-def test_more_positions_than_the_model_knows_are_a_warning(model, prompts, caplog):
-    short = copy.deepcopy(model)
-    short.model.language_model.config.max_position_embeddings = 12
-    with caplog.at_level("WARNING"):
-        short.generate(input_ids=prompts[0], max_new_tokens=4)
-    assert "15 tokens long; the language model knows 12 positions" in caplog.text
-    with pytest.raises(ValueError, match="max_new_tokens=13 is more than the 12 positions"):
-        short.generate(input_ids=prompts[0], max_new_tokens=13)
-
-
 # ---------------------------------------------------------------- fewer forwards
-def report(model: TinyModel, **kwargs) -> ShirgGenerationOutput:
-    return model.generate(return_dict_in_generate=True, output_history=True, **kwargs)
-
-
-@pytest.mark.parametrize("probability", [0.0, 0.3, 0.9, 1.0])
-def test_confident_counts_are_of_predictions_at_least_so_probable(probability):
-    confidence = torch.tensor([[0.9, 0.2, 0.95, 0.5], [probability, 0.99, -torch.inf, -torch.inf]]).double()
-    for threshold in (0.2, 0.5, 0.9, 1.0):
-        expected = [sum(each >= threshold for each in row) for row in confidence.tolist()]
-        assert confident_counts(confidence, threshold=threshold).tolist() == expected
-
-
-@pytest.mark.parametrize("option", [{"confidence_threshold": 1.0}])
-def test_a_bar_that_nothing_reaches_changes_nothing(model, prompts, option):
-    plain, barred = (report(model, input_ids=prompts[1], max_new_tokens=12, **each) for each in ({}, option))
-    assert torch.equal(plain.history, barred.history)
-
-
-@pytest.mark.parametrize("option", [{"confidence_threshold": 1e-9}])
-def test_a_bar_that_everything_passes_fills_a_block_in_one_forward(model, prompts, option):
-    output = report(model, input_ids=prompts[1], max_new_tokens=12, block_length=4, **option)
-    assert output.forwards == 3 and MASK not in output.sequences
-    first = report(model, input_ids=prompts[1], max_new_tokens=12, block_length=4, steps=3)
-    assert torch.equal(output.history, first.history)
+def test_a_threshold_between_nothing_and_everything(model, prompts):
+    kwargs = {"input_ids": prompts[1], "max_new_tokens": 12, "block_length": 4}
+    plain, nothing, everything, first = (
+        report(model, **kwargs, **option)
+        for option in ({}, {"confidence_threshold": 1.0}, {"confidence_threshold": 1e-9}, {"steps": 3})
+    )
+    assert torch.equal(plain.history, nothing.history)
+    assert everything.forwards == 3 and torch.equal(everything.history, first.history)
 
 
 def test_a_threshold_keeps_what_reaches_it_and_at_least_what_the_schedule_says(model, prompts):
-    threshold, seen = 0.3, []
-    kwargs = {"input_ids": prompts[1], "max_new_tokens": 16, "steps": 8, "confidence_threshold": threshold}
-    output, logits = capture_logits(model, **kwargs, return_dict_in_generate=True, output_history=True)
+    threshold, reached = 0.3, []
+    output, logits = capture_logits(
+        model, input_ids=prompts[1], max_new_tokens=16, steps=8, confidence_threshold=threshold
+    )
     before = torch.full((16,), MASK)
     for step_logits, after in zip(logits[:, 0], output.history[:, 0], strict=True):
         masked = before == MASK
         step_logits[:, [MASK, IMAGE]] = -torch.inf
         sure = int((step_logits[masked].double().softmax(-1).amax(-1) >= threshold).sum())
-        filled = int((masked & (after != MASK)).sum())
-        assert filled == min(max(2, sure), int(masked.sum()))
-        seen.append(sure)
+        assert int((masked & (after != MASK)).sum()) == min(max(2, sure), int(masked.sum()))
+        reached.append(sure)
         before = after
-    assert max(seen) > 2 and output.forwards < 8
-
-
-def test_rows_of_a_batch_are_filled_at_their_own_pace(model, prompts):
-    input_ids, attention_mask = pad(prompts, "left")
-    kwargs = {"max_new_tokens": 12, "block_length": 6, "confidence_threshold": 0.3, "steps": 12}
-    batch = report(model, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-    singles = [report(model, input_ids=prompt, **kwargs) for prompt in prompts]
-    for row, single in enumerate(singles):
-        assert torch.equal(batch.sequences[row, -12:], single.sequences[0, -12:])
-    assert len({single.forwards for single in singles}) > 1
-    assert batch.forwards >= max(single.forwards for single in singles)
+    assert max(reached) > 2 and output.forwards < 8
 
 
 def test_answers_end_where_only_end_of_text_is_left():
@@ -861,12 +685,11 @@ def test_answers_end_where_only_end_of_text_is_left():
 
 def test_stopping_early_keeps_the_text_and_spares_forwards(model, prompts):
     """With an end-of-text that this model likes to predict."""
-    plain = report(model, input_ids=prompts[1], max_new_tokens=16, block_length=4)
+    kwargs = {"max_new_tokens": 16, "block_length": 4}
+    plain = report(model, input_ids=prompts[1], **kwargs)
     answer = plain.sequences[0, -16:].tolist()
     eos = answer[5]
-    stopped = report(
-        model, input_ids=prompts[1], max_new_tokens=16, block_length=4, stop_at_eos=True, eos_token_id=eos
-    )
+    stopped = report(model, input_ids=prompts[1], **kwargs, stop_at_eos=True, eos_token_id=eos)
     first = answer.index(eos)
     assert stopped.sequences[0, -16:].tolist()[: first + 1] == answer[: first + 1]
     assert set(stopped.sequences[0, -16:].tolist()[8:]) == {eos}
@@ -879,16 +702,8 @@ def test_a_row_that_has_ended_waits_for_the_others(model, prompts):
     kwargs = {"max_new_tokens": 16, "block_length": 4, "stop_at_eos": True, "eos_token_id": eos}
     batch = report(model, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     singles = [report(model, input_ids=prompt, **kwargs) for prompt in prompts]
-    for row, single in enumerate(singles):
-        assert torch.equal(batch.sequences[row, -16:], single.sequences[0, -16:])
+    assert all(torch.equal(batch.sequences[row, -16:], one.sequences[0, -16:]) for row, one in enumerate(singles))
     assert singles[0].forwards < batch.forwards == max(single.forwards for single in singles)
-
-
-def test_stopping_early_needs_an_end_of_text():
-    nameless = TinyModel(tiny_config())
-    nameless.config.eos_token_id = None
-    with pytest.raises(ValueError, match="stop_at_eos=True needs an end-of-text token"):
-        nameless.generate(torch.tensor([[1, 2]]), stop_at_eos=True)
 
 
 @torch.no_grad()
@@ -896,82 +711,33 @@ def test_the_dual_cache_sees_the_rest_of_the_response_as_it_was_in_the_blocks_fi
     prompt, language_model = prompts[1], model.model.language_model
     kwargs = {"input_ids": prompt, "max_new_tokens": 12, "block_length": 4, "steps": 6}
     _, plain = capture_logits(model, **kwargs)
-    output, dual = capture_logits(model, **kwargs, dual_cache=True, return_dict_in_generate=True, output_history=True)
+    output, dual = capture_logits(model, **kwargs, dual_cache=True)
     assert torch.equal(dual[0], plain[0]) and not torch.equal(dual[1], plain[1])
     for first in (0, 2, 4):  # forwards that begin a block
         before = torch.full((1, 12), MASK) if first == 0 else output.history[first - 1]
         start, cache = 2 * first, DynamicCache(config=language_model.config)
-        language_model(prompt, **{CACHE_ARGUMENT: cache}, use_cache=True, is_causal=False)
+        kwargs = {CACHE_ARGUMENT: cache, "use_cache": True, "is_causal": False}
         positions = torch.arange(24, 36)[None]
-        language_model(before, position_ids=positions, **{CACHE_ARGUMENT: cache}, use_cache=True, is_causal=False)
+        language_model(prompt, **kwargs)
+        language_model(before, position_ids=positions, **kwargs)
         for layer in cache.layers:
             layer.keys, layer.values = (
                 torch.cat([part[:, :, : 24 + start], part[:, :, 28 + start :]], dim=2)
                 for part in (layer.keys, layer.values)
             )
-        block, kwargs = slice(start, start + 4), {CACHE_ARGUMENT: cache, "use_cache": True, "is_causal": False}
+        block = slice(start, start + 4)
         tokens = output.history[first][:, block]
         hidden = language_model(tokens, position_ids=positions[:, block], **kwargs).last_hidden_state
-        expected = model.lm_head(hidden)[tokens == MASK]
-        found = dual[first + 1][:, block][tokens == MASK]
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-@pytest.mark.parametrize("option", [{}, {"prefix_kv": 0.5}])
-def test_the_dual_cache_of_padded_rows_equals_single_runs(model, prompts, option):
-    input_ids, attention_mask = pad(prompts, "left")
-    kwargs = {"max_new_tokens": 8, "block_length": 4, "steps": 4, "dual_cache": True, **option}
-    batch = model.generate(input_ids, attention_mask=attention_mask, **kwargs)
-    for row, prompt in enumerate(prompts):
-        assert torch.equal(batch[row, -8:], model.generate(prompt, **kwargs)[0, -8:])
-
-
-def test_the_dual_cache_of_one_block_is_exact(model, prompts):
-    plain, dual = (
-        report(model, input_ids=prompts[1], max_new_tokens=8, block_length=8, dual_cache=value)
-        for value in (False, True)
-    )
-    assert torch.equal(plain.history, dual.history)
-
-
-def test_the_dual_cache_reads_a_block_alone_after_its_first_step(model, prompts):
-    lengths = []
-    mlp = model.model.language_model.layers[0].mlp
-    handle = mlp.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
-    try:
-        model.generate(prompts[1], max_new_tokens=12, block_length=4, steps=6, dual_cache=True)
-    finally:
-        handle.remove()
-    assert lengths == [24, 12, 4, 12, 4, 12, 4]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"confidence_threshold": 0}, r"confidence_threshold=0 must be a number in \(0, 1\]"),
-        ({"confidence_threshold": 1.5}, "confidence_threshold=1.5"),
-        ({"confidence_threshold": True}, "confidence_threshold=True"),
-        ({"confidence_threshold": 0.9, "remasking": "margin"}, "remasking='low_confidence', got 'margin'"),
-        ({"stop_at_eos": 1}, "stop_at_eos=1 must be True or False"),
-        ({"dual_cache": True}, "dual_cache=True needs block_length"),
-        ({"dual_cache": True, "block_length": 8, "use_cache": False}, "dual_cache=True needs use_cache=True"),
-        ({"dual_cache": True, "block_length": 8, "prefix_dtype": "int8"}, "prefix_dtype='int8' cannot"),
-        ({"compile_config": True}, "compile_config=True must be a CompileConfig or a dict"),
-        ({"compile_config": {}, "use_cache": False}, "compile_config=.* needs use_cache=True"),
-    ],
-)
-def test_options_for_fewer_or_faster_forwards_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        ShirgGenerationConfig(**options)
+        close(dual[first + 1][:, block][tokens == MASK], model.lm_head(hidden)[tokens == MASK], 1e-5)
 
 
 # ---------------------------------------------------------------- compiled steps
 def assert_compiled_equals_eager(model: TinyModel, backend: str, **kwargs) -> None:
     plain, plain_logits = capture_logits(model, **kwargs)
     config = {"backend": backend, "mode": None, "fullgraph": True}
-    tokens, logits = capture_logits(model, **kwargs, compile_config=config)
-    assert torch.equal(tokens, plain)
-    assert (logits - plain_logits).abs().max() <= 5e-5 * plain_logits.abs().max()
+    compiled, logits = capture_logits(model, **kwargs, compile_config=config)
+    assert torch.equal(compiled.sequences, plain.sequences)
+    close(logits, plain_logits)
 
 
 def test_a_whole_step_is_one_graph_that_computes_the_same(model, prompts):
@@ -993,7 +759,7 @@ def test_compiled_steps_give_the_same_tokens(model, prompts):
     assert_compiled_equals_eager(model, "inductor", input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
-def test_a_compiled_step_is_compiled_once(model, prompts):
+def test_a_step_is_compiled_once_for_all_calls(model, prompts):
     torch._dynamo.reset()
     graphs = []
 
@@ -1001,14 +767,7 @@ def test_a_compiled_step_is_compiled_once(model, prompts):
         graphs.append(graph)
         return graph.forward
 
-    config = CompileConfig(backend=backend, mode=None, fullgraph=True)
     for _ in range(2):
+        config = CompileConfig(backend=backend, mode=None, fullgraph=True)
         model.generate(prompts[1], max_new_tokens=8, compile_config=config)
     assert len(graphs) == 1
-
-
-def test_a_compile_config_is_not_saved(tmp_path):
-    config = ShirgGenerationConfig(compile_config={"fullgraph": True}, steps=4)
-    assert isinstance(config.compile_config, CompileConfig) and config.compile_config.fullgraph
-    config.save_pretrained(tmp_path)
-    assert ShirgGenerationConfig.from_pretrained(tmp_path).compile_config is None

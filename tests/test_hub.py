@@ -14,6 +14,7 @@ from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_m
 
 CODE_FILES = {
     "adapters_shirg.py",
+    "backbone_shirg.py",
     "calibration_shirg.py",
     "configuration_shirg_lavida.py",
     "denoising_shirg.py",

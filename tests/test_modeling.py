@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from configuration_shirg import PRESETS
 from configuration_shirg.presets_shirg import preset_fields
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.modeling_shirg_lavida import ShirgLavidaModel
+from modeling_shirg.backbone_shirg import ShirgLavidaModel
 from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
@@ -489,3 +489,12 @@ def test_the_coordinate_embedding_starts_as_a_no_op_and_moves_tokens_when_traine
     )
     with pytest.raises(ValueError, match="patch_boxes"):
         model(**{name: value for name, value in inputs.items() if name != "patch_boxes"})
+
+
+@pytest.mark.parametrize("preset", ["shirg", "shirg-fixed", "visionzip"])
+def test_a_preset_that_scores_needs_the_pooling_head_or_another_source(preset):
+    fields = {"vision_config": {**tiny_config().vision_config.to_dict(), "vision_use_head": False}}
+    with pytest.raises(ValueError, match="vision_use_head=False.*--vision_base.*'received' or 'norm'"):
+        ShirgLavidaForConditionalGeneration(tiny_config(preset, **fields))
+    ShirgLavidaForConditionalGeneration(tiny_config(preset, attention_source="received", **fields))
+    ShirgLavidaForConditionalGeneration(tiny_config("lavida-980", **fields))

@@ -38,7 +38,7 @@ def _first_commands(heading: str) -> str:
     [
         ("Try it", "kept.png"),
         ("Use your LaViDa checkpoint", "my-lavida/model.safetensors"),
-        pytest.param("Fine-tune", "runs/tiny-lora/adapter_model.safetensors", marks=pytest.mark.slow),
+        pytest.param("Fine-tune and publish", "runs/tiny-lora/adapter_model.safetensors", marks=pytest.mark.slow),
     ],
 )
 def test_the_way_of(heading, made, tmp_path):

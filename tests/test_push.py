@@ -13,7 +13,6 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from faults.case import contents
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 
@@ -26,10 +25,11 @@ from adapter_runs import (
     save_run,
 )
 from child_process import fork, kill_when
+from command_runs import contents
 from fresh_process import run_fresh
 from loopback_hub import metadata_errors
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.publishing.run_folder import publishable
+from modeling_shirg.publishing.publications import publishable
 from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, noise_image, tiny_config, tiny_model
 

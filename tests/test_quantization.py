@@ -12,10 +12,9 @@ from transformers import BitsAndBytesConfig, QuantoConfig
 from adapter_runs import PROJECTOR, save_base, save_run
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.modeling_shirg_lavida import ShirgLavidaModel
+from modeling_shirg.backbone_shirg import ShirgLavidaModel
 from modeling_shirg.quantization_shirg import language_model_only
 from modeling_shirg.running.load import load
-from shirg_scripts import evaluate
 from shirg_scripts.cli import main
 from test_ask import BUNDLED, GRID, QUESTION, _report
 from test_text_relevance import TOWER
@@ -162,11 +161,6 @@ def test_the_commands_answer_with_it(capsys, tmp_path, quantize):
     assert model.lm_head.weight.dtype == torch.bfloat16
     if quantize == "int4":
         assert model.model.language_model.layers[0].mlp.up_proj.weight.quant_type == "nf4"
-
-
-def test_answers_of_another_type_are_not_continued():
-    args = evaluate.parse_args(["--out", "run", "--quantize", "int4"])
-    assert evaluate._settings(args)["quantize"] == "int4"
 
 
 def test_without_bitsandbytes_the_extra_is_named(capsys, monkeypatch):

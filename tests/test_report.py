@@ -12,7 +12,7 @@ from modeling_shirg.evaluation.answer_log import AnswerLog, Place
 from modeling_shirg.evaluation.report.examples import pick_examples
 from modeling_shirg.evaluation.report.figures import pareto_front, shown
 from modeling_shirg.evaluation.report.reported import open_report
-from modeling_shirg.evaluation.results import Plan, tabulate, write_results
+from modeling_shirg.evaluation.results import Logged, Plan, tabulate, write_results
 from modeling_shirg.evaluation.study_plan import read_study
 from modeling_shirg.evaluation.tasks import TASKS, TaskRows
 from shirg_scripts.cli import main
@@ -81,9 +81,10 @@ def _answers(root: Path, systems: list[str], rows: int = 40, tasks: tuple[str, .
 def evaluation(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     _answers(folder, SYSTEMS)
-    plan = Plan({"chart": 40, "guard": 40}, SYSTEMS, ["none"], "lavida-980")
+    systems = {name: Logged(folder, name) for name in SYSTEMS}
+    plan = Plan({"chart": 40, "guard": 40}, systems, ["none"], "lavida-980")
     about = {"settings": {"model": None}, "machine": MACHINE, "baseline": "lavida-980", "systems": SYSTEMS}
-    write_results(folder, about | tabulate(folder, plan))
+    write_results(folder, about | tabulate(plan))
     assert main(["report", str(folder), "--no_examples"]) == 0
     return folder
 

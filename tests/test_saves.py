@@ -12,20 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults.case import CommandError, checkpoint, command, contents
-from faults.commands import GRID
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import SafetensorError
 
+from command_runs import GRID, CommandError, checkpoint, command, contents
 from full_disk import full_beyond
 from modeling_shirg.conversion import convert_checkpoint
-from modeling_shirg.evaluation import answer_log
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, read_answers
 from modeling_shirg.evaluation.calibrated_folder import write_calibrated_copy, write_calibration
-from modeling_shirg.publishing.publication import Publication
-from modeling_shirg.running.ask import save_picture
-from modeling_shirg.running.files import write_json
+from modeling_shirg.publishing.push import Publication
+from modeling_shirg.running.files import save_picture, write_json
 from shirg_scripts import cli
 
 REFERENCE = Path(__file__).parent / "fixtures" / "lavida" / "checkpoint"
@@ -64,7 +61,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "calibrate": lambda folder: write_calibrated_copy(checkpoint(), folder / "out", CALIBRATION),
     "push --dry_run": lambda folder: Publication(_card()).write(folder / "out", "me/it", "main"),
     "train": lambda folder: write_json(folder / "run.json", {"command": "x" * 9000}),
-    "evaluate": lambda folder: answer_log.write_json(folder / "results.json", {"scores": "x" * 9000}),
+    "evaluate": lambda folder: write_json(folder / "results.json", {"scores": "x" * 9000}),
     "ask --overlay, compare --out": lambda folder: save_picture(_picture(), folder / "kept.png"),
 }
 
@@ -91,7 +88,7 @@ def test_in_a_read_only_folder_the_error_is_the_systems(tmp_path, name):
     ("file", "write"),
     [
         ("run.json", lambda path: write_json(path, {"command": "x" * 9000})),
-        ("results.json", lambda path: answer_log.write_json(path, {"scores": "x" * 9000})),
+        ("results.json", lambda path: write_json(path, {"scores": "x" * 9000})),
         ("kept.png", lambda path: save_picture(_picture(), path)),
     ],
 )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults.case import contents
 from safetensors.torch import load_file
 
+from command_runs import contents
 from full_disk import full_beyond
 from modeling_shirg.training.run_log import read_log
 from modeling_shirg.training.toy.stage import last_complete_checkpoint

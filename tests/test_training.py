@@ -24,9 +24,10 @@ from transformers import TrainerCallback
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.evaluation.intervals import wilson_interval
-from modeling_shirg.scenes import FAMILIES, Mark, drawing, scene
+from modeling_shirg.scenes import FAMILIES, Mark, scene
 from modeling_shirg.scenes.drawing import CHARACTERS, COLORS, SHAPES
-from modeling_shirg.training import guides, packed, questions, tiny
+from modeling_shirg.training.toy import guides, packed, questions
+from modeling_shirg.training.toy import recipe as tiny
 from modeling_shirg.training.toy.dense import (
     MARKS,
     WORDS,
@@ -325,12 +326,6 @@ def test_wilson_interval_by_hand():
     low, high = wilson_interval(8, 10)
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
     assert wilson_interval(0, 10)[0] == 0.0 and wilson_interval(10, 10)[1] == 1.0
-
-
-def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'shirg-lavida\[eval\]'"):
-        drawing.load_font.__wrapped__(12)
 
 
 def test_the_view_size_alternates_from_batch_to_batch(tokenizer):

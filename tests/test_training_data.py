@@ -25,7 +25,7 @@ from transformers import HfArgumentParser
 from modeling_shirg.scenes import scene
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ZipIndex
-from modeling_shirg.training.data.merge_weights import EpochPlan, mixture_shares, rows_per_source
+from modeling_shirg.training.data.mixing import EpochPlan, mixture_shares, rows_per_source
 from modeling_shirg.training.data.reading import RowReader
 from modeling_shirg.training.data.specs import read_specs
 from modeling_shirg.training.data.tables import LCS_FILE

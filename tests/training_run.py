@@ -18,7 +18,6 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from child_process import finish, fork, kill_when, spawn
 from modeling_shirg.training import collator, mixture  # noqa: F401  (once, for all processes that are forked here)
-from modeling_shirg.training.memory_plan import WRAPPED_LAYERS
 from modeling_shirg.training.run_log import LOG_FILE, read_log
 from shirg_scripts import cli, train
 from tiny_model import VISION, tiny_config, tiny_model, tiny_processor
@@ -65,7 +64,7 @@ FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": ",".join(WRAPPED_LAYERS),
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer,SiglipEncoderLayer",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",

@@ -18,7 +18,7 @@ from configuration_shirg.presets_shirg import GEOMETRIES, preset_fields
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
 from modeling_shirg.foveal_selections_shirg import CoordinateEmbedding
 from modeling_shirg.published_selections_shirg import METHODS
-from modeling_shirg.publishing.cards import render
+from modeling_shirg.publishing.cards import MODEL_TAGS, render
 from modeling_shirg.publishing.checkpoint import FLOAT_TYPES
 from modeling_shirg.running.files import check_free, new_folder, write_json
 from modeling_shirg.vision_shirg import resampled_positions
@@ -31,7 +31,6 @@ from .vision_base import SIGLIP, base_tensors, text_tower_fields, text_tower_tok
 RECORD = "conversion.json"
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_TYPES.values()}
 IMAGE_TOKEN = "<image>"
-_TAGS = ["masked-diffusion", "vision-language", "lavida", "shirg", "custom_code"]
 _FOVEAL = "model.vision_tower.foveal_position_embedding.weight"
 _COORDINATES = "model.coordinate_embedding."
 _BASE_POSITIONS = "model.vision_tower.vision_model.embeddings.position_embedding.weight"
@@ -57,8 +56,7 @@ def convert_checkpoint(
         text_tower: add the base's text tower and its tokenizer too, for `text_relevance="siglip"`.
         prune_method: preset of the written config.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; `None` keeps each tensor's.
-        pooled_grid_size: only for single-view (low-resolution) checkpoints: the grid a view is pooled to under preset
-            `lavida`, 0 for none. The original decides this by an environment variable, see `view_fields`.
+        pooled_grid_size: of single-view checkpoints alone, see `view_fields`.
         max_shard_size: size of a weight file, as in `save_pretrained`.
 
     Raises:
@@ -79,14 +77,13 @@ def convert_checkpoint(
     tokenizer = _tokenizer(folder, original, backbone)
     stored = read_headers(folder)
     kept = vision_fields(stored)
-    fields = {"vision_config": tower_fields(kept, base)}
-    relevance_tokenizer = None
+    fields, relevance_tokenizer = {"vision_config": tower_fields(kept, base)}, None
     if text_tower:
         fields["relevance_text_config"], relevance_tokenizer = text_tower_fields(base), text_tower_tokenizer(base)
     if base is not None:
         stored |= base_tensors(base, text_tower)
-    view_grid = grid_side(kept["image_size"], kept["patch_size"])
-    fields["lavida_views"] = view_fields(original, view_grid, pooled_grid_size)
+    grid = grid_side(kept["image_size"], kept["patch_size"])
+    fields["lavida_views"] = view_fields(original, grid, pooled_grid_size)
     model = empty_model(_config(prune_method, original, backbone, tokenizer, fields))
     tensors, dtypes = _tensors(model, stored, kept["num_hidden_layers"], backbone, dtype)
     processor = ShirgLavidaProcessor.from_config(model.config, tokenizer, relevance_tokenizer=relevance_tokenizer)
@@ -111,7 +108,8 @@ def convert_checkpoint(
         }
         write_json(written / RECORD, facts)
         shown = {"facts": facts, "config": model.config, "grafted": base_origin}
-        render("converted", origin, None, "path/to/this/folder", {"tags": _TAGS}, **shown).save(written / "README.md")
+        card = render("converted", origin, None, "path/to/this/folder", {"tags": [*MODEL_TAGS, "lavida"]}, **shown)
+        card.save(written / "README.md")
     return facts
 
 
@@ -159,24 +157,18 @@ def _tensors(
 
 
 def _tokenizer(folder: Path, original: dict, backbone: dict) -> PreTrainedTokenizerBase:
-    """The source's tokenizer with `<image>` on the first free id.
-
-    Raises:
-        ValueError: the ids are not the config's, or the embedding has no row for `<image>`.
-    """
+    """The source's tokenizer with `<image>` on the first free id; the other ids are those of the config."""
     tokenizer = load_tokenizer(folder)
     ids = tokenizer.get_vocab()
     missing = [token for token in (*backbone["tokens"].values(), *backbone["chat_tokens"]) if token not in ids]
     if missing:
         raise ValueError(f"The tokenizer of {folder} has no {', '.join(missing)}: it is another model's.")
-    own = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    own["mask_token_id"] = ids[backbone["tokens"]["mask_token_id"]]
-    for name, token_id in own.items():
-        if original.get(name) not in (None, token_id):
-            raise ValueError(
-                f"{folder}: {name} is {original[name]} in config.json, but {token_id} in its tokenizer: bring the "
-                "tokenizer files that belong to this config."
-            )
+    own = {name: ids[token] for name, token in backbone["tokens"].items()}
+    own |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    differing = [name for name in own if original.get(name) not in (None, own[name])]
+    wrong = [f"{name} is {original[name]}, not {own[name]}" for name in differing]
+    if wrong:
+        raise ValueError(f"The tokenizer of {folder} is not that of its config.json, where {'; '.join(wrong)}.")
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     rows, image_id = text_fields(original, backbone)["vocab_size"], tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     if image_id >= rows:
@@ -196,6 +188,5 @@ def _write_configs(
     config.dtype = reduce(torch.promote_types, dtypes)  # `from_pretrained` loads everything in this type
     custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
-    ids = ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
-    ids = {name: getattr(config, name) for name in ids}
+    ids = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("mask", "bos", "eos", "pad")}
     ShirgGenerationConfig(**backbone["generation"], suppress_tokens=[], **ids).save_pretrained(folder)

@@ -20,9 +20,7 @@ _TRACES = ("chat_template", "is_local", "local_files_only", "name_or_path", "voc
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file: where it lies, and nothing of its values; `code` is the file's name of the type,
-    such as `"BF16"`.
-    """
+    """Where a tensor lies in a safetensors file, and nothing of its values; `code` is its type, such as `"BF16"`."""
 
     file: Path
     name: str

@@ -47,9 +47,7 @@ def original_name(name: str, backbone: dict) -> str:
 
 
 def grafted_part(name: str, kept_layers: int) -> str | None:
-    """SigLIP's own name of a tensor that LaViDa does not have: of the layer after the kept ones, the head, or the text
-    tower.
-    """
+    """SigLIP's own name of a tensor that LaViDa lacks: of the layer after the kept ones, the head, the text tower."""
     if name.startswith(_TEXT_TOWER):
         return TEXT_PREFIX + name.removeprefix(_TEXT_TOWER)
     of_base = name.startswith((f"{_VISION}encoder.layers.{kept_layers}.", f"{_VISION}head."))
@@ -101,12 +99,9 @@ def write_shards(
     dtypes: Mapping[str, torch.dtype],
     max_shard_size: str,
 ) -> tuple[int, int]:
-    """Write safetensors files, named as `save_pretrained` does, and their index if there are several.
+    """Write safetensors files as `save_pretrained` names them, with an index if there are several.
 
     Returns the number of files and the bytes of all tensors.
-
-    Raises:
-        ValueError: a value is too large for float16.
     """
     empty = {name: torch.empty(tensor.shape, dtype=dtypes[name], device="meta") for name, tensor in tensors.items()}
     split = split_torch_state_dict_into_shards(empty, max_shard_size=max_shard_size)

@@ -32,7 +32,7 @@ def tower_fields(kept: dict, base: Path | None) -> dict:
     fields = {**kept, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": base is not None}
     if base is None and kept["hidden_size"] not in KNOWN_TOWERS:
         raise ValueError(
-            f"A vision tower of width {kept['hidden_size']} has an unknown number of heads: pass its SigLIP, --vision_base."
+            f"Unknown number of heads for a vision tower of width {kept['hidden_size']}: pass --vision_base."
         )
     if base is None:
         return {**fields, "num_attention_heads": KNOWN_TOWERS[kept["hidden_size"]][0]}

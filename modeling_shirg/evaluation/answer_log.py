@@ -15,10 +15,7 @@ from urllib.parse import quote
 
 from modeling_shirg.running.files import write_json
 
-SETTINGS_FILE = "settings.json"
-WEIGHTS_FILE = "weights.json"
-ROWS_FILE = "rows.json"
-MEMORY_FILE = "memory.json"
+SETTINGS_FILE, WEIGHTS_FILE, ROWS_FILE, MEMORY_FILE = "settings.json", "weights.json", "rows.json", "memory.json"
 
 
 class Place(NamedTuple):
@@ -106,12 +103,9 @@ def check_settings(file: Path, settings: dict[str, Any], answers: Path) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     """The dictionary in a JSON file; a `ValueError` if there is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}): bring it back, or remove its folder.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, no settings: bring it back, or remove its folder.")
-    return content
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} holds no facts ({error}): bring it back, or remove its folder.") from None
 
 
 def _whole_lines(file: Path) -> bytes:

@@ -29,12 +29,17 @@ from modeling_shirg.training.data.bad_rows import BadRow
 class Share(NamedTuple):
     """The rows of this process: every `world`-th, from `rank`."""
 
-    rank: int = 0
-    world: int = 1
+    rank: int
+    world: int
+
+    @classmethod
+    def of_process(cls) -> "Share":
+        """By the environment of torchrun and accelerate launch."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
     def device(self, device: str) -> str:
-        """The accelerator of this process, where `device` is "auto" and there is one."""
-        if device != "auto" or not torch.accelerator.is_available():
+        """The accelerator of this process among several, where `device` is "auto"."""
+        if device != "auto" or self.world == 1 or not torch.accelerator.is_available():
             return device
         return f"{torch.accelerator.current_accelerator().type}:{os.environ.get('LOCAL_RANK', 0)}"
 

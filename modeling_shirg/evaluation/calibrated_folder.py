@@ -30,11 +30,7 @@ def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
 
 
 def write_calibrated_copy(source: Path, out: Path, calibration: dict[str, Any]) -> None:
-    """Write a copy of the folder `source` with `calibration`; `out` appears when it is complete.
-
-    Raises:
-        ValueError: `out` is not new or empty.
-    """
+    """Write a copy of the folder `source` with `calibration`; `out`, new or empty, appears when it is complete."""
     with new_folder(out) as folder:
         shutil.copytree(source, folder, ignore=_NOT_COPIED, dirs_exist_ok=True)
         write_calibration(folder, calibration)

@@ -12,7 +12,7 @@ Shape suffixes: V views of one image, N patches of one view.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,21 +26,6 @@ from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.ask import conversation
 
 _FEWEST_IMAGES = 4
-_DIGITS = 4
-
-
-@dataclass(frozen=True)
-class MeanAuc:
-    """A mean over images of the AUC, or of a difference of two, with its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    images: int
-
-    def side_of(self, level: float) -> int:
-        """1 or -1 if the whole interval lies above or below `level`, else 0."""
-        return (self.low > level) - (self.high < level)
 
 
 @dataclass(frozen=True)
@@ -82,11 +67,17 @@ def auc(scores_N: torch.Tensor, inside_N: torch.Tensor) -> float:
     return wins / (num_inside * (len(inside_N) - num_inside))
 
 
-def bootstrapped(values: list[float]) -> MeanAuc:
-    """The mean of one value per image with its interval."""
-    return MeanAuc(
-        *(round(value, _DIGITS) for value in (float(np.mean(values)), *mean_interval(values, 0))), len(values)
-    )
+def bootstrapped(values: list[float]) -> dict[str, Any]:
+    """The mean of one value per image, its 95% bootstrap interval `low` to `high`, and the number of images."""
+    figures = (float(np.mean(values)), *mean_interval(values, 0))
+    return {name: round(value, 4) for name, value in zip(("mean", "low", "high"), figures, strict=True)} | {
+        "images": len(values)
+    }
+
+
+def _side(figure: dict[str, Any], level: float) -> int:
+    """1 or -1 if the whole interval lies above or below `level`, else 0."""
+    return (figure["low"] > level) - (figure["high"] < level)
 
 
 def patches_inside(patch_boxes_N4: torch.Tensor, box: tuple[float, float, float, float]) -> torch.Tensor:
@@ -205,11 +196,11 @@ def _per_image(seen: list[Seen], signal_of: Callable[[Seen], torch.Tensor]) -> l
 
 def _sign(deciding: list[Seen], reporting: list[Seen], source: str) -> dict[str, Any]:
     decided = bootstrapped(_per_image(deciding, lambda question: question.relevance[source]))
-    side = decided.side_of(0.5)
+    side = _side(decided, 0.5)
     sign, verdict = {1: (1, "follows"), -1: (-1, "inverted"), 0: (1, "undecided")}[side]
     before = bootstrapped(_per_image(reporting, lambda question: question.relevance[source]))
     after = bootstrapped(_per_image(reporting, lambda question: sign * question.relevance[source]))
-    return {"sign": sign, "verdict": verdict, **_figures(decided, before, after)}
+    return {"sign": sign, "verdict": verdict, "decided": decided, "held_out": before, "held_out_corrected": after}
 
 
 def _mean(deciding: list[Seen], reporting: list[Seen], subtract_mean: str) -> dict[str, Any]:
@@ -224,12 +215,9 @@ def _mean(deciding: list[Seen], reporting: list[Seen], subtract_mean: str) -> di
 
     # A view's own share in the mean scales the rest of that view alike: no rank changes.
     gain = bootstrapped([after - before for before, after in zip(*both(deciding), strict=True)])
-    side = gain.side_of(0.0)
+    side = _side(gain, 0.0)
     subtracted = subtract_mean == "always" or (subtract_mean == "if_better" and side > 0)
     verdict = {1: "better", -1: "worse", 0: "undecided"}[side]
     before, after = map(bootstrapped, both(reporting))
-    return {"mean": mean if subtracted else None, "verdict": verdict, **_figures(gain, before, after)}
-
-
-def _figures(decided: MeanAuc, before: MeanAuc, after: MeanAuc) -> dict[str, Any]:
-    return {"decided": asdict(decided), "held_out": asdict(before), "held_out_corrected": asdict(after)}
+    figures = {"decided": gain, "held_out": before, "held_out_corrected": after}
+    return {"mean": mean if subtracted else None, "verdict": verdict, **figures}

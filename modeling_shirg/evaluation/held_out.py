@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from peft import PeftModel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -29,19 +30,10 @@ def scene_rows(family: str, split: str, num_images: int, blank: bool = False) ->
     return rows
 
 
-def references(rows: Rows) -> list[tuple[str, str]]:
-    """Source and last answer of every row."""
-    items = (rows[number] for number in range(len(rows)))
-    return [(item["source"], _text(item["messages"][-1]).strip()) for item in items]
-
-
 def answer_rows(model: Any, processor: Any, rows: Rows, batch_size: int) -> list[str]:
-    """The model's last answer to every row, given all turns before it.
+    """The model's last answer to every row, given all turns before it, by its own generation config.
 
-    Args:
-        model, processor: of one system; the model generates as its generation config says.
-        rows: items with `messages`, and with `images` if the image blocks have none; the last turn is the answer.
-        batch_size: rows that are answered together.
+    `rows` are items with `messages`, and with `images` if the image blocks have none; the last turn is the answer.
     """
     texts, loaded = [], Loaded(model, processor, "held-out rows")
     for start in tqdm(range(0, len(rows), batch_size), desc="answering"):
@@ -50,23 +42,31 @@ def answer_rows(model: Any, processor: Any, rows: Rows, batch_size: int) -> list
     return texts
 
 
-def exact_match_facts(
-    expected: Sequence[tuple[str, str]], given: Sequence[str], base: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Exact match of each source.
+def adapted_facts(model: PeftModel, processor: Any, rows: Rows, batch_size: int) -> list[dict[str, Any]]:
+    """Exact match of each source, of an adapter and of its base."""
+    with model.disable_adapter():
+        base = answer_rows(model, processor, rows, batch_size)
+    return exact_match_facts(rows, answer_rows(model, processor, rows, batch_size), base)
 
-    Args:
-        expected: from `references`.
-        given: the model's answers.
-        base: answers to compare with, of the model before training or to blank images.
 
-    Returns:
-        One dict per source: `task`, `metric`, `value`, its 95% interval `low` to `high`, `n`, and as shares of the
-        same questions `baseline`, the right ones in `base`, and `majority`, the most frequent answer.
+def exact_match_words(row: dict[str, Any]) -> str:
+    """One of `adapted_facts` as a sentence."""
+    return (
+        f"{row['task']}: exact match {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%}) of {row['n']} "
+        f"held-out rows, {row['baseline']:.1%} before training, {row['majority']:.1%} by the most frequent answer"
+    )
+
+
+def exact_match_facts(rows: Rows, given: Sequence[str], base: Sequence[str]) -> list[dict[str, Any]]:
+    """Exact match of each source: `task`, `metric`, `value`, its 95% interval `low` to `high`, `n`, and as shares of
+    the same questions `baseline`, the right ones in `base`, and `majority`, the most frequent answer.
+
+    `base` are answers of the model before training, or to blank images.
     """
     by_source: dict[str, list[tuple[str, str, str]]] = {}
-    for (source, gold), answer, other in zip(expected, given, base, strict=True):
-        by_source.setdefault(source, []).append((gold, answer, other))
+    for number, (answer, other) in enumerate(zip(given, base, strict=True)):
+        item = rows[number]
+        by_source.setdefault(item["source"], []).append((_text(item["messages"][-1]).strip(), answer, other))
     facts = []
     for source, answers in sorted(by_source.items()):
         right, too = (sum(answer[column] == answer[0] for answer in answers) for column in (1, 2))

@@ -44,7 +44,7 @@ def rendered_boxes(num_images: int) -> Iterator[LabelledBox]:
 
 
 def read_boxes(path: Path, num_images: int | None = None) -> list[LabelledBox]:
-    """The questions of a file, about its first `num_images` images.
+    """The questions of a file about its first `num_images` images.
 
     A line is `{"image": path, "question": str, "box": [left, top, right, bottom]}`: pixels of the upright image, paths
     relative to the file. Another line is a `ValueError` that names it.

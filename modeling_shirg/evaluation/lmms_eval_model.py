@@ -27,13 +27,7 @@ def manifest() -> ModelManifest:
 
 
 class ShirgLmms(lmms):
-    """The chat model of lmms-eval.
-
-    Args:
-        pretrained: checkpoint or adapter, a folder or a Hub id; `None` is the bundled toy.
-        prune_method, revision, device, dtype, batch_size: as for `shirg evaluate`.
-        **options: arguments of `generate` such as `prefix_kv`, and fields of the config; anything else is an error.
-    """
+    """The chat model of lmms-eval; arguments are those of `load`, and `options` are of `generate` or of the config."""
 
     is_simple = False
 

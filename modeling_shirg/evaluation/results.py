@@ -1,11 +1,10 @@
 """From logged answers to tables: scores with intervals, paired differences to a baseline, groups, cost, the guard."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas
@@ -21,10 +20,8 @@ from modeling_shirg.scenes.placement import EDGES
 from modeling_shirg.training.data.bad_rows import Skipped, check_share
 
 RESULTS_FILE, TABLE_FILE, GROUPS_FILE = "results.json", "results.csv", "groups.csv"
-# A system passes the guard if the 95% interval of its paired difference stays above this margin, in shares.
-GUARD_MARGIN = -0.01
-# Below so many rows the guard's interval is wider than its margin.
-GUARD_ROWS = 4000
+# The guard's margin in shares, and the rows below which its interval is wider than the margin.
+GUARD_MARGIN, GUARD_ROWS = -0.01, 4000
 
 Records = list[dict]
 
@@ -37,33 +34,24 @@ class Logged(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The systems, tasks (with their number of rows) and controls of a table.
-
-    `logged` names the evaluations of systems whose answers are elsewhere or have another name there.
-    """
+    """A table: tasks with their number of rows, systems by their names in it, controls, and the baseline."""
 
     rows: dict[str, int]
-    systems: list[str]
+    systems: dict[str, Logged]
     controls: list[str]
     baseline: str
     seed: int = 0
     max_bad_share: float = 0.01
-    logged: Mapping[str, Logged] = MappingProxyType({})
-
-    def where(self, root: Path, system: str) -> Logged:
-        """The answers of a system, for a table of the evaluation in `root`."""
-        return self.logged.get(system, Logged(root, system))
 
 
-def missing(root: Path, plan: Plan) -> dict[Place, int]:
-    """Number of unanswered rows of each incomplete place."""
-    places = [Place(*combination) for combination in product(plan.rows, plan.systems, plan.controls)]
-    left = {place: plan.rows[place.task] - len(read_answers(root, place)) for place in places}
-    return {place: count for place, count in left.items() if count}
+def missing(plan: Plan) -> int:
+    """Number of unanswered rows."""
+    places = product(plan.rows, plan.systems.values(), plan.controls)
+    return sum(plan.rows[task] - len(read_answers(at.root, Place(task, at.system, c))) for task, at, c in places)
 
 
-def tabulate(root: Path, plan: Plan) -> dict[str, Any]:
-    """All tables of the complete answers in `root`; missing answers and too many bad rows are a `ValueError`.
+def tabulate(plan: Plan) -> dict[str, Any]:
+    """All tables of complete answers; missing answers and too many bad rows are a `ValueError`.
 
     - `tasks`: rows, how many were answered, and the bad ones;
     - `scores`: one row per task, system, control and metric, `by` "" for all questions, else "subset" or "kind";
@@ -75,17 +63,16 @@ def tabulate(root: Path, plan: Plan) -> dict[str, Any]:
     tables: dict[str, Any] = {name: [] for name in ("scores", "groups", "discrepancy", "efficiency")} | {"tasks": {}}
     for task in plan.rows:
         answered = {}
-        for system, control in product(plan.systems, plan.controls):
-            folder, name = plan.where(root, system)
-            answered[system, control] = read_answers(folder, Place(task, name, control))
-            _check_whole(folder, Place(task, name, control), plan.rows[task], answered[system, control])
+        for (system, logged), control in product(plan.systems.items(), plan.controls):
+            place = Place(task, logged.system, control)
+            answered[system, control] = read_answers(logged.root, place)
+            _check_whole(logged.root, place, plan.rows[task], answered[system, control])
         tables["tasks"][task], answered = _usable(task, plan, answered)
         for row in _score_rows(task, plan, answered):
             tables["scores" if row["by"] in ("", "subset", "kind") else "groups"].append(row)
         tables["discrepancy"] += _discrepancy(task, plan, answered)
-        for system in plan.systems:
-            folder, name = plan.where(root, system)
-            memory = Place(task, name).folder(folder) / MEMORY_FILE
+        for system, logged in plan.systems.items():
+            memory = Place(task, logged.system).folder(logged.root) / MEMORY_FILE
             held = read_json(memory) if memory.exists() else {}
             tables["efficiency"].append({**_efficiency(task, system, answered[system, "none"]), **held})
     return tables | {"guard": guard_verdicts(tables["scores"])}
@@ -97,12 +84,8 @@ def guard_verdicts(scores: Iterable[dict]) -> dict[str, dict]:
     return {
         row["system"]: {
             "passes": row["difference_low"] > GUARD_MARGIN,
-            "margin": GUARD_MARGIN,
-            "difference": row["difference"],
-            "low": row["difference_low"],
-            "high": row["difference_high"],
-            "n": row["n"],
             "enough_rows": row["n"] >= GUARD_ROWS,
+            **{name: row[name] for name in ("difference", "difference_low", "difference_high", "n")},
         }
         for row in scores
         if (row["task"], row["control"], row["metric"], row["by"]) == wanted and row["difference"] is not None
@@ -199,11 +182,8 @@ def _figures(task: str, metric: str, mine: Records, base: Records | None, seed: 
         low, high = mean_interval(differences, seed)
         figures |= {"difference": fmean(differences), "difference_low": low, "difference_high": high}
     has_majority = TASKS[task].golds is None and metric == TASKS[task].metric
-    if not has_majority:
-        return {**figures, "majority": None}
-    kinds = [record["kind"] for record in mine]
-    shares = majority_share([record["answers"][0] for record in mine], kinds)
-    return {**figures, "majority": fmean(shares[kind] for kind in kinds)}
+    asked = ([record["answers"][0] for record in mine], [record.get("kind") for record in mine])
+    return {**figures, "majority": majority_share(*asked) if has_majority else None}
 
 
 def _discrepancy(task: str, plan: Plan, answered: dict[tuple, Records]) -> list[dict]:

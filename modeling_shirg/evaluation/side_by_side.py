@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,24 +42,19 @@ class Timed:
 def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[str, dict[str, Any]]:
     """Time every system `repeats` times in turn after `warmup` rounds that do not count; then count, once each.
 
-    Returns:
-        By system: `seconds`, the spread over the repeats, and `first_seconds`; `stages`, seconds of one profiled
-        answer; `flops` of matrix products and attention; tokens, forwards and bytes.
+    By system: `seconds`, the spread over the repeats, and `first_seconds`; `stages`, seconds of one profiled answer;
+    `flops` of matrix products and attention; tokens, forwards and bytes.
     """
-    chats = {name: system.chats() for name, system in systems.items()}
+    asked = {name: partial(ask, each.loaded, each.chats(), **each.generation) for name, each in systems.items()}
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     answers: dict[str, Answers] = {}
     for _ in range(warmup + repeats):
-        for name, system in systems.items():
+        for name, once in asked.items():
             start = wall_seconds()
-            answers[name] = ask(system.loaded, chats[name], **system.generation)
+            answers[name] = once()
             seconds[name].append(wall_seconds() - start)
     found = {}
-    for name, system in systems.items():
-
-        def once(system: Timed = system, asked: list = chats[name]) -> Answers:
-            return ask(system.loaded, asked, **system.generation)
-
+    for name, once in asked.items():
         with stage_seconds() as stages:
             once()
         with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
@@ -73,7 +69,7 @@ def measure(systems: dict[str, Timed], repeats: int, warmup: int = 1) -> dict[st
             "forwards": answers[name].outputs.forwards,
             "prefix_bytes": None if held is None else sum(held),
             "flops": counter.get_total_flops(),
-            **peak_memory(system.loaded.model, once),
+            **peak_memory(systems[name].loaded.model, once),
         }
     return found
 
@@ -162,13 +158,9 @@ _TOKEN_IDS = ("image_token_id", "mask_token_id", "infill_token_id", "bos_token_i
 def random_system(
     profile: Profile, preset: str, fields: dict[str, Any], given: Loaded, dtype: torch.dtype, device: torch.device
 ) -> Loaded:
-    """A preset with random weights at a profile's widths, asked through the tokenizer of `given`.
+    """A preset with random weights at a profile's widths, asked through the tokenizer of `given`, any checkpoint.
 
-    Args:
-        profile, preset: keys of `PROFILES` and `PRESETS`.
-        fields: of the config; they win over the preset's.
-        given: any checkpoint.
-        dtype, device: of the weights.
+    `fields` of the config win over the preset's.
     """
     fields |= {name: getattr(given.model.config, name) for name in _TOKEN_IDS}
     text = {"max_position_embeddings": 4096, **profile.text}

@@ -80,15 +80,11 @@ class StudyPlan:
 
     def _is_complete(self, logged: Logged) -> bool:
         rows = self.rows(logged.root)
-        return bool(rows) and not missing(logged.root, Plan(rows, [logged.system], ["none"], ""))
+        return bool(rows) and not missing(Plan(rows, {"": logged}, ["none"], ""))
 
 
 def read_study(file: Path, run: Path) -> StudyPlan:
-    """The study of a YAML file, or of the STUDY_FILE of a run, in the folder `run`.
-
-    Raises:
-        ValueError: the file cannot be read, or has a name that is unknown or missing.
-    """
+    """The study of a YAML file, or of the STUDY_FILE of a run, in the folder `run`; a wrong one is a `ValueError`."""
     content = read_settings(file)
     try:
         content = dict(content.get("plan", content))

@@ -5,6 +5,7 @@ Rows of data sets are read by training's adapters, so that a question is written
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from configuration_shirg.presets_shirg import did_you_mean
 from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, relaxed_accuracy, token_f1
 from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, vqa_accuracy
 from modeling_shirg.running.ask import conversation
-from modeling_shirg.scenes.benchmark import PER_CELL, blank_image, build_benchmark, num_cells, with_control
+from modeling_shirg.scenes.benchmark import PER_CELL, blank_image, build_benchmark, cells_of, with_control
 from modeling_shirg.training.data.adapters import ADAPTERS
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ImageFiles
@@ -23,11 +24,6 @@ from modeling_shirg.training.data.specs import SourceSpec, read_specs
 from modeling_shirg.training.data.tables import open_whole_table
 
 Score = Callable[[str, Sequence[str]], float]
-
-
-def textvqa_accuracy(prediction: str, golds: Sequence[str]) -> float:
-    """VQA accuracy as in TextVQA's evaluation: golds that all agree are normalised too."""
-    return vqa_accuracy(prediction, golds, keep_unanimous=False)
 
 
 class Task(NamedTuple):
@@ -72,7 +68,7 @@ TASKS: dict[str, Task] = {
     "chartqa": Task(_CHARTQA, 16, "test", _chartqa_golds, _chartqa_facts, has_cider=True),
     "docvqa": Task(_DOCVQA, 32, "validation", _vqa_golds),
     "infographicvqa": Task(_DOCVQA, 32, "validation", _vqa_golds),
-    "textvqa": Task({"vqa_accuracy": textvqa_accuracy}, 16, "validation", _vqa_golds),
+    "textvqa": Task({"vqa_accuracy": partial(vqa_accuracy, keep_unanimous=False)}, 16, "validation", _vqa_golds),
     "vqav2": Task({"vqa_accuracy": vqa_accuracy}, 16, "validation", _vqa_golds),
     "chart": Task({"exact_match": exact_match, "relaxed_accuracy": relaxed_accuracy}, 8, "test"),
     "document": Task({"exact_match": exact_match, "anls": anls}, 8, "test"),
@@ -106,8 +102,7 @@ class TaskRows:
     Args:
         name: a key of `TASKS`.
         place: `PLACE[,FIELD=VALUE...]` as after the colon of training's `--data`; `None` is the task's own place.
-        split: `None` is the task's own.
-        limit: only the first rows; `None` is all.
+        split, limit: the task's own split, and all rows, where `None`.
         scale: of rendered scenes, 1 for the toy geometry.
     """
 
@@ -120,7 +115,7 @@ class TaskRows:
         if self.is_rendered:
             if place is not None:
                 raise ValueError(f"--data {name}={place}: {name} is rendered here and takes no place.")
-            per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / num_cells(name)))
+            per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / len(cells_of(name))))
             self.table = build_benchmark(name, split, per_cell, scale)
             self._reader = RowReader(0, name, name, None, ADAPTERS["plain"].adapt, "", ImageFiles(Path()))
         else:
@@ -136,7 +131,7 @@ class TaskRows:
         return self._count
 
     def sample(self, row: int, control: str = "none") -> Sample:
-        """Row number `row`, under one of the benchmark's `CONTROLS`; a `BadRow` if it cannot be asked or judged."""
+        """Row number `row`, under a control of `with_control`; a `BadRow` if it cannot be asked or judged."""
         raw = self.table[row]
         item = self._reader.item(raw, row)
         image, question = item["images"][0], item["messages"][0]["content"][-1]["text"]

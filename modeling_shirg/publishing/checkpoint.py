@@ -54,18 +54,15 @@ class Checkpoint:
                 return get_local_safetensors_metadata(self.name)
             return HfApi().get_safetensors_metadata(self.name, revision=self.revision)
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-            raise ValueError(f"{self.name} has no weights that can be read: {error}") from None
+            why = "only safetensors is read, because a pickle file can run code"
+            raise ValueError(f"{self.name} has no weights that can be read ({why}): {error}") from None
 
     def config(self) -> ShirgLavidaConfig:
         """The config beside the weights."""
         return ShirgLavidaConfig.from_pretrained(self.name, revision=self.revision)
 
     def read(self, tensor: str, rows: int | None = None) -> tuple[torch.Tensor, tuple[int, ...]]:
-        """A tensor in its stored type, or its first `rows` rows, and the whole tensor's shape.
-
-        Raises:
-            ValueError: the checkpoint has no such tensor, or the file ends inside it.
-        """
+        """A tensor in its stored type, or its first `rows` rows, and the whole tensor's shape."""
         file = self.headers.weight_map.get(tensor)
         if file is None:
             raise ValueError(f"{self.name} has no tensor {tensor}: it is no whole SHIRG-LaViDa checkpoint.")

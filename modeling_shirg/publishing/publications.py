@@ -38,11 +38,7 @@ _PATH = re.compile(r"(?<![\w./~-])~?/(?!/)(?:[^\s'\",:=/]+/)*([^\s'\",:=/]+)/?")
 
 
 def open_run(folder: Path, checkpoint: str | None = None) -> Adapter:
-    """The adapter of a run folder with the whole report, or of one of the run's checkpoints.
-
-    Raises:
-        ValueError: there is none, tensors or facts are missing, a value is not finite, or the run has not finished.
-    """
+    """The whole adapter of a finished run, or of one of its checkpoints, with the report; its values are finite."""
     if not (folder / RUN_FILE).is_file():
         raise ValueError(f"{folder} has no {RUN_FILE}: give the folder of a whole run, and --checkpoint NAME.")
     run = read_run(str(folder / RUN_FILE))
@@ -102,11 +98,7 @@ def run_publication(
 
 
 def checkpoint_publication(folder: Path, repo_id: str, licence: str | None) -> Publication:
-    """A whole checkpoint with the card in its folder, or else a card of what the config says.
-
-    Raises:
-        ValueError: the folder is no whole SHIRG-LaViDa repository.
-    """
+    """A whole checkpoint with the card in its folder, or else a card of what the config says."""
     files, base = _files_of(folder), Checkpoint.find(str(folder))
     missing = [name for name in _NEEDED if name not in files]
     if missing:
@@ -124,10 +116,7 @@ def checkpoint_publication(folder: Path, repo_id: str, licence: str | None) -> P
 
 
 def positions_publication(base: Checkpoint, repo_id: str, licence: str | None, workshop: Path) -> Publication:
-    """The position table of a checkpoint, interpolated to the larger views of its geometry; no other weights are read.
-
-    Arguments as of `run_publication`.
-    """
+    """The position table of a checkpoint at the larger views of its geometry; arguments as of `run_publication`."""
     config, table_ND = base.config(), base.read(_BASE_TABLE)[0]
     sizes = GEOMETRIES[geometry_of(config.vision_config.image_size)]
     sizes = sorted({sizes["fovea_size"], sizes["whole_size"], config.fovea_size or sizes["fovea_size"]})

@@ -32,11 +32,7 @@ class Publication:
     is_model: bool = True
 
     def write(self, folder: Path, repo_id: str, revision: str) -> None:
-        """Write the content to a new folder, which appears as a whole.
-
-        Raises:
-            ValueError: `folder` is there already and not empty.
-        """
+        """Write the content to a folder that is new or empty; it appears as a whole."""
         with new_folder(folder) as workshop:
             for path, source in self.files.items():
                 (workshop / path).parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +45,8 @@ class Publication:
         The first commit fails if the branch has moved since its files were listed; the second one touches the card
         alone.
 
-        Args:
-            repo_id, branch: are created if they do not exist; the branch is `main` by default.
-            private: a new repository is private; an existing one has to be.
+        `repo_id` and `branch` (`main` by default) are created if they do not exist. With `private` a new repository is
+        private; an existing one has to be.
         """
         api, revision = HfApi(), branch or "main"
         ModelCard(addressed(str(self.card), repo_id, revision)).validate()

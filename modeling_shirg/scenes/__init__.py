@@ -18,20 +18,13 @@ FAMILIES = {"chart": draw_chart, "document": draw_document, "entity_grid": draw_
 _PAINTERS = {**FAMILIES, "page": draw_page}
 SPLITS = ("train", "validation", "test")
 # Scenes at scale 1 are for toy models, which learn to read one digit or one character.
-TOY = {
-    "document": {"rows": (3, 8), "code_length": (1, 1), "pitch": 30.0},
-    "chart": {"values": (1, 9)},
-}
+TOY = {"document": {"rows": (3, 8), "code_length": (1, 1), "pitch": 30.0}, "chart": {"values": (1, 9)}}
 
 __all__ = ["FAMILIES", "SPLITS", "TOY", "Cell", "Mark", "Question", "Scene", "scene", "scene_seed"]
 
 
 def scene_seed(family: str, split: str, index: int) -> list[int]:
-    """The seed of one scene's generator; no two scenes share it.
-
-    Raises:
-        ValueError: an unknown family or split, a negative index.
-    """
+    """The seed of one scene's generator; no two scenes share it. An unknown scene is a `ValueError`."""
     if family not in _PAINTERS or split not in SPLITS or index < 0:
         raise ValueError(
             f"No scene {index} of family {family!r} in split {split!r}: families are {list(_PAINTERS)}, splits "
@@ -41,7 +34,7 @@ def scene_seed(family: str, split: str, index: int) -> list[int]:
 
 
 def scene(family: str, split: str, index: int, scale: float = 1.0, **fixed) -> Scene:
-    """Scene number `index` of `family` in `split`.
+    """Scene number `index` of `family` in `split`; arguments that no drawing can meet are a `ValueError`.
 
     Args:
         family: a key of `FAMILIES`, or `"page"`, which asks nothing.
@@ -49,9 +42,6 @@ def scene(family: str, split: str, index: int, scale: float = 1.0, **fixed) -> S
         index: at least 0.
         scale: 1 fits the toy geometry's views, 2 the full geometry's.
         fixed: further arguments of the family's function, `cell` for example; by default those of `TOY` at scale 1.
-
-    Raises:
-        ValueError: an unknown family or split, a negative index, or arguments that no drawing can meet.
     """
     rng = np.random.default_rng(scene_seed(family, split, index))
     width, height = rng.integers(384, 513, size=2) if split == "train" else (SIDE, SIDE)

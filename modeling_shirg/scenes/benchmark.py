@@ -1,10 +1,9 @@
 """The synthetic benchmark: fixed splits of the four families as `datasets`, balanced over size and eccentricity.
 
-    document, chart    every glyph size x every eccentricity bin, `per_cell` questions each; chart also asks `per_cell`
-                       times each for the largest column's name and for a difference, placed freely
-    entity_grid        every entity size x inside a slice / on a border / on the four-corner point, `per_cell` each,
-                       the kinds of question in turn
-    guard              20 x `per_cell` questions, VQAv2's schema: ten answers
+    document, chart    every glyph size x every eccentricity bin; chart also asks for the largest column's name and a
+                       difference, placed freely
+    entity_grid        every entity size x inside a slice / on a border / on the four-corner point, kinds in turn
+    guard              20 cells, VQAv2's schema: ten answers
 
 A row is a pure function of (family, split, position): every machine builds the same benchmark.
 """
@@ -12,7 +11,6 @@ A row is a pure function of (family, split, position): every machine builds the 
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
@@ -20,10 +18,9 @@ from configuration_shirg.geometry_shirg import fovea_box, tile_boxes
 from configuration_shirg.presets_shirg import GEOMETRIES
 from modeling_shirg.scenes import FAMILIES, Cell, Question, Scene, scene, scene_seed
 from modeling_shirg.scenes.entity_grid import ENTITY_SIZES, PLACES
-from modeling_shirg.scenes.placement import GLYPH_SIZES, NUM_BINS, eccentricity, inside_fovea
+from modeling_shirg.scenes.placement import EDGES, GLYPH_SIZES, eccentricity, inside_fovea
 
 PER_CELL = 200
-CONTROLS = ("none", "blank", "shuffled_question")
 # The answer to "which cell" is always the middle one at the corner point, so "locate" is not asked there.
 _GRID_KINDS = {place: ("identify", "locate", "count") for place in ("inside", "border")}
 _GRID_KINDS["corner"] = ("identify", "count")
@@ -50,9 +47,7 @@ _ROW = {
 _VQA = _columns("question_type string, answer_type string, multiple_choice_answer string, image_id int64")
 
 
-def build_benchmark(
-    family: str, split: str = "test", per_cell: int = PER_CELL, scale: float = 1.0, num_proc: int | None = None
-) -> Dataset:
+def build_benchmark(family: str, split: str = "test", per_cell: int = PER_CELL, scale: float = 1.0) -> Dataset:
     """All rows of one family.
 
     Args:
@@ -60,12 +55,10 @@ def build_benchmark(
         split: `"validation"` or `"test"`; training draws its own scenes.
         per_cell: questions per cell; the public benchmark has `PER_CELL`.
         scale: 1 for the toy geometry's views, 2 for the full geometry's.
-        num_proc: processes that draw.
 
-    Columns: image, question_id, question, answer, answers (ten equal ones), family, split, index, kind, cell_glyph_px
-    and cell_place (null and "" for questions without a cell), seed of the scene, box of the evidence in pixels,
-    glyph_px of the evidence in the image, in the squashed global view and in the fovea (null if partly outside),
-    eccentricity 0..1, in_fovea, crosses_slice; `"guard"` also VQAv2's other columns.
+    Columns beside VQAv2's: cell_glyph_px and cell_place (null and "" for questions without a cell), seed of the scene,
+    box of the evidence in pixels, glyph_px of the evidence in the image, in the squashed global view and in the fovea
+    (null if partly outside), eccentricity 0..1, in_fovea, crosses_slice.
     """
     if family not in FAMILIES:
         raise ValueError(f"No family {family!r}: there are {list(FAMILIES)}.")
@@ -73,7 +66,7 @@ def build_benchmark(
         raise ValueError("The benchmark has the splits 'validation' and 'test'; training draws scenes of its own.")
     if per_cell < 1:
         raise ValueError(f"per_cell {per_cell}: a benchmark has at least one question per cell.")
-    cells, columns = _cells(family), {**_SPEC, **_ROW, **(_VQA if family == "guard" else {})}
+    cells, columns = cells_of(family), {**_SPEC, **_ROW, **(_VQA if family == "guard" else {})}
     rows = []
     for index in range(per_cell * len(cells)):  # cells take turns: any first rows of the benchmark are balanced too
         turn, number = divmod(index, len(cells))
@@ -82,22 +75,16 @@ def build_benchmark(
             dict(zip(_SPEC, (family, split, index, kinds[turn % len(kinds)], size, place, scale), strict=True))
         )
     specs = Dataset.from_list(rows, features=Features(_SPEC))
-    return specs.map(_draw, features=Features(columns), num_proc=num_proc, desc=f"Drawing {family}")
+    return specs.map(_draw, features=Features(columns), desc=f"Drawing {family}")
 
 
 def with_control(benchmark: Dataset, control: str) -> Dataset:
-    """The benchmark without what gives the answer away; answers and order stay.
-
-    `"blank"` replaces every image by a grey one of its size. `"shuffled_question"` asks each image the question of
-    another row, and keeps the row's own answer.
-    """
-    if control not in CONTROLS:
-        raise ValueError(f"No control {control!r}: there are {CONTROLS}.")
+    """The benchmark with grey images ("blank"), or each image with another row's question ("shuffled_question")."""
     if control == "blank":
         return benchmark.map(lambda row: {"image": blank_image(row["image"])})
     if control == "shuffled_question":
         return benchmark.remove_columns("question").add_column("question", _other_questions(benchmark))
-    return benchmark
+    raise ValueError(f"No control {control!r}: there are 'blank' and 'shuffled_question'.")
 
 
 def blank_image(image: PILImage.Image) -> PILImage.Image:
@@ -105,27 +92,22 @@ def blank_image(image: PILImage.Image) -> PILImage.Image:
     return PILImage.new("RGB", image.size, (128, 128, 128))
 
 
-def num_cells(family: str) -> int:
-    """Rows of `family` in the benchmark for each row of `per_cell`."""
-    return len(_cells(family))
+def majority_share(answers: Sequence[str], kinds: Sequence[str]) -> float:
+    """Share of the questions with the most frequent answer of their kind."""
+    most: dict[str, int] = {}
+    for (kind, _), count in Counter(zip(kinds, answers, strict=True)).items():
+        most[kind] = max(most.get(kind, 0), count)
+    return sum(most.values()) / len(answers)
 
 
-def majority_share(answers: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
-    """Per kind of question, the share of questions with the most frequent answer."""
-    by_kind: dict[str, Counter] = {}
-    for answer, kind in zip(answers, kinds, strict=True):
-        by_kind.setdefault(kind, Counter())[answer] += 1
-    return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in by_kind.items()}
-
-
-def _cells(family: str) -> list[tuple[Sequence[str], float | None, str]]:
+def cells_of(family: str) -> list[tuple[Sequence[str], float | None, str]]:
     """(kinds of question in turn, glyph size, place) of every cell."""
     if family == "guard":
         return [((kind,), None, "") for kind in _GUARD_KINDS] * 4
     if family == "entity_grid":
         return [(_GRID_KINDS[place], size, place) for size in ENTITY_SIZES for place in PLACES]
     kind = "read_field" if family == "document" else "read_value"
-    cells = [((kind,), size, str(place)) for size in GLYPH_SIZES for place in range(NUM_BINS)]
+    cells = [((kind,), size, str(place)) for size in GLYPH_SIZES for place in range(len(EDGES) - 1)]
     unplaced = ("name_maximum", "difference") if family == "chart" else ()
     return cells + [((kind,), None, "") for kind in unplaced]
 
@@ -180,15 +162,12 @@ def _measures(drawn: Scene, question: Question, scale: float) -> dict:
 
 def _other_questions(benchmark: Dataset) -> list[str]:
     """For every row a question of another row, with another text and another answer, of the same kind if possible."""
-    questions, answers = list(benchmark["question"]), list(benchmark["answer"])
-    kinds = np.array(benchmark["kind"])
-    others = []
-    for row in range(len(questions)):
-        following = np.roll(np.arange(len(questions)), -row - 1)[:-1]
-        by_kind = following[np.argsort(kinds[following] != kinds[row], kind="stable")]
-        fit = (o for o in by_kind if questions[o] != questions[row] and answers[o] != answers[row])
-        other = next(fit, None)
+    rows, others = list(zip(*(benchmark[name] for name in ("kind", "question", "answer")), strict=True)), []
+    for number, (kind, question, answer) in enumerate(rows):
+        following = rows[number + 1 :] + rows[:number]
+        differing = (row for alike in (True, False) for row in following if (row[0] == kind) is alike)
+        other = next((row[1] for row in differing if row[1] != question and row[2] != answer), None)
         if other is None:
-            raise ValueError(f"No row has another question and answer than {questions[row]!r}: {answers[row]!r}.")
-        others.append(questions[other])
+            raise ValueError(f"No row has another question and answer than {question!r}: {answer!r}.")
+        others.append(other)
     return others

@@ -58,19 +58,15 @@ def draw_chart(
     columns: tuple[int, int] = (3, 6),
     values: tuple[int, int] = (5, 99),
 ) -> Scene:
-    """A chart with `columns` (least, most) bars or points of `values` (least, most); other arguments: `draw_document`.
-
-    Questions: every value, the target's first; the name of the largest; a difference.
-    """
+    """A chart of `columns` (least, most) bars or points with `values`; other arguments: `draw_document`."""
     plan = _plan(rng, width, height, scale, cell, columns, values)
     chart = Scene(canvas(rng, width, height))
     is_line = rng.random() < 0.35
     _draw_plot(chart, rng, plan, is_line)
     labels, names = [], []
     for column, (name, value) in enumerate(zip(plan.names, plan.values, strict=True)):
-        box = plan.label_box(column)
+        box, size = plan.label_box(column), _NAME_PX * scale
         labels.append(chart.write(str(value), box[0], (box[1] + box[3]) / 2, plan.sizes[column], "black"))
-        size = _NAME_PX * scale
         left = plan.center(column) - text_width(name, size) / 2
         names.append(chart.write(name, left, plan.name_middle(column), size, "black"))
     _ask(chart, plan, labels, names, "point" if is_line else "bar")
@@ -134,12 +130,12 @@ def _ask(chart: Scene, plan: _Plan, labels: list[list[int]], names: list[list[in
         text = f"What is the value of {noun} {name}?"
         size = plan.sizes[column]
         chart.questions.append(Question(text, value, "read_value", box, size, read, name, tuple(names[column])))
-    largest = int(np.argmax(plan.values))
-    text, box = f"Which {noun} is the largest?", chart.ink_box(names[largest])
-    read, size = tuple((mark,) for mark in names[largest]), _NAME_PX * plan.scale
+    largest, size = int(np.argmax(plan.values)), _NAME_PX * plan.scale
+    text, read = f"Which {noun} is the largest?", tuple((mark,) for mark in names[largest])
+    box = chart.ink_box(names[largest])
     chart.questions.append(Question(text, plan.names[largest], "name_maximum", box, size, read))
     one, other = order[:2]
-    both, size = [*labels[one], *labels[other]], min(plan.sizes[one], plan.sizes[other])
+    both, size = (*labels[one], *labels[other]), min(plan.sizes[one], plan.sizes[other])
     text = f"What is the difference between {plan.names[one]} and {plan.names[other]}?"
     answer = str(abs(plan.values[one] - plan.values[other]))
-    chart.questions.append(Question(text, answer, "difference", chart.ink_box(both), size, (tuple(both),)))
+    chart.questions.append(Question(text, answer, "difference", chart.ink_box(both), size, (both,)))

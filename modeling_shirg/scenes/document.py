@@ -37,16 +37,12 @@ def draw_document(
     code_length: tuple[int, int] = (2, 4),
     pitch: float = 0.0,
 ) -> Scene:
-    """A form or a receipt; the first question is about the row in `cell`.
+    """A form or a receipt; the first question is about the row in `cell`, which is drawn freely by default.
 
     Args:
-        rng: decides everything else.
-        width, height: of the image in pixels.
-        scale: glyph sizes of `cell` and of the other rows are multiplied with it.
-        cell: size and eccentricity bin of the first question's row; drawn freely by default.
-        rows: least and most rows; a page without room for the drawn number has fewer.
-        code_length: least and most characters of a value.
-        pitch: least distance of two rows in pixels at scale 1, whatever their size.
+        rng, width, height, scale, cell: of every family; all glyph sizes are multiplied by `scale`.
+        rows, code_length: least and most rows (fewer without room on the page), and characters of a value.
+        pitch: least distance of two rows in pixels at scale 1.
     """
     page = Scene(canvas(rng, width, height))
     is_receipt = rng.random() < 0.4
@@ -108,10 +104,11 @@ def _stack(rng, left: float, middle: float, lines, row_width: float, width: int,
     for line in lines[1:]:
         fits_above, fits_below = top - line > room, bottom + line < height - room
         if not (fits_above or fits_below):
-            column = _free_column(columns, row_width + room, width)
-            if column is None:
+            beside = row_width + room
+            right, left = max(columns) + beside, min(columns) - beside
+            if right + beside > width and left <= room:
                 break
-            columns.append(column)
+            columns.append(right if right + beside <= width else left)
             top = bottom = rng.uniform(0.2, 0.8) * height
             fits_above = fits_below = True
         if fits_above and (not fits_below or rng.random() < 0.5):
@@ -123,13 +120,6 @@ def _stack(rng, left: float, middle: float, lines, row_width: float, width: int,
     return spots
 
 
-def _free_column(columns: list[float], pitch: float, width: int) -> float | None:
-    right, left = max(columns) + pitch, min(columns) - pitch
-    if right + pitch <= width:
-        return right
-    return left if left > 0.02 * width else None
-
-
 def _draw_row(page: Scene, rng, texts: tuple[str, str], size: float, spot: tuple, gap: float, dotted: bool) -> None:
     """Key and value, and a line of dots (a receipt) or a thin rule (a form) between them."""
     (key, code), (left, middle) = texts, spot
@@ -138,8 +128,8 @@ def _draw_row(page: Scene, rng, texts: tuple[str, str], size: float, spot: tuple
     code_marks = page.write(code, value_left, middle, size, pick(rng, INKS))
     draw, start, baseline = ImageDraw.Draw(page.image), page.marks[key_marks[0]].box[2], middle + size / 2
     if dotted:
-        for x in range(round(start) + 4, round(value_left) - 3, 5):
-            draw.point((x, round(baseline) - 1), fill=(120, 120, 120))
+        dots = [(x, round(baseline) - 1) for x in range(round(start) + 4, round(value_left) - 3, 5)]
+        draw.point(dots, fill=(120, 120, 120))
     else:
         draw.line([(start + 3, baseline), (value_left - 3, baseline)], fill=(190, 190, 190))
     text, box = f"What is the value of {key}?", page.ink_box([*key_marks, *code_marks])

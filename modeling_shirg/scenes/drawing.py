@@ -45,10 +45,8 @@ class Question:
     """A question about a scene.
 
     Args:
-        text, answer: the question and the one right answer.
-        kind: of the question, `"read_value"` for example.
-        box: the evidence, ink to be read or counted.
-        glyph_px: cap height of the evidence's glyphs; the side of a shape.
+        text, answer, kind: the question, the one right answer, and the kind, `"read_value"` for example.
+        box, glyph_px: of the evidence, ink to be read or counted; its cap height, or the side of a shape.
         answer_marks: per character of the answer, the marks to look at; all in one entry for counted answers.
         name: the word of the question that points to the evidence, a row's key for example; `None` without one.
         name_marks: the marks that write this word in the image.
@@ -110,17 +108,16 @@ def pick(rng: np.random.Generator, options: Sequence):
 
 def text_width(text: str, glyph_px: float) -> float:
     """Advance width of `text`."""
-    return load_font(font_size(glyph_px)).getlength(text)
+    return load_font(_font_size(glyph_px)).getlength(text)
+
+
+def _font_size(glyph_px: float) -> int:
+    return max(1, round(glyph_px / _CAP_HEIGHT))
 
 
 def text_ink(text: str, left: float, middle: float, glyph_px: float) -> Box:
     """The box of the ink that `Scene.write` would leave."""
     return union([box for _, _, box in _lay_out(text, left, middle, glyph_px)])
-
-
-def font_size(glyph_px: float) -> int:
-    """The font size in pixels whose capitals are `glyph_px` high."""
-    return max(1, round(glyph_px / _CAP_HEIGHT))
 
 
 @cache
@@ -136,9 +133,7 @@ def _lay_out(
     text: str, left: float, middle: float, glyph_px: float
 ) -> Iterator[tuple[str, Image.Image, tuple[int, int, int, int]]]:
     """Each character of a line of text, its ink and the box that the ink fills."""
-    size = font_size(glyph_px)
-    baseline = round(middle + glyph_px / 2)
-    x = float(left)
+    size, baseline, x = _font_size(glyph_px), round(middle + glyph_px / 2), float(left)
     for character in text:
         ink, dx, dy = _glyph(size, character)
         place = (round(x) + dx, baseline + dy)
@@ -169,10 +164,8 @@ def _fill_shape(draw: ImageDraw.ImageDraw, shape: str, box: Box, rgb: tuple[int,
         draw.rectangle((left + arm, top, right - arm, bottom), fill=rgb)
         draw.rectangle((left, top + arm, right, bottom - arm), fill=rgb)
     else:
-        draw.polygon(_star_points((left + right) / 2, (top + bottom) / 2, (right - left) / 2), fill=rgb)
-
-
-def _star_points(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    reaches = [radius if step % 2 == 0 else radius * 0.42 for step in range(10)]
-    angles = [math.pi * step / 5 - math.pi / 2 for step in range(10)]
-    return [(x + reach * math.cos(at), y + reach * math.sin(at)) for reach, at in zip(reaches, angles, strict=True)]
+        x, y, radius = (left + right) / 2, (top + bottom) / 2, (right - left) / 2
+        reaches = [radius if step % 2 == 0 else radius * 0.42 for step in range(10)]
+        turns = [math.pi * step / 5 - math.pi / 2 for step in range(10)]
+        points = [(x + r * math.cos(turn), y + r * math.sin(turn)) for r, turn in zip(reaches, turns, strict=True)]
+        draw.polygon(points, fill=rgb)

@@ -96,15 +96,12 @@ def _draw_entity(grid: Scene, rng, label: str, spot: int, size: float) -> int:
 
 def _ask(grid: Scene, placed: list[tuple[int, int, float]], counted: str) -> None:
     for spot, mark, size in placed:
-        label, box = grid.marks[mark].label, grid.marks[mark].box
-        number = str(spot + 1)
-        what = Question(f"What is in cell {number}?", label, "identify", box, size, ((mark,),), number)
-        where = Question(f"Which cell holds {label}?", number, "locate", box, size, ((mark,),), label)
-        grid.questions.append(what)
+        label, number, shown = grid.marks[mark].label, str(spot + 1), (grid.marks[mark].box, size, ((mark,),))
+        grid.questions.append(Question(f"What is in cell {number}?", label, "identify", *shown, number))
         if label not in SHAPES:
-            grid.questions.append(where)
-    marks = tuple(mark for _, mark, _ in placed if grid.marks[mark].label == counted)
-    evidence = marks or tuple(mark for _, mark, _ in placed)
-    size = min(size for _, mark, size in placed if mark in evidence)
-    text = f"How many cells hold a {counted}?"
-    grid.questions.append(Question(text, str(len(marks)), "count", grid.ink_box(evidence), size, (marks,), counted))
+            grid.questions.append(Question(f"Which cell holds {label}?", number, "locate", *shown, label))
+    sizes = {mark: size for _, mark, size in placed}
+    marks = tuple(mark for mark in sizes if grid.marks[mark].label == counted)
+    evidence, text = marks or tuple(sizes), f"How many cells hold a {counted}?"
+    shown = (grid.ink_box(evidence), min(sizes[mark] for mark in evidence), (marks,))
+    grid.questions.append(Question(text, str(len(marks)), "count", *shown, counted))

@@ -21,14 +21,12 @@ def draw_guard(
         size = rng.uniform(0.22, 0.36) * min(width, height)
         x, y = np.array(_QUARTERS[quarter]) + rng.uniform(-0.06, 0.06, size=2)
         marks.append(scene.draw_shape(kind, (x * width, y * height), size, color))
-    for mark in marks:
+    sides = [scene.marks[mark].box[2] - scene.marks[mark].box[0] for mark in marks]
+    for mark, side in zip(marks, sides, strict=True):
         shape = scene.marks[mark]
-        side = shape.box[2] - shape.box[0]
-        ask_color = f"What color is the {shape.label}?"
-        ask_shape = f"What shape is {shape.color}?"
-        scene.questions.append(Question(ask_color, shape.color, "color", shape.box, side, ((mark,),), shape.label))
-        scene.questions.append(Question(ask_shape, shape.label, "shape", shape.box, side, ((mark,),), shape.color))
-    smallest = min(scene.marks[mark].box[2] - scene.marks[mark].box[0] for mark in marks)
-    box, everything = scene.ink_box(marks), (tuple(marks),)
-    scene.questions.append(Question("How many shapes are there?", str(count), "count", box, smallest, everything))
+        color, shown = (f"What color is the {shape.label}?", shape.color, "color"), (shape.box, side, ((mark,),))
+        scene.questions.append(Question(*color, *shown, shape.label))
+        scene.questions.append(Question(f"What shape is {shape.color}?", shape.label, "shape", *shown, shape.color))
+    everything = (scene.ink_box(marks), min(sides), (tuple(marks),))
+    scene.questions.append(Question("How many shapes are there?", str(count), "count", *everything))
     return scene

@@ -15,12 +15,11 @@ SIDE = 2 * FOVEA  # of a benchmark image at scale 1, for the toy geometry; scale
 MOST_TRIES = 20_000  # to draw a plan that fits; a cell that is possible takes hundreds at most
 GLYPH_SIZES = (8, 11, 15, 21, 29)
 EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
-NUM_BINS = len(EDGES) - 1
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Cap height of the evidence at scale 1, and its place: an eccentricity bin, or a key of `entity_grid.PLACES`."""
+    """Cap height of the evidence at scale 1; an eccentricity bin, or a key of `entity_grid.PLACES`."""
 
     glyph_px: float
     place: int | str

@@ -1,182 +1,156 @@
-"""The body of a chat request: what it may say, checked field by field, and what that means to `generate`."""
+"""The body of a chat request: a strict pydantic model, and its meaning for `generate`."""
 
-import json
 import reprlib
-import sys
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, Json, ValidationError, model_validator
 
 from modeling_shirg.generation_config_shirg import ShirgGenerationConfig, overridden_fields
 
-from .limits import Limits
+from .request_limits import Limits
 
-_ROLES = ("system", "user", "assistant")
-_FIELDS = (
-    "model",
-    "messages",
-    "stream",
-    "stream_options",
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "seed",
-    "generation_config",
-    "fovea_boxes",
-    "user",
-    "metadata",
-)
-# Fields of OpenAI's API that mean nothing here; these values of them ask for nothing either.
-_NEUTRAL = {
-    "n": 1,
-    "top_p": 1,
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logprobs": False,
-    "store": False,
-    "response_format": {"type": "text"},
-    "tools": [],
-}
-# What the field `generation_config` may set; lengths and seeds have fields of their own.
-_GENERATION = (
-    "block_length",
-    "steps",
-    "step_ratio",
-    "schedule",
-    "shift",
-    "remasking",
-    "prefix_kv",
-    "prefix_dtype",
-)
+_Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+_GenerationField = Literal[
+    "block_length", "steps", "step_ratio", "schedule", "shift", "remasking", "prefix_kv", "prefix_dtype"
+]
 
 
-def check_fields(body: dict[str, Any]) -> None:
-    """Raises a `ValueError` for a field that this server cannot honour."""
-    for name, value in body.items():
-        if name not in _FIELDS and value is not None and (name not in _NEUTRAL or value != _NEUTRAL[name]):
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _ImageUrl(_Strict):
+    url: str
+    detail: Any = None
+
+
+class _TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _ImagePart(_Strict):
+    type: Literal["image_url"]
+    image_url: _ImageUrl
+
+
+_Parts = Annotated[
+    list[Annotated[_TextPart | _ImagePart, Field(discriminator="type")]], Field(min_length=1, fail_fast=True)
+]
+
+
+class _Message(_Strict):
+    role: Literal["system", "user", "assistant"]
+    content: str | _Parts
+    name: str | None = None
+
+    @property
+    def parts(self) -> list[_TextPart | _ImagePart]:
+        return [_TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+
+class ChatRequest(_Strict):
+    """A request to `/v1/chat/completions`: OpenAI's fields as far as the model can honour them, and two more.
+
+    `fovea_boxes` has [left, top, right, bottom] in pixels or null per image; `generation_config` is a string of JSON.
+    Fields from `n` on are accepted with their neutral value only. A field that is null counts as absent.
+    """
+
+    model: str
+    messages: Annotated[list[_Message], Field(min_length=1, fail_fast=True)]
+    stream: bool = False
+    stream_options: dict | None = None
+    max_tokens: _Integer | None = None
+    max_completion_tokens: _Integer | None = None
+    temperature: FiniteFloat | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    generation_config: Json[dict[_GenerationField, str | bool | _Integer | FiniteFloat | None]] | None = None
+    fovea_boxes: Annotated[list[_Box | None], Field(fail_fast=True)] | None = None
+    user: str | None = None
+    metadata: dict | None = None
+    n: Annotated[int, Field(ge=1, le=1)] = 1
+    top_p: Annotated[float, Field(ge=1, le=1)] = 1
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0
+    logprobs: Literal[False] = False
+    store: Literal[False] = False
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    tools: Annotated[list, Field(max_length=0)] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in body.items() if value is not None}
+
+    @property
+    def image_options(self) -> dict[str, Any]:
+        return {} if self.fovea_boxes is None else {"fovea_boxes": self.fovea_boxes}
+
+    @property
+    def image_urls(self) -> list[str]:
+        return [part.image_url.url for message in self.messages for part in message.parts if part.type == "image_url"]
+
+    def conversation(self, images: list[Any]) -> list[dict[str, Any]]:
+        """The messages as the processor takes them, with `images` in the places of `image_urls`."""
+        left = iter(images)
+        return [
+            {"role": message.role, "content": [_content(part, left) for part in message.parts]}
+            for message in self.messages
+        ]
+
+    def generation(self, defaults: ShirgGenerationConfig, max_new_tokens: int) -> ShirgGenerationConfig:
+        """The generation arguments of the request on top of the checkpoint's `defaults`.
+
+        Raises:
+            ValueError: a value does not fit, or the answer would be longer than `max_new_tokens`.
+        """
+        overrides = dict(self.generation_config or {})
+        for length in (self.max_tokens, self.max_completion_tokens):
+            if length is not None:
+                overrides["max_new_tokens"] = length
+        if self.temperature is not None:
+            overrides["do_sample"] = self.temperature != 0
+            overrides["temperature"] = self.temperature or None
+        config = ShirgGenerationConfig(**overridden_fields(defaults, overrides))
+        if config.max_new_tokens > max_new_tokens:
             raise ValueError(
-                f"This server has no use for {reprlib.repr(name)}: leave it out. It takes {', '.join(_FIELDS)}."
+                f"max_tokens={config.max_new_tokens}: this server's answers have at most {max_new_tokens}."
             )
-    if not isinstance(body.get("stream"), (bool, type(None))):
-        raise ValueError(f"stream={reprlib.repr(body['stream'])} must be true or false.")
-    seed = body.get("seed")
-    if seed is not None and (not _is_number(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed={reprlib.repr(seed)} must be an integer from 0 to 2**63 - 1.")
-    if body.get("temperature") is not None and not _is_number(body["temperature"], (int, float)):
-        raise ValueError(f"temperature={reprlib.repr(body['temperature'])} must be a number.")
-    boxes = body.get("fovea_boxes")
-    if boxes is not None and not (isinstance(boxes, list) and all(map(_is_box, boxes))):
-        raise ValueError(
-            f"fovea_boxes={reprlib.repr(boxes)} must be one [left, top, right, bottom] or null per image."
-        )
+        return config
 
 
-def _is_box(box: Any) -> bool:
-    return box is None or (
-        isinstance(box, list) and len(box) == 4 and all(_is_number(edge, (int, float)) for edge in box)
-    )
+def _content(part: _TextPart | _ImagePart, images: Any) -> dict[str, Any]:
+    return {"type": "text", "text": part.text} if part.type == "text" else {"type": "image", "image": next(images)}
 
 
-def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
-    # An integer of JSON may be too large for a float; NaN is not smaller than anything.
-    return isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def checked_messages(body: dict[str, Any], limits: Limits) -> list[dict[str, Any]]:
-    """The messages of a request, every one a known role with text and `image_url` parts.
+def parse_request(body: dict[str, Any], limits: Limits) -> ChatRequest:
+    """The request of a JSON object.
 
     Raises:
-        ValueError: something else is among them, too many images, messages or characters; the message says where.
+        ValueError: a field does not fit, or messages, images or characters are more than `limits`; it is named.
     """
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("messages must be a list with at least one message.")
-    _check_count(len(messages), limits)
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
-            raise ValueError(f"messages[{index}] must have a role, one of {', '.join(_ROLES)}.")
-        extra = sorted(set(message) - {"role", "content", "name"})
-        if extra:
-            raise ValueError(f"messages[{index}] may have a role and content, got {reprlib.repr(extra)}.")
-        _check_content(message.get("content"), f"messages[{index}].content")
-    parts = [part for message in messages for part in _parts(message)]
-    _check_count(sum(max(1, len(_parts(message))) for message in messages), limits)
-    images = sum(part["type"] == "image_url" for part in parts)
-    if images > limits.max_images:
-        raise ValueError(f"A request may hold {limits.max_images} images, got {images}.")
-    texts = [message["content"] for message in messages if isinstance(message["content"], str)]
-    characters = sum(map(len, texts)) + sum(len(part["text"]) for part in parts if part["type"] == "text")
-    if characters > limits.max_text_characters:
-        raise ValueError(f"A request may hold {limits.max_text_characters} characters of text, got {characters}.")
-    return messages
-
-
-def _check_count(count: int, limits: Limits) -> None:
-    if count > limits.max_messages:
-        raise ValueError(f"A request may hold {limits.max_messages} messages or parts of messages, got {count}.")
-
-
-def _check_content(content: Any, where: str) -> None:
-    if isinstance(content, str):
-        return
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{where} must be a string or a list of parts.")
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            continue
-        image = part.get("image_url") if kind == "image_url" else None
-        if isinstance(image, dict) and isinstance(image.get("url"), str):
-            continue
-        raise ValueError(
-            f"{where}[{index}] must be {{'type': 'text', 'text': ...}} or {{'type': 'image_url', 'image_url': "
-            "{'url': ...}}."
-        )
-
-
-def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
-    return message["content"] if isinstance(message["content"], list) else []
-
-
-def generation_config(
-    body: dict[str, Any], defaults: ShirgGenerationConfig, max_new_tokens: int
-) -> ShirgGenerationConfig:
-    """The generation arguments that a request asks for, on top of the checkpoint's.
-
-    Args:
-        body: the request.
-        defaults: the checkpoint's.
-        max_new_tokens: longest answer that may be asked for.
-
-    Raises:
-        ValueError: a value that does not fit, named.
-    """
-    overrides = _asked(body.get("generation_config"))
-    for name in ("max_tokens", "max_completion_tokens"):
-        if body.get(name) is not None:
-            overrides["max_new_tokens"] = body[name]
-    if body.get("temperature") is not None:
-        overrides["do_sample"] = body["temperature"] != 0
-        overrides["temperature"] = body["temperature"] or None
-    config = ShirgGenerationConfig(**overridden_fields(defaults, overrides))
-    if config.max_new_tokens > max_new_tokens:
-        raise ValueError(f"max_tokens={config.max_new_tokens}: this server's answers have at most {max_new_tokens}.")
-    return config
-
-
-def _asked(written: Any) -> dict[str, Any]:
-    """The fields of `generation_config`, which transformers' server takes as a string of JSON."""
-    if written is None:
-        return {}
     try:
-        asked = json.loads(written)
-    except (TypeError, ValueError, RecursionError):
-        asked = None
-    if not isinstance(asked, dict) or not set(asked) <= set(_GENERATION) or not all(map(_is_plain, asked.values())):
-        raise ValueError(
-            f"generation_config must be a string of JSON with numbers, strings or null for {', '.join(_GENERATION)}, "
-            f"got {reprlib.repr(written)}."
-        )
-    return asked
+        request = ChatRequest.model_validate(body)
+    except ValidationError as error:
+        raise ValueError(_said(error)) from None
+    parts = [part for message in request.messages for part in message.parts]
+    characters = sum(len(part.text) for part in parts if part.type == "text")
+    for most, what, count in (
+        (limits.max_messages, "messages or parts of messages", len(parts)),
+        (limits.max_images, "images", len(request.image_urls)),
+        (limits.max_text_characters, "characters of text", characters),
+    ):
+        if count > most:
+            raise ValueError(f"A request may hold {most} {what}, got {count}.")
+    return request
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (str, bool)) or _is_number(value, (int, float))
+def _said(error: ValidationError) -> str:
+    """The first errors, by field and value."""
+    errors = error.errors(include_url=False, include_context=False)[:3]
+    fields = (".".join(str(part)[:60] for part in item["loc"]) for item in errors)
+    said = [f"{name}={reprlib.repr(item['input'])}: {item['msg']}" for name, item in zip(fields, errors, strict=True)]
+    if errors[0]["type"] == "extra_forbidden":
+        said.append(f"This server takes {', '.join(ChatRequest.model_fields)}")
+    return "; ".join(said) + "."

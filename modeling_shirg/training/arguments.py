@@ -1,29 +1,10 @@
-"""Arguments of `shirg train`: what is trained from what, and the recipe on top of transformers' TrainingArguments.
+"""Arguments of `shirg train`, without its libraries: `shirg train --help` reads this file alone.
 
-They come as flags, or as one YAML or JSON file with flags behind it that win.
+`HfArgumentParser` reads them as flags; ShirgTrainingArguments joins `RecipeArguments` with transformers' own.
 """
 
-import json
-import math
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-from transformers.utils.import_utils import is_torch_bf16_gpu_available
-
-from modeling_shirg.training.footprints import GROUPS
-from modeling_shirg.training.settings_file import read_settings
-
-_FILES = (".yaml", ".yml", ".json")
-# One of them is set in each of several processes, by whatever started them.
-_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass
@@ -52,12 +33,73 @@ class ModelArguments:
 
 
 @dataclass
-class ShirgTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the recipe's defaults, and what the recipe adds.
+class DataArguments:
+    """What to train on."""
 
-    Raises:
-        ValueError: arguments contradict each other; the message names both.
-    """
+    data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "nargs": "+",
+            "help": "Sources: NAME[:PLACE][,FIELD=VALUE...] or a file or folder. NAME is plain, lcs, chartqa, docvqa, "
+            "infographicvqa, textvqa, vqav2 or synthetic; FIELDs are weight, rows, split, config, revision, images, "
+            "text_dense, suffix, scale, name. Examples: synthetic:entity_grid,rows=5000  "
+            "chartqa,weight=2  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
+        },
+    )
+    data_config: str | None = field(
+        default=None, metadata={"help": "A YAML or JSON file with a list `data` of such sources, instead of --data."}
+    )
+    ocr_share: float | None = field(
+        default=None, metadata={"help": "Share of the rows that come from text-dense sources; by default as it falls."}
+    )
+    epoch_rows: int | None = field(
+        default=None,
+        metadata={"help": "Rows of an epoch; by default as many as the weights allow without repeating a row."},
+    )
+    augment: bool = field(
+        default=False, metadata={"help": "Change the images a little: scale, blur, contrast; never flipped."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the sources from start to end instead of downloading and checking them first."},
+    )
+    shuffle_buffer: int = field(
+        default=500, metadata={"help": "With --streaming, rows of each source among which the next one is drawn."}
+    )
+    max_bad_share: float = field(
+        default=0.01, metadata={"help": "More than this share of unusable rows in a source is an error."}
+    )
+    skip_long: bool = field(
+        default=False, metadata={"help": "Leave out rows that are longer than the context instead of stopping."}
+    )
+    validation_data: list[str] = field(
+        default_factory=list,
+        metadata={"nargs": "+", "help": "Sources of the validation loss, their split `validation` unless they say."},
+    )
+    validation_rows: int = field(
+        default=0,
+        metadata={
+            "help": "At most so many rows of the validation data; without --validation_data so many rows of the "
+            "training data are held out (of synthetic sources: scenes of their own). 0: all, or no validation."
+        },
+    )
+    num_proc: int = field(default=1, metadata={"help": "Processes that check the rows before training."})
+
+    def __post_init__(self):
+        if not 0 <= self.max_bad_share < 1:
+            raise ValueError(f"max_bad_share must be at least 0 and below 1, got {self.max_bad_share}.")
+        if self.ocr_share is not None and not 0 < self.ocr_share < 1:
+            raise ValueError(f"ocr_share must lie between 0 and 1, got {self.ocr_share}.")
+        least = {"epoch_rows": 1, "shuffle_buffer": 1, "validation_rows": 0, "num_proc": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}.")
+
+
+@dataclass
+class RecipeArguments:
+    """How it is trained."""
 
     effective_batch_size: int = field(
         default=128,
@@ -69,7 +111,9 @@ class ShirgTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1.8e-5, metadata={"help": "Peak learning rate."})
     group_learning_rates: list[str] = field(
         default_factory=list,
-        metadata={"help": f"Peak learning rates of module groups ({', '.join(GROUPS)}) as GROUP=RATE."},
+        metadata={
+            "help": "Peak learning rates as GROUP=RATE, of projector, vision, positions, coordinates or language."
+        },
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
     warmup_steps: float = field(default=500, metadata={"help": "Steps of linear warm-up, or a share if below 1."})
@@ -137,146 +181,3 @@ class ShirgTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: the collator reads rows."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes per device that read images."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.accelerator.is_available, metadata={"help": "Pin batches in host memory."}
-    )
-
-    def __post_init__(self):
-        if self.bf16 is None:
-            self.bf16 = not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available()
-        if self.eval_strategy == "no":
-            self.without_validation()
-        if self.ddp_backend is not None and not any(name in os.environ for name in _RANKS):
-            raise ValueError(
-                f"ddp_backend={self.ddp_backend!r} joins several processes, and this one was started alone: start it "
-                "with torchrun or accelerate launch, or leave ddp_backend out."
-            )
-        super().__post_init__()
-        self.label_names = ["labels"]
-        self.accelerator_config.dispatch_batches = False
-        if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
-            self.activation_checkpointing_kwargs = {"use_reentrant": False}
-        self._check_recipe()
-        self._check_trackers()
-        self._accumulate()
-
-    @property
-    def learning_rates(self) -> dict[str, float]:
-        """Peak learning rate of every module group."""
-        rates = dict.fromkeys(GROUPS, self.learning_rate)
-        for entry in self.group_learning_rates:
-            group, equals, rate = entry.partition("=")
-            if group not in GROUPS or not equals:
-                raise ValueError(f"group_learning_rates: {entry!r} is not GROUP=RATE with one of {', '.join(GROUPS)}.")
-            rates[group] = float(rate)
-        return rates
-
-    def without_validation(self) -> None:
-        """Train without validation rows: no best checkpoint, no early stopping, the last weights are kept."""
-        self.eval_strategy = IntervalStrategy.NO
-        self.load_best_model_at_end = self.do_eval = False
-        self.metric_for_best_model = None
-        self.early_stopping_patience = 0
-
-    def only_check(self, folder: str, steps: int) -> None:
-        """Train `steps` steps of one forward per device in `folder`, at full speed, and keep nothing."""
-        self.output_dir = folder
-        self.effective_batch_size = self.train_batch_size * self.world_size
-        self.gradient_accumulation_steps = 1
-        self.max_steps, self.warmup_steps = steps, 0
-        self.save_strategy = SaveStrategy.NO
-        self.report_to = []
-        self.without_validation()
-
-    def _check_recipe(self) -> None:
-        if self.token_dropout is not None and not 0 <= self.token_dropout < 1:
-            raise ValueError(f"token_dropout is a share, 0 or more and below 1, got {self.token_dropout}.")
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"One process would train on {self.n_gpu} devices: start one per device with `torchrun "
-                f"--nproc_per_node {self.n_gpu} -m shirg_scripts.cli train ...`, or show it one "
-                "device (CUDA_VISIBLE_DEVICES=0)."
-            )
-        if not 0 < self.align_temperature < math.inf:
-            raise ValueError(f"align_temperature must be above 0 and finite, got {self.align_temperature}.")
-        if self.early_stopping_patience < 0:
-            raise ValueError(f"early_stopping_patience must be 0 or more, got {self.early_stopping_patience}.")
-        if not all(0 < rate < math.inf for rate in self.learning_rates.values()):
-            raise ValueError(f"Learning rates must be above 0 and finite, got {self.learning_rates}.")
-        for name in ("weight_decay", "max_grad_norm", "adam_epsilon"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}.")
-        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.logging_steps:
-            raise ValueError(
-                f"save_steps={self.save_steps} must be a multiple of logging_steps={self.logging_steps}: otherwise a "
-                "resumed run logs other means than one that was never stopped."
-            )
-
-    def _check_trackers(self) -> None:
-        missing = sorted(set(self.report_to) - set(get_available_reporting_integrations()))
-        if missing:
-            raise ValueError(
-                f"report_to={missing[0]!r} is not installed: pip install {missing[0]}. log.jsonl is written "
-                "without it."
-            )
-
-    def _accumulate(self) -> None:
-        """Sets the gradient accumulation that gives the effective batch on this many devices."""
-        together = self.train_batch_size * self.world_size
-        steps, rest = divmod(self.effective_batch_size, together)
-        if rest or steps < 1:
-            raise ValueError(
-                f"effective_batch_size={self.effective_batch_size} must be a multiple of "
-                f"per_device_train_batch_size={self.per_device_train_batch_size} on {self.world_size} devices."
-            )
-        if self.gradient_accumulation_steps not in (1, steps):
-            raise ValueError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} follows from effective_batch_size="
-                f"{self.effective_batch_size}, which is {steps} here: set the effective batch alone."
-            )
-        self.gradient_accumulation_steps = steps
-
-
-def parse_arguments(
-    argv: list[str],
-    kinds: Iterable[type],
-    adjust: Callable[[dict[str, Any]], None] = lambda values: None,
-    **parser_options: Any,
-) -> tuple:
-    """One object of each of the dataclasses `kinds`, from flags, or from a YAML or JSON file and flags that win.
-
-    Args:
-        argv: the words of the command line.
-        kinds: dataclasses.
-        adjust: changes the values by their names, before there are objects of them: what one argument means for those
-            of another kind.
-        **parser_options: of the parser.
-
-    Raises:
-        ValueError: the file names an argument that does not exist.
-    """
-    kinds = tuple(kinds)
-    parser = HfArgumentParser(kinds, allow_abbrev=False, **parser_options)
-    if argv and Path(argv[0]).suffix in _FILES:
-        argv = [*_as_flags(Path(argv[0]), {each.name for kind in kinds for each in fields(kind)}), *argv[1:]]
-    values = vars(parser.parse_args(argv))
-    adjust(values)
-    return parser.parse_dict(values)
-
-
-def _as_flags(file: Path, known: set[str]) -> list[str]:
-    """The arguments of a file, as they would be written on the command line."""
-    values = read_settings(file)
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold arguments by name, got {type(values).__name__}.")
-    flags = []
-    for name, value in values.items():
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"{file}: there is no argument {name!r}.{hint}")
-        if value is None or value == []:
-            continue
-        written = json.dumps(value) if isinstance(value, (dict, bool)) else value
-        flags += [f"--{name}", *map(str, written if isinstance(written, list) else [written])]
-    return flags

@@ -1,90 +1,27 @@
-"""What a training run reads: `DataArguments`, and `load_rows`, which opens, checks and mixes the sources.
+"""What a training run reads: `load_rows` opens, checks and mixes the sources of `DataArguments`.
 
 The way of a row: data/ (what was asked for, open tables, decoded images, checked rows, the order of an epoch), then
 collator.py with encoder.py, draws.py and augment.py (a batch).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
+from modeling_shirg.training.arguments import DataArguments
 from modeling_shirg.training.data.adapters import ADAPTERS
 from modeling_shirg.training.data.checking import CheckedSource, check_source
 from modeling_shirg.training.data.mixing import EpochPlan, mixture_shares, rows_per_source
 from modeling_shirg.training.data.reading import RowReader
 from modeling_shirg.training.data.rows import TrainingRows, TrainingStream
 from modeling_shirg.training.data.scenes import SceneTable
-from modeling_shirg.training.data.specs import GRAMMAR, SourceSpec, read_specs
+from modeling_shirg.training.data.specs import SourceSpec, read_specs
 from modeling_shirg.training.data.tables import hub_id, open_table
 from modeling_shirg.training.draws import named_generator
 from modeling_shirg.training.encoder import RowEncoder
-
-
-@dataclass
-class DataArguments:
-    """What to train on."""
-
-    data: list[str] = field(
-        default_factory=list,
-        metadata={
-            "nargs": "+",
-            "help": f"Sources: {GRAMMAR}. NAME is one of {', '.join(ADAPTERS)}; FIELDs are weight, rows, split, "
-            "config, revision, images, text_dense, suffix, scale, name. Examples: synthetic:entity_grid,rows=5000  "
-            "chartqa,weight=2  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
-        },
-    )
-    data_config: str | None = field(
-        default=None, metadata={"help": "A YAML or JSON file with a list `data` of such sources, instead of --data."}
-    )
-    ocr_share: float | None = field(
-        default=None, metadata={"help": "Share of the rows that come from text-dense sources; by default as it falls."}
-    )
-    epoch_rows: int | None = field(
-        default=None,
-        metadata={"help": "Rows of an epoch; by default as many as the weights allow without repeating a row."},
-    )
-    augment: bool = field(
-        default=False, metadata={"help": "Change the images a little: scale, blur, contrast; never flipped."}
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the sources from start to end instead of downloading and checking them first."},
-    )
-    shuffle_buffer: int = field(
-        default=500, metadata={"help": "With --streaming, rows of each source among which the next one is drawn."}
-    )
-    max_bad_share: float = field(
-        default=0.01, metadata={"help": "More than this share of unusable rows in a source is an error."}
-    )
-    skip_long: bool = field(
-        default=False, metadata={"help": "Leave out rows that are longer than the context instead of stopping."}
-    )
-    validation_data: list[str] = field(
-        default_factory=list,
-        metadata={"nargs": "+", "help": "Sources of the validation loss, their split `validation` unless they say."},
-    )
-    validation_rows: int = field(
-        default=0,
-        metadata={
-            "help": "At most so many rows of the validation data; without --validation_data so many rows of the "
-            "training data are held out (of synthetic sources: scenes of their own). 0: all, or no validation."
-        },
-    )
-    num_proc: int = field(default=1, metadata={"help": "Processes that check the rows before training."})
-
-    def __post_init__(self):
-        if not 0 <= self.max_bad_share < 1:
-            raise ValueError(f"max_bad_share must be at least 0 and below 1, got {self.max_bad_share}.")
-        if self.ocr_share is not None and not 0 < self.ocr_share < 1:
-            raise ValueError(f"ocr_share must lie between 0 and 1, got {self.ocr_share}.")
-        least = {"epoch_rows": 1, "shuffle_buffer": 1, "validation_rows": 0, "num_proc": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}.")
 
 
 def load_rows(

@@ -15,9 +15,9 @@ from transformers.utils.hub import extract_commit_hash
 
 from modeling_shirg.adapters_shirg import geometry_facts, system_overrides
 from modeling_shirg.fingerprint_shirg import fingerprint
-from modeling_shirg.training.arguments import ShirgTrainingArguments
 from modeling_shirg.training.footprints import Footprint, trainable_counts
 from modeling_shirg.training.run_log import read_log
+from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments
 
 _PACKAGES = ("shirg-lavida", "torch", "transformers", "peft", "accelerate", "datasets")
 

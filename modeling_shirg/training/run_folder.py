@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modeling_shirg.training.arguments import ModelArguments, ShirgTrainingArguments
+from modeling_shirg.training.arguments import DataArguments, ModelArguments
 from modeling_shirg.training.data.specs import read_specs
-from modeling_shirg.training.mixture import DataArguments
+from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments
 
 ARGUMENTS_FILE = "arguments.json"
 RUN_FILE = "run.json"

@@ -23,10 +23,10 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainer
 from transformers.utils import logging
 
 from modeling_shirg.objective_shirg import IGNORED, token_losses
-from modeling_shirg.training.arguments import ShirgTrainingArguments
 from modeling_shirg.training.data.rows import EndlessStream
 from modeling_shirg.training.finite import first_not_finite
 from modeling_shirg.training.footprints import GROUPS, check_trainable, group_of
+from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments
 
 logger = logging.get_logger(__name__)
 

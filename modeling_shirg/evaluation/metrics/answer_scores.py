@@ -19,10 +19,9 @@ def token_f1(prediction: str, golds: Sequence[str]) -> float:
 
 
 def relaxed_accuracy(prediction: str, golds: Sequence[str]) -> float:
-    """ChartQA's score: a number may be off by 5% of the gold, anything else has to be the gold in any case.
+    """ChartQA's score: a number within 5% of the gold, or the gold's text in any case.
 
-    A number is what `float` reads, a percentage a hundredth of it; "1,000" is none. A gold of 0 leaves no room, so it
-    is compared as text.
+    Numbers are those that `float` reads ("1,000" is text), percentages a hundredth; a gold of 0 is compared as text.
     """
     return _best(golds, lambda gold: float(_is_relaxed_match(prediction, gold)))
 
@@ -30,8 +29,7 @@ def relaxed_accuracy(prediction: str, golds: Sequence[str]) -> float:
 def anls(prediction: str, golds: Sequence[str]) -> float:
     """DocVQA's average normalised Levenshtein similarity of one answer: 1 - edits / length, 0 below a half.
 
-    Case and the amount of white space do not count. A similarity of exactly a half counts, as in lmms-eval; the
-    package `anls` gives 0 for it.
+    A similarity of exactly a half counts, as in lmms-eval; the package `anls` gives 0 for it.
     """
     return _best(golds, lambda gold: _similarity(_plain(prediction), _plain(gold)))
 

@@ -51,13 +51,10 @@ def normalize(text: str) -> str:
 
 
 def vqa_accuracy(prediction: str, golds: Sequence[str], keep_unanimous: bool = True) -> float:
-    """Mean over the golds of min(matches among the others / 3, 1), 0..1.
+    """Mean over the golds (each annotator's answer) of min(matches among the others / 3, 1), 0..1.
 
-    Args:
-        prediction: the answer; always normalised, as in lmms-eval.
-        golds: what the annotators answered, usually ten, each person's answer once.
-        keep_unanimous: golds that are all the same stay as they are written, as in VQAv2's script: ten "none" are then
-            out of reach, for "none" as an answer becomes "0". TextVQA's evaluation normalises them too: `False`.
+    With `keep_unanimous`, golds that are all the same are not normalised, as in VQAv2's script: an answer "none" then
+    becomes "0" and misses ten "none". TextVQA's evaluation normalises them.
     """
     if len(checked_golds(golds)) < 2:
         raise ValueError(f"VQA accuracy leaves one gold out, so it needs at least 2, got {list(golds)}.")

@@ -19,7 +19,7 @@ _HEIGHT, _GAP, _LINE = 448, 12, 22
 
 
 @dataclass(frozen=True)
-class Example:
+class PickedExample:
     """One question, answered by the baseline and by another system: `kind` says which of the two is right.
 
     `systems`, `given`, `roots` and `logged` are of the two: names in the tables, answers, the evaluations with those
@@ -43,7 +43,7 @@ class Example:
         return f"{self.task}, row {self.row}: {self.question} Right: {self.gold!r}. {answers}. ({self.kind})"
 
 
-def pick_examples(table: SystemTable) -> list[Example]:
+def pick_examples(table: SystemTable) -> list[PickedExample]:
     """The first question of each kind; none without a second system."""
     others = [system for system in table.systems if system != table.baseline]
     if not others:
@@ -51,7 +51,7 @@ def pick_examples(table: SystemTable) -> list[Example]:
     pair = (table.baseline, next((each for each in others if each.partition(",")[0] == "shirg"), others[0]))
     kinds = {(False, True): f"only {pair[1]} is right", (True, False): f"only {pair[0]} is right"}
     kinds |= {(False, False): "neither is right", (True, True): "both are right"}
-    found: dict[str, Example] = {}
+    found: dict[str, PickedExample] = {}
     roots, names = (tuple(values) for values in zip(*(table.logged[system] for system in pair), strict=True))
     for task in table.tasks:
         answers = (read_answers(root, Place(task, name)) for root, name in zip(roots, names, strict=True))
@@ -60,11 +60,11 @@ def pick_examples(table: SystemTable) -> list[Example]:
                 kind = kinds[tuple(record["scores"][TASKS[task].metric] >= 0.5 for record in both)]
                 question = (both[0]["row"], both[0]["question"], both[0]["answers"][0])
                 given = tuple(record["prediction"] for record in both)
-                found.setdefault(kind, Example(kind, task, *question, given, pair, roots, names))
+                found.setdefault(kind, PickedExample(kind, task, *question, given, pair, roots, names))
     return [found[kind] for kind in kinds.values() if kind in found]
 
 
-def draw_examples(folder: Path, examples: list[Example], device: str) -> list[Path]:
+def draw_examples(folder: Path, examples: list[PickedExample], device: str) -> list[Path]:
     """A picture of each example in `folder`/examples, for which the model answers once more.
 
     Raises:

@@ -9,7 +9,6 @@ from modeling_shirg.evaluation.report.reported import SystemTable
 
 # More lines than these cannot be told apart; the tables have all systems.
 _MOST_LINES = 7
-_FIRST = ("lavida-980", "lavida-full", "shirg", "shirg-salient", "uniform", "pool", "random", "shirg-fixed")
 _PANEL = (4.2, 3.4)
 # After so many systems the colours repeat, with another marker.
 _COLORS, _MARKERS = 10, "osD^v"
@@ -17,15 +16,14 @@ COSTS = {"image_tokens": "image tokens", "seconds": "seconds per image"}
 
 
 def shown(table: SystemTable) -> list[str]:
-    """The systems with a line: all if they are few, else the baseline and the best known."""
-    known = [label for name in _FIRST for label in table.systems if label.partition(",")[0] == name]
-    chosen = list(dict.fromkeys([table.baseline, *known, *table.systems]))[:_MOST_LINES]
-    return [system for system in table.systems if system in chosen]
+    """The systems with a line: the baseline and the first others."""
+    first = list(dict.fromkeys([table.baseline, *table.systems]))[:_MOST_LINES]
+    return [system for system in table.systems if system in first]
 
 
-def grouped_figure(file: Path, table: SystemTable, by: str, systems: Sequence[str] | None = None) -> bool:
+def grouped_figure(file: Path, table: SystemTable, by: str) -> bool:
     """Draw a panel per task over sizes or eccentricities; false without such groups."""
-    wanted = systems or shown(table)
+    wanted = shown(table)
     parts = [[row for row in table.scores(task, by).values() if row["system"] in wanted] for task in table.tasks]
     return _panels(file, [part for part in parts if part], GROUPINGS[by], _plot_groups)
 

@@ -48,7 +48,7 @@ def guard(table: SystemTable) -> DataFrame:
     """The guard's verdicts."""
     rows = []
     for system, verdict in table.results["guard"].items():
-        difference = f"{100 * verdict['difference']:+.1f}, lower end {100 * verdict['low']:+.1f}"
+        difference = percent_interval(verdict, "difference", "+.1f")
         outcome = "passes" if verdict["passes"] else "does not pass"
         outcome += "" if verdict["enough_rows"] else ", too few rows"
         rows.append({"system": system, f"minus {table.baseline}": difference, "rows": verdict["n"], "guard": outcome})
@@ -86,9 +86,10 @@ def costs(table: SystemTable) -> DataFrame:
 
 def summary(table: SystemTable) -> str:
     """Scores, differences, the guard, costs and bad rows as text."""
-    told = [scores(table, table.systems, control) for control in ("none", *table.controls)]
-    told += [differences(table), guard(table), costs(table)]
-    lines = [frame.to_string(index=False) for frame in told if len(frame)]
+    told = {f"control {name}: percent": scores(table, table.systems, name) for name in table.controls}
+    told = {"percent": scores(table, table.systems), **told, f"points over {table.baseline}": differences(table)}
+    told |= {"guard": guard(table), "cost": costs(table)}
+    lines = [f"{about}\n{frame.to_string(index=False)}" for about, frame in told.items() if len(frame)]
     for task, counts in table.results["tasks"].items():
         bad = f"{len(counts['bad'])} of {counts['rows']} rows were bad"
         lines += [f"{task}: {bad}, row {first['row']}: {first['reason']}" for first in counts["bad"][:1]]

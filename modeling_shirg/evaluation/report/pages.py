@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 from modeling_shirg.evaluation.costs import machine_words
 from modeling_shirg.evaluation.report import frames
 from modeling_shirg.evaluation.report.figures import COSTS, grouped_figure, pareto_figure, shown
-from modeling_shirg.evaluation.report.reported import Report, SystemTable
+from modeling_shirg.evaluation.report.reported import Report
 from modeling_shirg.running.files import write_whole
 from modeling_shirg.scenes.benchmark import PER_CELL
 
@@ -54,25 +54,18 @@ def write_pages(report: Report, examples: list[dict[str, Any]]) -> list[Path]:
 
 def _figures(report: Report) -> dict[str, list[dict[str, Any]]]:
     """Pictures by title of their table: of the first table, and of the same systems adapted. Six at most."""
-    tables = [report.tables[0], *([report.adapted] if report.adapted else [])]
-    groups = ["glyph_px_in_fovea", "glyph_px_outside_fovea", *([] if report.adapted else ["eccentricity"])]
-    costs = list(COSTS)[:1] if report.adapted else list(COSTS)
-    return {table.title: _pictures(report.folder / FIGURES, table, groups, costs) for table in tables}
-
-
-def _pictures(folder: Path, table: SystemTable, groups: list[str], costs: list[str]) -> list[dict[str, Any]]:
-    left_out = len(table.systems) - len(shown(table))
-    more = f" {left_out} systems more are in the tables." if left_out else ""
-    slug, pictures = table.title.lower().replace(",", "").replace(" ", "-"), []
-    for by in groups:
-        file = folder / f"{slug}_{by}.png"
-        if grouped_figure(file, table, by):
-            pictures.append(
-                {"file": file, "about": by, "caption": f"{table.title}: accuracy by {frames.GROUPINGS[by]}.{more}"}
-            )
-    for cost in costs:
-        file = folder / f"{slug}_against_{cost}.png"
-        if pareto_figure(file, table, cost):
-            caption = f"{table.title}: accuracy against {COSTS[cost]}; no system is above and left of the dashed line."
-            pictures.append({"file": file, "about": cost, "caption": caption})
-    return pictures
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for table in [report.tables[0], *([report.adapted] if report.adapted else [])]:
+        abouts = ["glyph_px_in_fovea", "glyph_px_outside_fovea", "image_tokens"]
+        more = len(table.systems) - len(shown(table))
+        for about in abouts if report.adapted else [*abouts, "eccentricity", "seconds"]:
+            slug = table.title.lower().replace(",", "").replace(" ", "-")
+            file, draw = report.folder / FIGURES / f"{slug}_{about}.png", grouped_figure
+            caption = f"{table.title}: accuracy by {frames.GROUPINGS.get(about)}."
+            caption += f" {more} systems more are in the tables." if more else ""
+            if about in COSTS:
+                draw, front = pareto_figure, "no system is above and left of the dashed line"
+                caption = f"{table.title}: accuracy against {COSTS[about]}; {front}."
+            if draw(file, table, about):
+                drawn.setdefault(table.title, []).append({"file": file, "about": about, "caption": caption})
+    return drawn

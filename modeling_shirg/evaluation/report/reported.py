@@ -117,8 +117,8 @@ def _study(folder: Path) -> Report:
 
 
 def _tabled(plan: StudyPlan, title: str, baseline: str, logged: dict[str, Logged]) -> SystemTable:
-    asked = Plan(plan.rows(logged[baseline].root), list(logged), ["none"], baseline, logged=logged)
-    return SystemTable(title, baseline, tabulate(plan.run, asked), logged)
+    asked = Plan(plan.rows(logged[baseline].root), logged, ["none"], baseline)
+    return SystemTable(title, baseline, tabulate(asked), logged)
 
 
 def _aim(plan: StudyPlan, aim: dict[str, Any], logged: dict[str, Logged]) -> list[dict[str, Any]]:

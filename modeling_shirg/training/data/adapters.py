@@ -15,7 +15,7 @@ _SINGLE_WORD = "\nAnswer the question with a single word."
 _WORD_OR_PHRASE = "\nAnswer the question using a single word or phrase."
 
 
-class Adapter(NamedTuple):
+class DataAdapter(NamedTuple):
     """How rows of one schema are read.
 
     Attributes:
@@ -35,14 +35,14 @@ class Adapter(NamedTuple):
     suffix: str = ""
 
 
-ADAPTERS: dict[str, Adapter] = {}
+ADAPTERS: dict[str, DataAdapter] = {}
 
 
 def adapter(name: str, *columns: tuple[str, ...], **facts: Any) -> Callable:
     """Enters a function into the registry under `name`."""
 
     def register(adapt: Callable[[dict[str, Any], str], Example]) -> Callable:
-        ADAPTERS[name] = Adapter(adapt, columns, **facts)
+        ADAPTERS[name] = DataAdapter(adapt, columns, **facts)
         return adapt
 
     return register

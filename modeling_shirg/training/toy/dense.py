@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, SiglipTextConfig, SiglipTextMo
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from configuration_shirg import ShirgLavidaConfig
-from modeling_shirg.modeling_shirg_lavida import ShirgLavidaProjector
+from modeling_shirg.backbone_shirg import ShirgLavidaProjector
 from modeling_shirg.scenes import Mark, Scene, scene
 from modeling_shirg.scenes.drawing import CHARACTERS, COLORS, SHAPES
 from modeling_shirg.selection_shirg import pool_square

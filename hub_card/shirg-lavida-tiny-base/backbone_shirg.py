@@ -1,0 +1,1 @@
+../../modeling_shirg/backbone_shirg.py
