@@ -3,7 +3,8 @@
 Pixels are LaViDa's bit for bit: PIL bicubic on 8-bit RGB, x / 255, (x - 0.5) / 0.5 in float32.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -108,12 +109,20 @@ class ShirgLavidaImageProcessor(PilBackend):
 
     def fetch_images(self, images: Any) -> Any:
         """Reads images and keeps their nesting. Arrays of colour wait for the call's `input_data_format`."""
-        if isinstance(images, (list, tuple)):
-            return [self.fetch_images(image) for image in images]
-        return images if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim > 2 else read_image(images)
+        return self._fetched(images, count())
 
-    def process_image(self, image: Any, input_data_format: str | None = None, **kwargs) -> Image.Image:
-        return read_image(image, input_data_format)
+    def _fetched(self, images: Any, numbers: Iterator[int]) -> Any:
+        ndim = images.ndim if isinstance(images, (np.ndarray, torch.Tensor)) else None
+        if isinstance(images, (list, tuple)) or ndim == 4:
+            return [self._fetched(image, numbers) for image in images]
+        number = next(numbers)
+        return images if ndim == 3 else read_image(images, number)
+
+    def _prepare_image_like_inputs(self, images: Any, *args, input_data_format=None, **kwargs) -> list[Image.Image]:
+        flat = _flat(self.fetch_images(images))
+        if not flat:
+            raise ValueError("ShirgLavidaImageProcessor was called with 0 images.")
+        return [read_image(image, index, input_data_format) for index, image in enumerate(flat)]
 
     def _preprocess(
         self, images: list[Image.Image], fovea_boxes: Sequence | None, return_tensors: Any, **options
@@ -124,8 +133,12 @@ class ShirgLavidaImageProcessor(PilBackend):
             raise ValueError(f"view_policy={options['view_policy']!r} has no fovea, got fovea_boxes.")
         if len(requests) != len(images):
             raise ValueError(f"fovea_boxes needs one entry per image, got {len(requests)} for {len(images)} images.")
-        make_views = _VIEWS[options["view_policy"]]
-        views = [make_views(image, request, options) for image, request in zip(images, requests, strict=True)]
+        views = []
+        for index, (image, request) in enumerate(zip(images, requests, strict=True)):
+            try:
+                views.append(_VIEWS[options["view_policy"]](image, request, options))
+            except ValueError as error:
+                raise ValueError(f"fovea_boxes[{index}]: {error}") from None
         base = [view for image in views for view in (image[:-1] if is_foveal else image)]
         data = {"pixel_values": self._pixels(base, options)}
         if is_foveal:
@@ -161,6 +174,9 @@ class ShirgLavidaImageProcessor(PilBackend):
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
         validate_typed_dict(self.valid_kwargs, {name: kwargs[name] for name in ("view_policy", "fovea_placement")})
+        for name in ("do_resize", "do_convert_rgb"):
+            if not kwargs[name]:
+                raise ValueError(f"Views are RGB and have a fixed size: {name} must be True, got {kwargs[name]}.")
         size, policy, pinpoints = kwargs["size"], kwargs["view_policy"], kwargs["image_grid_pinpoints"]
         if size.height is None or size.height != size.width:
             raise ValueError(f"The base view is square: size needs equal height and width, got {dict(size)}.")
@@ -179,10 +195,7 @@ class ShirgLavidaImageProcessor(PilBackend):
 def _foveal_views(image: Image.Image, request: Sequence[float] | None, options: dict[str, Any]) -> list[View]:
     size, placement = options["fovea_size"], options["fovea_placement"]
     if request is None and placement == "box":
-        raise ValueError(
-            "fovea_placement='box' needs fovea_boxes=[(left, top, right, bottom), ...] in pixels of the upright "
-            "images; or choose fovea_placement='center' or 'salient'."
-        )
+        raise ValueError("fovea_placement='box' needs (left, top, right, bottom) in pixels of the upright image.")
     if request is None and placement == "salient":
         box = salient_box(np.asarray(image.convert("L")), size)
     else:
@@ -238,6 +251,10 @@ def _resized(image: Image.Image, size: tuple[int, int], options: dict[str, Any])
     for step in (between, size):
         image = image if image.size == step else image.resize(step, options["resample"])
     return image
+
+
+def _flat(images: Any) -> list:
+    return [leaf for image in images for leaf in _flat(image)] if isinstance(images, list) else [images]
 
 
 def _stacked(boxes: Iterable[Any]) -> np.ndarray:

@@ -24,8 +24,8 @@ _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.e
 _READ_ERRORS += (Image.DecompressionBombError, httpx.HTTPError, httpx.InvalidURL)
 
 
-def read_image(image: Any, layout: str | None = None) -> Image.Image:
-    """The image as upright 8-bit RGB; a `ValueError` if it cannot be read or has no pixels.
+def read_image(image: Any, index: int = 0, layout: str | None = None) -> Image.Image:
+    """The image as upright 8-bit RGB; a `ValueError` that names its `index` if it cannot be read or has no pixels.
 
     An array or tensor has the shape (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4; `layout` is `"channels_first"`
     or `"channels_last"` where both outer axes could be channels.
@@ -39,8 +39,8 @@ def read_image(image: Any, layout: str | None = None) -> Image.Image:
         if isinstance(image, Image.Image):
             return _upright_rgb(image)
     except _READ_ERRORS as error:
-        raise ValueError(f"Image {image!r:.100} cannot be read: {type(error).__name__}: {error}") from None
-    raise TypeError(f"{image!r:.100} is no image: pass a PIL image, an array, a path, a URL or bytes.")
+        raise ValueError(f"Image {index} ({image!r:.100}) cannot be read: {type(error).__name__}: {error}") from None
+    raise TypeError(f"Image {index} is a {type(image).__name__}: pass a PIL image, an array, a path, a URL or bytes.")
 
 
 def _file_of(source: str | bytes | os.PathLike) -> str | os.PathLike | BytesIO:
@@ -57,6 +57,8 @@ def _file_of(source: str | bytes | os.PathLike) -> str | os.PathLike | BytesIO:
 def _upright_rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError("it has no pixels.")
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"its pixels exceed twice PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS}.")
     image = ImageOps.exif_transpose(image)  # always another image, which outlives an opened file
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_uint8(np.asarray(image)))
@@ -80,6 +82,8 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8, copy=False)
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"pixel values must be booleans, integers or floats, got {array.dtype}.")
     low, high = array.min().item(), array.max().item()
     if not (low >= 0 and high <= 65535):
         raise ValueError(f"pixel values must lie in 0..1, 0..255 or 0..65535, got {low}..{high}: scale them first.")

@@ -24,6 +24,7 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", 
 _RELEVANCE_TOKENIZER = "relevance_tokenizer"
 # Fills the row of an image without a question in `relevance_input_ids`. No tokenizer has this id.
 _NO_QUESTION = -1
+_ROLES = ("system", "user", "assistant")
 _HEADER_START, _HEADER_END, _TURN_END = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
 # LaViDa's prompt. `None` in remote code, which is copied without this file: the template is then the checkpoint's.
@@ -159,9 +160,16 @@ class ShirgLavidaProcessor(ProcessorMixin):
                 inputs["relevance_input_ids"] = _typed_as(inputs["input_ids"], self._relevance_ids(questions))
         return inputs
 
+    def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
+        is_batch = isinstance(conversation, list) and conversation and isinstance(conversation[0], list)
+        for messages in conversation if is_batch else [conversation]:
+            _check_messages(messages)
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
     def validate_inputs(self, images=None, text=None, **kwargs):
         """As the parent's, and prompt by prompt where images come as one list per prompt."""
         super().validate_inputs(images=images, text=text, **kwargs)
+        "".join(text or []).encode()  # a lone surrogate is an error here, and no text for the tokenizer
         if text is not None and isinstance(images, list) and all(isinstance(row, list) for row in images):
             placeholders, given = [prompt.count(self.image_token) for prompt in text], list(map(len, images))
             if placeholders != given:
@@ -223,6 +231,24 @@ class ShirgLavidaProcessor(ProcessorMixin):
     def _special_ids(self) -> set[int]:
         special = {self.image_token_id, *self.tokenizer.all_special_ids}
         return special | {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"A conversation is a list of at least one message, got {messages!r:.100}.")
+    for index, message in enumerate(messages):
+        role, content = (message.get(name) if isinstance(message, dict) else None for name in ("role", "content"))
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if role not in _ROLES or not isinstance(parts, (list, tuple)) or not all(map(_is_part, parts)):
+            raise ValueError(
+                f"messages[{index}] needs a role, one of {', '.join(_ROLES)}, and a content, a text or a list of "
+                f"{{'type': 'text', 'text': ...}} and {{'type': 'image', ...}}, got {message!r:.200}."
+            )
+
+
+def _is_part(part: Any) -> bool:
+    kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+    return kind == "image" or (kind == "text" and isinstance(text, str))
 
 
 def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
