@@ -33,9 +33,14 @@ def check_calibration(calibration: dict[str, Any] | None) -> None:
         if source not in ("lm", "siglip") or entry.get("sign") not in (1, -1):
             raise ValueError(f"calibration of relevance: lm and siglip have a sign of 1 or -1, got {source}: {entry}.")
     for entry in calibration["attention"]:
-        attention, mean, count = map_of(entry), entry["mean"], entry["grid"] ** 2
+        if not {*AttentionMap._fields, "mean"} <= {*entry}:
+            raise ValueError(
+                f"calibration of the attention needs {', '.join(AttentionMap._fields)}, mean, got {entry}."
+            )
+        mean, count = entry["mean"], entry["grid"] ** 2
         if mean is not None and (len(mean) != count or not all(map(math.isfinite, mean))):
-            raise ValueError(f"calibration of {attention}: mean must be {count} finite numbers, got {mean!r:.100}.")
+            held = f"{len(mean)} values: {mean!r:.100}"
+            raise ValueError(f"calibration of {map_of(entry)}: mean must be {count} finite numbers, got {held}.")
 
 
 def relevance_sign(calibration: dict[str, Any] | None, source: str) -> int:

@@ -129,9 +129,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
 
     vision_feature_layer: int = -2  # hidden state of the vision tower that is projected; -1 is the last
     prefix_lm_loss: bool = False  # whether prompt tokens do not see the answer, as with the prefix cache
-    loss_weighting: Literal["none", "inverse_t"] = (
-        "none"  # mean over masked tokens, or LLaDA's 1/t (2502.09992, eq. 5)
-    )
+    loss_weighting: Literal["none", "inverse_t"] = "none"  # mean over masked tokens, or LLaDA's 1/t (2502.09992)
     lavida_views: dict | None = None  # view fields of a LaViDa checkpoint's training, which preset lavida restores
     image_token_id: int = 126349
     mask_token_id: int = 126336
@@ -265,11 +263,11 @@ class ShirgLavidaConfig(PreTrainedConfig):
     def attention_mean(self, grid: int) -> list[float] | None:
         """What calibration subtracts from the attention at each of the grid * grid patches of a selected view; a
         `ValueError` if it corrects this config's own views and not this grid."""
-        asked = self._attention_map(grid)
-        if self._attention_map(self.selected_grid) in foreign_means(self.calibration, asked):
+        own, asked = self._attention_map(self.selected_grid), self._attention_map(grid)
+        if own in foreign_means(self.calibration, asked):
             raise ValueError(
-                f"calibration corrects fovea_size={self.fovea_size} and says nothing of {asked}. Keep the size, or "
-                "leave all corrections out (calibration=None, `--option calibration=null`)."
+                f"calibration corrects {own} and says nothing of {grid}x{grid} patches. Keep fovea_size="
+                f"{self.fovea_size}, or leave all corrections out (calibration=None, `--option calibration=null`)."
             )
         return attention_mean(self.calibration, asked)
 
@@ -291,7 +289,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
         if not -vision.num_hidden_layers <= layer <= -1:
             raise ValueError(f"vision_feature_layer={layer} must be between -{vision.num_hidden_layers} and -1.")
         if tower is not None and tower.projection_size != vision.hidden_size:
-            sizes = f"{tower.projection_size}, vision_config.hidden_size={vision.hidden_size}"
+            sizes = f"{tower.projection_size} and vision_config.hidden_size={vision.hidden_size}"
             raise ValueError(f"The towers are not of one SigLIP: relevance_text_config.projection_size={sizes}.")
         if self.text_relevance == "siglip" and (tower is None or not self.has_map_head):
             raise ValueError(

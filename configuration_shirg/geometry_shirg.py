@@ -47,9 +47,11 @@ def check_views(policy: str, base: int, patch_size: int, fovea_size: int | None,
 def check_budget(budget: int | None, views: int, grid: int) -> None:
     """Raises a `ValueError` unless `views` views of `grid` x `grid` patches can share a budget of `budget` tokens."""
     if budget is None or not 1 <= budget <= views * grid**2 or budget % views:
+        share = (
+            f"view of {grid}x{grid} patches" if views == 1 else f"views of {grid}x{grid}, and a multiple of {views}"
+        )
         raise ValueError(
-            f"selection_budget={budget} must be a multiple of the {views} selected views, and at most their "
-            f"{views * grid**2} tokens ({grid}x{grid} patches per view)."
+            f"selection_budget={budget} must be between 1 and the {views * grid**2} tokens of {views} {share}."
         )
 
 
@@ -98,8 +100,9 @@ def salient_box(gray_HW: np.ndarray, fovea_size: int) -> Box:
     height, width = gray_HW.shape
     if min(width, height) < fovea_size:
         return (0, 0, width, height)
-    strips = [_sobel_energy(gray_HW, top, min(top + _STRIP_ROWS, height)) for top in range(0, height, _STRIP_ROWS)]
-    energy_HW = np.concatenate(strips)
+    energy_HW = np.empty(gray_HW.shape, dtype=np.int32)
+    for top in range(0, height, _STRIP_ROWS):
+        energy_HW[top : top + _STRIP_ROWS] = _sobel_energy(gray_HW, top, min(top + _STRIP_ROWS, height))
     columns_W = energy_HW[:fovea_size].sum(axis=0, dtype=np.int64)
     best = (-1, 0, 0)
     for top in range(height - fovea_size + 1):

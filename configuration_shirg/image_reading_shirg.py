@@ -69,6 +69,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _image_of_array(array: np.ndarray, layout: str | None) -> Image.Image:
+    if array.size == 0:
+        raise ValueError("it has no pixels.")
     if array.ndim == 3:
         layout = layout or infer_channel_dimension_format(array, num_channels=(1, 3, 4))
         array = to_channel_dimension_format(array, ChannelDimension.LAST, layout)
@@ -78,8 +80,8 @@ def _image_of_array(array: np.ndarray, layout: str | None) -> Image.Image:
 
 def _to_uint8(array: np.ndarray) -> np.ndarray:
     """Pixels scaled to 0..255: floats from 0..1, integers and floats from 0..255, or else from 0..65535."""
-    if array.dtype == np.uint8 or array.size == 0:
-        return array.astype(np.uint8, copy=False)
+    if array.dtype == np.uint8:
+        return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     if array.dtype.kind not in "iuf":

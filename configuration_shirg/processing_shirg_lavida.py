@@ -122,7 +122,9 @@ class ShirgLavidaProcessor(ProcessorMixin):
         if ids == 0 and config.text_relevance == "siglip" and config.chooses:
             raise ValueError("text_relevance='siglip' needs SigLIP's own tokenizer: pass relevance_tokenizer.")
         if ids > (0 if tower is None else tower.vocab_size):
-            known = "no relevance_text_config" if tower is None else f"relevance_text_config.{tower.vocab_size=}"
+            known = (
+                "no relevance_text_config" if tower is None else f"relevance_text_config.vocab_size={tower.vocab_size}"
+            )
             raise ValueError(f"The relevance_tokenizer has {ids} ids, and the config has {known}.")
         processor = cls(
             ShirgLavidaImageProcessor.from_config(config),
