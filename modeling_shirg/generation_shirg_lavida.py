@@ -135,6 +135,14 @@ class ShirgLavidaGenerationMixin:
             ValueError: unknown arguments, or shapes and values that do not fit; the message names them.
         """
         # 0. Prepare
+        ids = {"input_ids": input_ids, "draft_ids": draft_ids, "attention_mask": attention_mask}
+        for name, value in {**ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}.items():
+            if value is not None and not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} must be a tensor, got {value!r:.100}.")
+        if not isinstance(generation_config, GenerationConfig | None):
+            raise TypeError(f"generation_config must be a ShirgGenerationConfig, got {generation_config!r:.100}.")
+        if not isinstance(streamer, BaseStreamer | None):
+            raise TypeError(f"streamer must be a BaseStreamer, got {streamer!r:.100}.")
         images = {name: kwargs.pop(name) for name in IMAGE_INPUTS if name in kwargs}
         config = self._resolve_generation_config(generation_config, draft_ids, kwargs)
         embeds_BPD, image_outputs = self._embed_prompt(input_ids, inputs_embeds, images)
@@ -233,6 +241,8 @@ class ShirgLavidaGenerationMixin:
         if input_ids is None and inputs_embeds is None:
             raise ValueError("generate needs input_ids or inputs_embeds.")
         if input_ids is not None:
+            if input_ids.ndim != 2:
+                raise ValueError(f"input_ids must have the shape (B, P), got {tuple(input_ids.shape)}.")
             _check_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0])
         if inputs_embeds is None:
             return self.model.prepare_inputs_embeds(input_ids, **images)
@@ -340,6 +350,8 @@ class ShirgLavidaGenerationMixin:
 
 
 def _check_ids(name: str, ids: torch.Tensor, size: int) -> None:
+    if ids.ndim not in (1, 2) or ids.is_floating_point():
+        raise ValueError(f"{name} must hold integer ids, got {ids.dtype} {tuple(ids.shape)}.")
     if ids.numel() and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
             f"{name} hold ids from {ids.min()} to {ids.max()}, the model has 0 to {size - 1}: are they of its "
