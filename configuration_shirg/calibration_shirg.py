@@ -1,24 +1,19 @@
-"""What `shirg calibrate` found, as a config keeps it: plain JSON values, checked here and looked up here.
+"""Corrections that `shirg calibrate` estimates, as a config keeps them: plain JSON values.
 
     {"relevance": {SOURCE: {"sign": 1 or -1, ...}},
      "attention": [{"view_policy": ..., "grid": G, "source": ..., "mean": [G * G numbers] or None, ...}]}
 
-A sign belongs to one way of comparing patches with the question (`text_relevance`). A mean of the attention belongs to
-the views, the grid and the `attention_source` that it was estimated on, and is used with no other: there may be one
-for each. The remaining fields are facts for people: what was measured, on how many images of what.
+A sign belongs to one way of comparing patches with the question (`text_relevance`). A mean belongs to the views, the
+grid and the `attention_source` that it was estimated on; it may only be used with exactly the same settings. The
+remaining fields are facts for people: what was measured, on how many images of what.
 """
 
 import math
 from typing import Any, NamedTuple
 
-_FACTS = {"verdict", "decided", "held_out", "held_out_corrected", "data", "prune_method"}
-_RELEVANCE_FIELDS = {"sign", *_FACTS}
-_ATTENTION_FIELDS = {"view_policy", "grid", "source", "mean", *_FACTS}
-_CALIBRATE = "`shirg calibrate` writes it."
-
 
 class AttentionMap(NamedTuple):
-    """Which attention a mean was estimated on: two of them that differ in anything have nothing in common."""
+    """Settings of an attention map: a mean may only be used with exactly the same ones."""
 
     view_policy: str
     grid: int
@@ -29,33 +24,23 @@ class AttentionMap(NamedTuple):
 
 
 def check_calibration(calibration: dict[str, Any] | None) -> None:
-    """Raises a `ValueError` unless `calibration` is `None` or as this module says."""
+    """Raises a `ValueError` unless `calibration` is `None` or has signs and means as this module says."""
     if calibration is None:
         return
     if not isinstance(calibration, dict) or set(calibration) != {"relevance", "attention"}:
-        held = sorted(calibration) if isinstance(calibration, dict) else calibration
-        raise ValueError(f"calibration must be None or have the fields relevance and attention, got {held}.")
-    relevance, attention = calibration["relevance"], calibration["attention"]
-    if not isinstance(relevance, dict) or not isinstance(attention, list):
-        raise ValueError(
-            "calibration needs a dict of relevance and a list of attention, got a "
-            f"{type(relevance).__name__} and a {type(attention).__name__}. {_CALIBRATE}"
-        )
-    for source, entry in relevance.items():
-        name = f"calibration of text_relevance={source!r}"
-        if source not in ("lm", "siglip"):
-            raise ValueError(f"{name}: only 'lm' and 'siglip' have a sign.")
-        _check_fields(name, entry, _RELEVANCE_FIELDS)
-        if entry["sign"] not in (1, -1):
-            raise ValueError(f"{name}: sign must be 1 or -1, got {entry['sign']!r}.")
-    maps = []
-    for entry in attention:
-        _check_fields("calibration of the attention", entry, _ATTENTION_FIELDS)
-        maps.append(_map_of(entry))
-        _check_map(maps[-1])
-        _check_mean(maps[-1], entry["mean"])
-    if len(set(maps)) != len(maps):
-        raise ValueError(f"calibration has two means of one attention: {', '.join(map(str, maps))}.")
+        raise ValueError(f"calibration must be None or have the fields relevance and attention, got {calibration}.")
+    for source, entry in calibration["relevance"].items():
+        if source not in ("lm", "siglip") or entry.get("sign") not in (1, -1):
+            raise ValueError(f"calibration of relevance: lm and siglip have a sign of 1 or -1, got {source}: {entry}.")
+    for entry in calibration["attention"]:
+        if not {*AttentionMap._fields, "mean"} <= {*entry}:
+            raise ValueError(
+                f"calibration of the attention needs {', '.join(AttentionMap._fields)}, mean, got {entry}."
+            )
+        mean, count = entry["mean"], entry["grid"] ** 2
+        if mean is not None and (len(mean) != count or not all(map(math.isfinite, mean))):
+            held = f"{len(mean)} values: {mean!r:.100}"
+            raise ValueError(f"calibration of {map_of(entry)}: mean must be {count} finite numbers, got {held}.")
 
 
 def relevance_sign(calibration: dict[str, Any] | None, source: str) -> int:
@@ -65,57 +50,21 @@ def relevance_sign(calibration: dict[str, Any] | None, source: str) -> int:
 
 
 def attention_mean(calibration: dict[str, Any] | None, attention: AttentionMap) -> list[float] | None:
-    """The mean to subtract at each position of this very attention; `None` where nothing is subtracted."""
+    """The mean to subtract at each position of this attention map; `None` without one."""
     for entry in calibration["attention"] if calibration is not None else ():
-        if _map_of(entry) == attention:
+        if map_of(entry) == attention:
             return entry["mean"]
     return None
 
 
 def foreign_means(calibration: dict[str, Any] | None, attention: AttentionMap) -> list[AttentionMap]:
-    """The attentions that have a mean to subtract, if `attention` was not calibrated itself; else nothing."""
+    """The attention maps that have a mean to subtract, if `attention` was not calibrated itself; else nothing."""
     entries = [] if calibration is None else calibration["attention"]
-    if attention in map(_map_of, entries):
+    if attention in map(map_of, entries):
         return []
-    return [_map_of(entry) for entry in entries if entry["mean"] is not None]
+    return [map_of(entry) for entry in entries if entry["mean"] is not None]
 
 
-def joined_calibration(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    """`old` with the entries of `new` in place of, or beside, its own."""
-    if old is None:
-        return new
-    renewed = set(map(_map_of, new["attention"]))
-    kept = [entry for entry in old["attention"] if _map_of(entry) not in renewed]
-    return {"relevance": {**old["relevance"], **new["relevance"]}, "attention": kept + new["attention"]}
-
-
-def _map_of(entry: dict[str, Any]) -> AttentionMap:
+def map_of(entry: dict[str, Any]) -> AttentionMap:
+    """Settings of an entry of `calibration["attention"]`."""
     return AttentionMap(entry["view_policy"], entry["grid"], entry["source"])
-
-
-def _check_map(attention: AttentionMap) -> None:
-    view_policy, grid, source = attention
-    if not isinstance(grid, int) or grid < 1 or not isinstance(view_policy, str) or not isinstance(source, str):
-        raise ValueError(
-            "calibration of the attention needs the names of view_policy and source and a whole grid >= 1, got "
-            f"{view_policy!r}, {source!r} and {grid!r}. {_CALIBRATE}"
-        )
-
-
-def _check_fields(name: str, entry: Any, fields: set[str]) -> None:
-    if not isinstance(entry, dict) or set(entry) != fields:
-        held = ", ".join(sorted(entry)) if isinstance(entry, dict) else repr(entry)
-        raise ValueError(f"{name} must have exactly the fields {', '.join(sorted(fields))}, got {held}. {_CALIBRATE}")
-
-
-def _check_mean(attention: AttentionMap, mean: Any) -> None:
-    if mean is None:
-        return
-    if not isinstance(mean, list) or len(mean) != attention.grid**2:
-        held = f"{len(mean)} values" if isinstance(mean, list) else repr(mean)
-        raise ValueError(
-            f"calibration of {attention}: mean needs {attention.grid**2} values, one for each patch, got {held}. "
-            "Calibrate again for this grid."
-        )
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in mean):
-        raise ValueError(f"calibration of {attention}: every value of mean must be a finite number.")

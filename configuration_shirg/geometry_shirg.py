@@ -1,20 +1,24 @@
-"""Pure view geometry: which pixels of an image a view looks at, and where each of its patches lies.
+"""View geometry: which pixels of an image a view looks at, and where each of its patches lies.
 
-Boxes are (left, top, right, bottom) in pixels of the upright original image unless a docstring says otherwise. No
-model, no tensor library but numpy.
+Boxes are (left, top, right, bottom) in pixels of the upright original image unless a docstring says otherwise.
 
-Shape suffixes: H rows, W columns, S rows of a strip, P patches of one view, T tiles.
+Shape suffixes: H rows, W columns, P patches of one view, T tiles.
 """
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
+from transformers.image_processing_utils import select_best_resolution as llava_best_resolution
 
 Box = tuple[int, int, int, int]
+Pinpoints = Sequence[Sequence[int]]
 
-# Rows of window positions that `salient_box` looks at together; bounds its memory, changes no result.
-_STRIP_ROWS = 64
+# Rows of an image whose energy `salient_box` computes together, which bounds its memory.
+_STRIP_ROWS = 256
+# Largest `fovea_size`, in base views. Above it attention would not fit in memory.
+_LARGEST_FOVEA = 16
 
 
 def grid_side(size: int, patch_size: int) -> int:
@@ -22,150 +26,132 @@ def grid_side(size: int, patch_size: int) -> int:
     return size // patch_size
 
 
-def fovea_box(width: int, height: int, fovea_size: int) -> Box:
-    """Box that the fovea looks at in an image of `width` x `height` pixels.
+def check_views(policy: str, base: int, patch_size: int, fovea_size: int | None, pinpoints: Pinpoints | None) -> None:
+    """Raises a `ValueError` unless the sides in pixels and the canvases (width, height) fit the view policy."""
+    has_fovea, has_tiles, largest = policy in ("foveal", "whole"), policy == "anyres", _LARGEST_FOVEA * base
+    if not 1 <= patch_size <= base:
+        raise ValueError(f"patch_size={patch_size} must be between 1 and the base view's {base} pixels.")
+    if has_fovea and (fovea_size is None or not patch_size <= fovea_size <= largest):
+        raise ValueError(f"view_policy={policy!r} needs fovea_size from {patch_size} to {largest}, got {fovea_size}.")
+    if not has_fovea and fovea_size is not None:
+        raise ValueError(f"view_policy={policy!r} has no fovea, got fovea_size={fovea_size}.")
+    if not has_tiles and pinpoints is not None:
+        raise ValueError(f"view_policy={policy!r} has no tiles, got image_grid_pinpoints={pinpoints}.")
+    if has_tiles and (
+        not pinpoints
+        or any(len(point) != 2 or min(point) < base or any(n % base for n in point) for point in pinpoints)
+    ):
+        raise ValueError(f"image_grid_pinpoints={pinpoints} must be (width, height) that are multiples of {base}.")
 
-    If both sides are >= `fovea_size`: the native `fovea_size` x `fovea_size` crop at the centre. Else the whole image,
-    which is then resized.
-    """
-    if min(width, height) < fovea_size:
-        return (0, 0, width, height)
-    return _window(width, height, fovea_size, (width / 2, height / 2))
+
+def check_budget(budget: int | None, views: int, grid: int) -> None:
+    """Raises a `ValueError` unless `views` views of `grid` x `grid` patches can share a budget of `budget` tokens."""
+    if budget is None or not 1 <= budget <= views * grid**2 or budget % views:
+        share = (
+            f"view of {grid}x{grid} patches" if views == 1 else f"views of {grid}x{grid}, and a multiple of {views}"
+        )
+        raise ValueError(
+            f"selection_budget={budget} must be between 1 and the {views * grid**2} tokens of {views} {share}."
+        )
 
 
-def fovea_box_around(width: int, height: int, fovea_size: int, box: Sequence[float]) -> Box:
-    """Box that the fovea looks at when the caller asks for `box`.
+def num_base_views(base: int, pinpoints: Pinpoints | None) -> int | None:
+    """Base-size views of one image: the whole image and its tiles; `None` if the canvas depends on the image."""
+    if pinpoints is None or len(pinpoints) > 1:
+        return None if pinpoints else 1
+    return 1 + len(canvas_tiles(pinpoints[0], base))
 
-    The part of `box` inside the image counts, rounded outwards to whole pixels. If it is larger than the fovea on
-    either side, it is the view itself, which is then resized; else the native `fovea_size` x `fovea_size` crop around
-    its centre, moved as little as needed to lie inside the image, or cut where the image is smaller.
+
+def fovea_box(width: int, height: int, fovea_size: int, around: Sequence[float] | None = None) -> Box:
+    """Box of the fovea in an image of `width` x `height` pixels, at the centre or around a box.
+
+    At the centre: the native crop of `fovea_size` pixels a side if the image is that large, else the whole image, to
+    be resized. Around a box: the box itself, to be resized, if it is longer than the fovea on a side; else the native
+    crop around its centre, moved into the image, and cut where the image is smaller.
 
     Raises:
-        ValueError: `box` is not four finite numbers with left < right and top < bottom, or does not touch the image.
+        ValueError: `around` is no box, or lies outside the image.
     """
-    if len(box) != 4 or not all(math.isfinite(edge) for edge in box) or box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(f"A fovea box is (left, top, right, bottom) with left < right and top < bottom, got {box}.")
-    left, top = max(math.floor(box[0]), 0), max(math.floor(box[1]), 0)
-    right, bottom = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
-    if left >= right or top >= bottom:
-        raise ValueError(f"The fovea box {tuple(box)} lies outside the image of {width}x{height} pixels.")
-    if max(right - left, bottom - top) > fovea_size:
+    if around is None:
+        left, top, right, bottom = 0, 0, width, height
+        is_native = min(width, height) >= fovea_size
+    else:
+        edges = list(around) if isinstance(around, Sequence | np.ndarray) else []
+        is_finite = all(isinstance(edge, Real) and math.isfinite(edge) for edge in edges)
+        if len(edges) != 4 or not is_finite or edges[0] >= edges[2] or edges[1] >= edges[3]:
+            raise ValueError(f"A fovea box is (left, top, right, bottom), left < right, top < bottom, got {around}.")
+        left, top = max(math.floor(edges[0]), 0), max(math.floor(edges[1]), 0)
+        right, bottom = min(math.ceil(edges[2]), width), min(math.ceil(edges[3]), height)
+        if left >= right or top >= bottom:
+            raise ValueError(f"The fovea box {tuple(around)} lies outside the image of {width}x{height} pixels.")
+        is_native = max(right - left, bottom - top) <= fovea_size
+    if not is_native:
         return (left, top, right, bottom)
-    return _window(width, height, fovea_size, ((left + right) / 2, (top + bottom) / 2))
-
-
-def _window(width: int, height: int, size: int, center: tuple[float, float]) -> Box:
-    """The square window of `size` around `center` (x, y), moved into the image and cut where the image is smaller."""
-    left = min(max(math.floor(center[0] - size / 2), 0), max(width - size, 0))
-    top = min(max(math.floor(center[1] - size / 2), 0), max(height - size, 0))
-    return (left, top, min(left + size, width), min(top + size, height))
+    left = min(max(math.floor((left + right - fovea_size) / 2), 0), max(width - fovea_size, 0))
+    top = min(max(math.floor((top + bottom - fovea_size) / 2), 0), max(height - fovea_size, 0))
+    return (left, top, min(left + fovea_size, width), min(top + fovea_size, height))
 
 
 def salient_box(gray_HW: np.ndarray, fovea_size: int) -> Box:
-    """Native `fovea_size` window with the most Sobel energy; the first one in raster order where several tie.
+    """Native `fovea_size` window with the most Sobel energy gx^2 + gy^2; of equal ones the first in raster order.
 
-    Energy is gx^2 + gy^2 per pixel in integers, with the image's border pixels repeated outside it, so the result is
-    exact for every image size. If a side is < `fovea_size`: the whole image, as `fovea_box`.
-
-    Args:
-        gray_HW: uint8, shape (H, W).
-        fovea_size: side of the window in pixels.
+    The whole image if a side is shorter than `fovea_size`, as `fovea_box`.
     """
     height, width = gray_HW.shape
     if min(width, height) < fovea_size:
         return (0, 0, width, height)
-    best_energy, best_left, best_top = -1, 0, 0
-    columns_W = _sobel_energy(gray_HW, 0, fovea_size).sum(axis=0)
-    for start in range(0, height - fovea_size + 1, _STRIP_ROWS):
-        stop = min(start + _STRIP_ROWS, height - fovea_size + 1)
-        # One row of column sums per window top: each next top gains the row below the window and loses the row above.
-        gained_SW = _sobel_energy(gray_HW, start + fovea_size, stop - 1 + fovea_size)
-        lost_SW = _sobel_energy(gray_HW, start, stop - 1)
-        sums_SW = np.cumsum(np.concatenate([columns_W[None], gained_SW - lost_SW]), axis=0)
-        integral_SW = np.cumsum(np.pad(sums_SW, ((0, 0), (1, 0))), axis=1)
-        windows_SW = integral_SW[:, fovea_size:] - integral_SW[:, :-fovea_size]
-        row, column = divmod(int(windows_SW.argmax()), windows_SW.shape[1])
-        if windows_SW[row, column] > best_energy:
-            best_energy, best_left, best_top = int(windows_SW[row, column]), column, start + row
-        if stop <= height - fovea_size:
-            enter_W = _sobel_energy(gray_HW, stop - 1 + fovea_size, stop + fovea_size)[0]
-            columns_W = sums_SW[-1] + enter_W - _sobel_energy(gray_HW, stop - 1, stop)[0]
-    return (best_left, best_top, best_left + fovea_size, best_top + fovea_size)
+    energy_HW = np.empty(gray_HW.shape, dtype=np.int32)
+    for top in range(0, height, _STRIP_ROWS):
+        energy_HW[top : top + _STRIP_ROWS] = _sobel_energy(gray_HW, top, min(top + _STRIP_ROWS, height))
+    columns_W = energy_HW[:fovea_size].sum(axis=0, dtype=np.int64)
+    best = (-1, 0, 0)
+    for top in range(height - fovea_size + 1):
+        # Windows with this top: differences of the running sum of the column sums.
+        sums_W = np.cumsum(columns_W)
+        windows = sums_W[fovea_size - 1 :] - np.concatenate([[0], sums_W[:-fovea_size]])
+        left = int(windows.argmax())
+        best = max(best, (int(windows[left]), -top, -left))
+        if top + fovea_size < height:
+            columns_W += energy_HW[top + fovea_size] - energy_HW[top]
+    left, top = -best[2], -best[1]
+    return (left, top, left + fovea_size, top + fovea_size)
 
 
 def _sobel_energy(gray_HW: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """int64 gx^2 + gy^2 of rows start..stop-1, shape (stop - start, W)."""
+    """int32 energy of rows start..stop-1, shape (stop - start, W), the border pixels repeated outside the image."""
     rows = np.clip(np.arange(start - 1, stop + 1), 0, gray_HW.shape[0] - 1)
     padded = np.pad(gray_HW[rows].astype(np.int32), ((0, 0), (1, 1)), mode="edge")
     smooth_down = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     smooth_across = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     gx = smooth_down[:, 2:] - smooth_down[:, :-2]
     gy = smooth_across[2:] - smooth_across[:-2]
-    return (gx * gx + gy * gy).astype(np.int64)
+    return gx * gx + gy * gy
 
 
 def patch_boxes(
     view_box: Sequence[float], image_width: int, image_height: int, view_size: int, patch_size: int
 ) -> np.ndarray:
-    """Where each patch of a view lies in the original image.
+    """float32 (P, 4): (x, y, width, height) of each patch as fractions of the original, in raster order.
 
-    Args:
-        view_box: what the view shows, in pixels of the original.
-        image_width: width of the original in pixels.
-        image_height: height of the original in pixels.
-        view_size: side of the square view in pixels, to which `view_box` was resized.
-        patch_size: side of a patch in pixels of the view.
-
-    Returns:
-        float32, shape (P, 4), raster order: (x, y, width, height) as fractions of the original image. They lie in
-        0..1, but for tiles of a padded canvas, whose patches on the padding reach outside.
+    The square view shows `view_box` of the original, resized to `view_size` pixels.
     """
     left, top, right, bottom = view_box
+    side = grid_side(view_size, patch_size)
     step_x = patch_size / view_size * (right - left) / image_width
     step_y = patch_size / view_size * (bottom - top) / image_height
-    row, column = np.divmod(
-        np.arange(grid_side(view_size, patch_size) ** 2, dtype=np.float64), grid_side(view_size, patch_size)
-    )
+    row, column = np.divmod(np.arange(side**2, dtype=np.float64), side)
     x, y = left / image_width + column * step_x, top / image_height + row * step_y
     return np.stack([x, y, np.full_like(x, step_x), np.full_like(y, step_y)], axis=1).astype(np.float32)
 
 
-def check_pinpoints(pinpoints: Sequence[Sequence[int]] | None, base: int) -> None:
-    """Raises a `ValueError` unless `pinpoints` are (width, height) pairs made of whole base views of `base` pixels."""
-    if not pinpoints or any(
-        len(point) != 2 or min(point) < base or point[0] % base or point[1] % base for point in pinpoints
-    ):
-        raise ValueError(
-            "view_policy='anyres' needs image_grid_pinpoints, a list of (width, height) that are multiples of the "
-            f"base view {base}, got {pinpoints}."
-        )
-
-
-def select_best_resolution(width: int, height: int, pinpoints: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Canvas (width, height) among `pinpoints` that LaViDa's `anyres` picks for an image of `width` x `height` pixels.
-
-    The canvas that keeps most of the image's pixels, among equals the one with the least waste, then the first in the
-    list.
-    """
-    best, best_rank = None, None
-    for canvas_width, canvas_height in pinpoints:
-        scale = min(canvas_width / width, canvas_height / height)
-        effective = min(int(width * scale) * int(height * scale), width * height)
-        rank = (effective, effective - canvas_width * canvas_height)
-        if best_rank is None or rank > best_rank:
-            best, best_rank = (int(canvas_width), int(canvas_height)), rank
-    if best is None:
-        raise ValueError("anyres needs at least one (width, height) in image_grid_pinpoints, got none.")
-    return best
+def select_best_resolution(width: int, height: int, pinpoints: Pinpoints) -> tuple[int, int]:
+    """Canvas (width, height) among `pinpoints` that LaViDa's `anyres` picks for an image of `width` x `height`."""
+    best_height, best_width = llava_best_resolution((height, width), [point[::-1] for point in pinpoints])
+    return best_width, best_height
 
 
 def fit_to_canvas(width: int, height: int, canvas: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Size of the image after it was resized to fit `canvas` (width, height), and where it is pasted to be centred.
-
-    Returns:
-        (fitted_width, fitted_height, paste_x, paste_y) in pixels of the canvas. The side that does not touch the
-        canvas is rounded up, the paste offset down.
-    """
+    """(width, height, x, y) of the image in pixels of `canvas` (width, height), resized to fit and centred."""
     canvas_width, canvas_height = canvas
     scale_x, scale_y = canvas_width / width, canvas_height / height
     if scale_x < scale_y:
@@ -175,52 +161,30 @@ def fit_to_canvas(width: int, height: int, canvas: tuple[int, int]) -> tuple[int
     return (fitted_width, fitted_height, (canvas_width - fitted_width) // 2, (canvas_height - fitted_height) // 2)
 
 
-def canvas_tiles(canvas: tuple[int, int], tile_size: int) -> list[Box]:
+def canvas_tiles(canvas: Sequence[int], tile_size: int) -> list[Box]:
     """Boxes of the tiles of `canvas` (width, height) in pixels of the canvas, row-major."""
-    canvas_width, canvas_height = canvas
-    return [
-        (x, y, x + tile_size, y + tile_size)
-        for y in range(0, canvas_height - tile_size + 1, tile_size)
-        for x in range(0, canvas_width - tile_size + 1, tile_size)
-    ]
+    columns, rows = range(0, canvas[0], tile_size), range(0, canvas[1], tile_size)
+    return [(x, y, x + tile_size, y + tile_size) for y in rows for x in columns]
 
 
 def tile_boxes(width: int, height: int, canvas: tuple[int, int], tile_size: int) -> np.ndarray:
-    """Boxes of the tiles of `canvas` in pixels of the original image of `width` x `height` pixels, row-major.
-
-    Returns:
-        float64, shape (T, 4). Tiles show padding where their box reaches outside the image.
-    """
-    fitted_width, fitted_height, paste_x, paste_y = fit_to_canvas(width, height, canvas)
+    """float64 (T, 4): boxes of the tiles of `canvas` in pixels of the original; on padding they reach outside."""
+    fitted_width, fitted_height, x, y = fit_to_canvas(width, height, canvas)
     tiles_T4 = np.array(canvas_tiles(canvas, tile_size), dtype=np.float64)
-    offset = np.array([paste_x, paste_y, paste_x, paste_y])
-    scale = np.array([width / fitted_width, height / fitted_height] * 2)
-    return (tiles_T4 - offset) * scale
+    return (tiles_T4 - [x, y, x, y]) * np.array([width / fitted_width, height / fitted_height] * 2)
 
 
-def mosaic_window(
-    width: int, height: int, canvas: tuple[int, int], base: int, view_grid: int
-) -> tuple[int, int, int, int, int, int]:
-    """The part of the mosaic of tile tokens that shows the image, as LaViDa unpads it.
-
-    Args:
-        width: width of the image in pixels.
-        height: height of the image in pixels.
-        canvas: (width, height) in pixels that `select_best_resolution` picked.
-        base: side of a tile in pixels.
-        view_grid: side of a tile's token grid.
-
-    Returns:
-        (tile rows, tile columns, top, bottom, left, right): how many tiles the canvas has, then the window in tokens
-        of the mosaic. Not always exactly what the canvas shows of the image: the rounding is the original's.
+def mosaic_window(width: int, height: int, pinpoints: Pinpoints, base: int, view_grid: int) -> tuple[int, ...]:
+    """(tile rows, tile columns, top, bottom, left, right): the canvas in tiles of `base` pixels and `view_grid` tokens
+    a side, and the tokens of its mosaic that show the image, as LaViDa unpads it, with the original's rounding.
     """
-    tile_columns, tile_rows = canvas[0] // base, canvas[1] // base
-    mosaic_width, mosaic_height = tile_columns * view_grid, tile_rows * view_grid
+    columns, rows = (side // base for side in select_best_resolution(width, height, pinpoints))
+    mosaic_width, mosaic_height = columns * view_grid, rows * view_grid
     if width / height > mosaic_width / mosaic_height:
         padding = (mosaic_height - int(height * (mosaic_width / width))) // 2
-        return (tile_rows, tile_columns, padding, mosaic_height - padding, 0, mosaic_width)
+        return (rows, columns, padding, mosaic_height - padding, 0, mosaic_width)
     padding = (mosaic_width - int(width * (mosaic_height / height))) // 2
-    return (tile_rows, tile_columns, 0, mosaic_height, padding, mosaic_width - padding)
+    return (rows, columns, 0, mosaic_height, padding, mosaic_width - padding)
 
 
 def mosaic_length(window: Sequence[int], view_grid: int) -> int:

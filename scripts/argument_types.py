@@ -5,7 +5,6 @@ import importlib
 import math
 import os
 import sys
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +29,7 @@ def preset_name(name: str) -> str:
     """A `type` for arguments that name a preset: an unknown name is an error that suggests the nearest."""
     names = preset_names()
     if name not in names:
-        nearest = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, names, n=1))
+        nearest = light_module("configuration_shirg.presets_shirg").did_you_mean(name, names)
         raise argparse.ArgumentTypeError(f"Unknown system {name!r}.{nearest} Known: {', '.join(names)}.")
     return name
 
@@ -57,7 +56,7 @@ def checkpoint(name: str) -> str:
             raise argparse.ArgumentTypeError(f"{name!r} has no config.json and no adapter_config.json")
     elif name.count("/") != 1 or folder.is_absolute() or folder.parent.is_dir():
         beside = [str(entry) for entry in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-        nearest = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, beside, n=1))
+        nearest = light_module("configuration_shirg.presets_shirg").did_you_mean(name, beside)
         raise argparse.ArgumentTypeError(f"There is no folder {name!r}, and it is no Hub id (OWNER/NAME).{nearest}")
     return name
 

@@ -49,7 +49,8 @@ def main(args: argparse.Namespace) -> None:
     """Read, load, ask, answer."""
     from transformers import TextDiffusionStreamer
 
-    from modeling_shirg.running.ask import ask, conversation, read_image
+    from configuration_shirg.image_reading_shirg import read_image
+    from modeling_shirg.running.ask import ask, conversation
     from modeling_shirg.running.files import check_writable, save_picture
     from modeling_shirg.running.load import load, parse_options
     from modeling_shirg.running.timing import stage_seconds

@@ -61,8 +61,9 @@ def main(args: argparse.Namespace) -> None:
     """Ask with every system, print a table, draw the sheet."""
     from tqdm.auto import tqdm
 
+    from configuration_shirg.image_reading_shirg import read_image
     from modeling_shirg.evaluation.selection_quality import system_quality
-    from modeling_shirg.running.ask import ask, conversation, read_image
+    from modeling_shirg.running.ask import ask, conversation
     from modeling_shirg.running.files import check_writable, save_picture
     from modeling_shirg.running.load import load, parse_options
     from modeling_shirg.running.timing import wall_seconds

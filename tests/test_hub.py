@@ -17,7 +17,6 @@ CODE_FILES = {
     "backbone_shirg.py",
     "calibration_shirg.py",
     "configuration_shirg_lavida.py",
-    "conversation_shirg.py",
     "denoising_shirg.py",
     "fingerprint_shirg.py",
     "foveal_selections_shirg.py",

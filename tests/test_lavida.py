@@ -38,7 +38,8 @@ def test_image_tokens_are_the_originals(row):
 def test_the_window_lies_in_the_mosaic_and_counts_stay_in_range(width, height):
     config = ShirgLavidaConfig.from_preset("lavida")
     canvas = select_best_resolution(width, height, config.image_grid_pinpoints)
-    rows, columns, top, bottom, left, right = window = mosaic_window(width, height, canvas, 384, 14)
+    window = mosaic_window(width, height, config.image_grid_pinpoints, 384, 14)
+    rows, columns, top, bottom, left, right = window
     assert (columns * 384, rows * 384) == canvas
     assert 0 <= top <= bottom <= rows * 14 and 0 <= left <= right <= columns * 14
     assert top == rows * 14 - bottom and left == columns * 14 - right

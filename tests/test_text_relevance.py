@@ -216,7 +216,7 @@ def test_ids_are_ignored_where_the_config_does_not_read_them():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"relevance_text_config": None}, "no relevance_text_config. Convert .*--text_tower"),
+        ({"relevance_text_config": None}, "no relevance_text_config.*--text_tower"),
         (
             {"vision_config": {**VISION, "vision_use_head": False}, "attention_source": "norm"},
             "use_head=False.*--text_t",
@@ -290,10 +290,6 @@ def test_ids_are_the_words_of_the_question(padding_side):
     assert ids[3].tolist() == [-1] * LENGTH
     expected = make_relevance_tokenizer()(QUESTIONS[1], padding="max_length", max_length=LENGTH)["input_ids"]
     assert ids[4].tolist() == expected
-    assert sorted(processor.model_input_names) == sorted(
-        {*inputs, "mosaic_windows", "selection_budget", "fovea_size"} & {*processor.model_input_names}
-    )
-    assert "relevance_input_ids" in processor.model_input_names
 
 
 def test_text_around_an_image_is_one_question_and_long_ones_are_cut():
@@ -308,21 +304,14 @@ def test_text_around_an_image_is_one_question_and_long_ones_are_cut():
 def test_from_config_checks_that_both_fit():
     tokenizer, relevance = make_tokenizer(), make_relevance_tokenizer()
     for preset in ("shirg", "shirg-fixed", "shirg-mixed", "shirg-adaptive", "cdpruner"):
-        with pytest.raises(ValueError, match="needs SigLIP's own tokenizer .* pass relevance_tokenizer"):
+        with pytest.raises(ValueError, match="needs SigLIP's own tokenizer.* pass relevance_tokenizer"):
             ShirgLavidaProcessor.from_config(siglip_config(preset), tokenizer)
     assert ShirgLavidaProcessor.from_config(siglip_config("pool"), tokenizer).relevance_tokenizer is None
     with pytest.raises(ValueError, match="no relevance_text_config"):
         ShirgLavidaProcessor.from_config(tiny_config(), tokenizer, relevance_tokenizer=relevance)
     small = siglip_config(relevance_text_config={**TOWER, "vocab_size": 100})
-    with pytest.raises(ValueError, match="has 257 ids, .* is 100"):
+    with pytest.raises(ValueError, match="has 257 ids, .*vocab_size=100"):
         ShirgLavidaProcessor.from_config(small, tokenizer, relevance_tokenizer=relevance)
-    image_processor = siglip_processor(siglip_config()).image_processor
-    for half in ({"relevance_tokenizer": relevance}, {"relevance_length": LENGTH}):
-        with pytest.raises(ValueError, match="belong together"):
-            ShirgLavidaProcessor(image_processor, tokenizer, num_image_tokens=245, **half)
-    relevance.pad_token = None
-    with pytest.raises(ValueError, match="no pad_token"):
-        ShirgLavidaProcessor.from_config(siglip_config(), tokenizer, relevance_tokenizer=relevance)
 
 
 def test_a_processor_without_it_is_saved_as_before(tmp_path):

@@ -11,7 +11,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.middleware import Middleware
 
-from configuration_shirg.image_reading_shirg import upright_rgb
+from configuration_shirg.image_reading_shirg import read_image
 from modeling_shirg.running.overlay import enlargement
 from modeling_shirg.serving import Limits
 from modeling_shirg.serving.request_images import open_checked
@@ -137,7 +137,7 @@ class DemoPage:
 
     def opened(self, path: str) -> tuple:
         try:
-            image = upright_rgb(open_checked(Path(path).read_bytes(), self.limits.max_image_pixels), 0)
+            image = read_image(open_checked(Path(path).read_bytes(), self.limits.max_image_pixels))
         except ValueError as error:
             raise _refused(str(error)) from None
         return image, *self.cleared(image)

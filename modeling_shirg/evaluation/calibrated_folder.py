@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Template
 
 from configuration_shirg import ShirgLavidaConfig
-from configuration_shirg.calibration_shirg import joined_calibration
+from configuration_shirg.calibration_shirg import map_of
 from modeling_shirg.running.files import new_folder, write_whole
 
 _TEMPLATE = "calibration_section.md"
@@ -34,6 +34,15 @@ def write_calibrated_copy(source: Path, out: Path, calibration: dict[str, Any]) 
     with new_folder(out) as folder:
         shutil.copytree(source, folder, ignore=_NOT_COPIED, dirs_exist_ok=True)
         write_calibration(folder, calibration)
+
+
+def joined_calibration(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """`old` with the entries of `new` in place of, or beside, its own."""
+    if old is None:
+        return new
+    renewed = set(map(map_of, new["attention"]))
+    kept = [entry for entry in old["attention"] if map_of(entry) not in renewed]
+    return {"relevance": {**old["relevance"], **new["relevance"]}, "attention": kept + new["attention"]}
 
 
 def with_calibration_section(card: str, calibration: dict[str, Any] | None) -> str:

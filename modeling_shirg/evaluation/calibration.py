@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from configuration_shirg import ShirgLavidaConfig
+from configuration_shirg.image_reading_shirg import read_image
 from modeling_shirg.evaluation.intervals import mean_interval
 from modeling_shirg.evaluation.labelled_boxes import LabelledBox
 from modeling_shirg.published_selections_shirg import METHODS
@@ -128,9 +129,8 @@ def look(model, processor, boxes: Iterable[LabelledBox], sources: tuple[str, ...
 
 @torch.no_grad()
 def _look_at(model, processor, box: LabelledBox, sources: tuple[str, ...], reads: frozenset[str]) -> Seen:
-    image_processor = processor.image_processor
     try:
-        image = image_processor.process_image(image_processor.fetch_images(box.image))
+        image = read_image(box.image)
     except ValueError as error:
         raise ValueError(f"{box.name}: {error}") from None
     fractions = box.box_within(*image.size)

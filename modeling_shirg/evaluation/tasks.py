@@ -3,7 +3,6 @@
 Rows of data sets are read by training's adapters, so that a question is written as in training.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from configuration_shirg.presets_shirg import did_you_mean
 from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, relaxed_accuracy, token_f1
 from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, vqa_accuracy
 from modeling_shirg.running.ask import conversation
@@ -168,6 +168,6 @@ class TaskRows:
 def check_task(name: str) -> str:
     """`name`, if it is a task; else a `ValueError` with the nearest."""
     if name not in TASKS:
-        hint = "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(name, TASKS, n=1))
+        hint = did_you_mean(name, TASKS)
         raise ValueError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{hint}")
     return name

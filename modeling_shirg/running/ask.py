@@ -9,17 +9,11 @@ from torch.profiler import record_function
 from transformers import BatchFeature
 from transformers.generation.streamers import BaseStreamer
 
-from configuration_shirg import ShirgLavidaConfig, ShirgLavidaImageProcessor
+from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.geometry_shirg import grid_side
 from modeling_shirg.generation_shirg_lavida import ShirgGenerationOutput
 from modeling_shirg.running.load import Loaded
 from modeling_shirg.running.overlay import draw_overlay
-
-
-def read_image(source: Any) -> Image.Image:
-    """The upright RGB image at a path, URL or in bytes."""
-    reader = ShirgLavidaImageProcessor()
-    return reader.process_image(reader.fetch_images(source))
 
 
 def conversation(image: Any, question: str) -> list[dict[str, Any]]:

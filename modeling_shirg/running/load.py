@@ -4,7 +4,6 @@ import json
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
+from configuration_shirg.presets_shirg import did_you_mean
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import Adapter, Resolved, resolve
 from modeling_shirg.published_selections_shirg import METHODS
@@ -119,8 +119,7 @@ def parse_options(entries: list[str]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--option {entry!r}: write it as FIELD=VALUE, for example selection_budget=410.")
         if name not in ShirgLavidaConfig.__annotations__:
-            nearest = get_close_matches(name, ShirgLavidaConfig.__annotations__, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            hint = did_you_mean(name, ShirgLavidaConfig.__annotations__)
             raise ValueError(f"--option {entry!r}: ShirgLavidaConfig has no field {name!r}.{hint}")
         try:
             options[name] = json.loads(value)

@@ -3,10 +3,9 @@
 import json
 import re
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
-from configuration_shirg import PRESETS
+from configuration_shirg.presets_shirg import PRESETS, did_you_mean
 from modeling_shirg.generation_config_shirg import GENERATION_DEFAULTS
 from modeling_shirg.running.load import parse_options
 
@@ -41,8 +40,7 @@ def parse_row(text: str) -> Row:
     """
     preset, _, rest = text.partition(":")
     if preset not in PRESETS:
-        nearest = "".join(f" Did you mean {match!r}?" for match in get_close_matches(preset, PRESETS, n=1))
-        raise ValueError(f"Unknown system {preset!r}.{nearest} Known: {', '.join(PRESETS)}.")
+        raise ValueError(f"Unknown system {preset!r}.{did_you_mean(preset, PRESETS)} Known: {', '.join(PRESETS)}.")
     entries = [_entry(text, entry) for entry in filter(None, _SEPARATOR.split(rest.rstrip(",")))]
     values = dict(entries)
     if len(values) < len(entries):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from configuration_shirg.geometry_shirg import mosaic_length, mosaic_window, select_best_resolution
+from configuration_shirg.geometry_shirg import mosaic_length, mosaic_window
 from modeling_shirg.objective_shirg import IGNORED
 from modeling_shirg.training.data.bad_rows import BadRow
 
@@ -193,6 +193,5 @@ class RowEncoder:
             more = 0 if self.max_budget is None else self.max_budget - image_processor.selection_budget
             return self.processor.num_image_tokens + more
         base, pinpoints = image_processor.size.height, image_processor.image_grid_pinpoints
-        canvas = select_best_resolution(width, height, pinpoints)
-        window = mosaic_window(width, height, canvas, base, image_processor.mosaic_grid_size)
+        window = mosaic_window(width, height, pinpoints, base, image_processor.mosaic_grid_size)
         return mosaic_length(window, image_processor.mosaic_grid_size)

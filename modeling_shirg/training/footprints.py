@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.utils import logging
 
+from configuration_shirg.presets_shirg import did_you_mean
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.adapters_shirg import Adapter
 
@@ -82,8 +82,7 @@ def named_footprint(name: str, rank: int | None = None, alpha: float | None = No
         ValueError: there is no such footprint, or rank or alpha is not positive.
     """
     if name not in FOOTPRINTS:
-        nearest = get_close_matches(name, FOOTPRINTS, n=1, cutoff=0.4)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        hint = did_you_mean(name, FOOTPRINTS, cutoff=0.4)
         raise ValueError(f"Unknown footprint {name!r}.{hint} Known footprints: {', '.join(FOOTPRINTS)}.")
     footprint = FOOTPRINTS[name]
     if rank is not None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from modeling_shirg.running.ask import ask, conversation, read_image
+from configuration_shirg.image_reading_shirg import read_image
+from modeling_shirg.running.ask import ask, conversation
 from modeling_shirg.running.load import Loaded, load
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}

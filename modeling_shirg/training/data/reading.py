@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from configuration_shirg.image_reading_shirg import fetch_image, upright_rgb
+from configuration_shirg.image_reading_shirg import read_image
 from modeling_shirg.training.data.bad_rows import BadRow
 from modeling_shirg.training.data.image_files import ImageFiles
 
@@ -78,7 +78,7 @@ class RowReader:
         if isinstance(image, str):
             image = self.files.find(image)
         try:
-            return upright_rgb(fetch_image(image, 0), 0)
+            return read_image(image)
         except (ValueError, TypeError, OSError) as error:
             raise BadRow(f"unreadable image: {error}") from None
 

@@ -1,10 +1,10 @@
 """What `--data` and a mixture file say: which sources, from where, how much of each."""
 
-import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from configuration_shirg.presets_shirg import did_you_mean
 from modeling_shirg.training.data.adapters import ADAPTERS
 from modeling_shirg.training.data.scenes import TEXTLESS_FAMILY
 from modeling_shirg.training.settings_file import read_settings
@@ -47,8 +47,7 @@ class SourceSpec:
 
     def __post_init__(self):
         if self.source not in ADAPTERS:
-            near = difflib.get_close_matches(self.source, ADAPTERS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(self.source, ADAPTERS)
             raise ValueError(f"There is no source {self.source!r}; there are {', '.join(ADAPTERS)}.{hint}")
         adapter = ADAPTERS[self.source]
         if self.path is None and adapter.path is None:

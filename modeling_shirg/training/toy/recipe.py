@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
-from configuration_shirg.processing_shirg_lavida import SYSTEM_PROMPT
+from configuration_shirg.processing_shirg_lavida import CHAT_TEMPLATE
 from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
 from modeling_shirg.running.files import write_json
 from modeling_shirg.scenes import FAMILIES, scene
@@ -55,7 +55,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     scenes = [scene(family, "train", index) for family in FAMILIES for index in range(20)]
     questions = [question.text for drawn in scenes for question in drawn.questions]
     words = [*COLORS, *SHAPES, *CHARACTERS, "system", "user", "assistant", "\n\n"]
-    return train_tokenizer([SYSTEM_PROMPT, QUESTION_WORDS, *questions, *words], vocab_size=768)
+    system_prompt = CHAT_TEMPLATE.partition("system<|end_header_id|>\\n\\n")[2].partition("<|eot_id|>")[0]
+    return train_tokenizer([system_prompt, QUESTION_WORDS, *questions, *words], vocab_size=768)
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerBase) -> ShirgLavidaConfig:

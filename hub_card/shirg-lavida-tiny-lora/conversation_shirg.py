@@ -1,1 +1,0 @@
-../../configuration_shirg/conversation_shirg.py
