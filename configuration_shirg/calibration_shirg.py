@@ -43,28 +43,6 @@ def check_calibration(calibration: dict[str, Any] | None) -> None:
             raise ValueError(f"calibration of {map_of(entry)}: mean must be {count} finite numbers, got {held}.")
 
 
-def relevance_sign(calibration: dict[str, Any] | None, source: str) -> int:
-    """1, or -1 where high relevance by `source` was found to lie outside of the boxes."""
-    entry = None if calibration is None else calibration["relevance"].get(source)
-    return 1 if entry is None else entry["sign"]
-
-
-def attention_mean(calibration: dict[str, Any] | None, attention: AttentionMap) -> list[float] | None:
-    """The mean to subtract at each position of this attention map; `None` without one."""
-    for entry in calibration["attention"] if calibration is not None else ():
-        if map_of(entry) == attention:
-            return entry["mean"]
-    return None
-
-
-def foreign_means(calibration: dict[str, Any] | None, attention: AttentionMap) -> list[AttentionMap]:
-    """The attention maps that have a mean to subtract, if `attention` was not calibrated itself; else nothing."""
-    entries = [] if calibration is None else calibration["attention"]
-    if attention in map(map_of, entries):
-        return []
-    return [map_of(entry) for entry in entries if entry["mean"] is not None]
-
-
 def map_of(entry: dict[str, Any]) -> AttentionMap:
     """Settings of an entry of `calibration["attention"]`."""
     return AttentionMap(entry["view_policy"], entry["grid"], entry["source"])

@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .calibration_shirg import AttentionMap, attention_mean, check_calibration, foreign_means, relevance_sign
+from .calibration_shirg import AttentionMap, check_calibration, map_of
 from .geometry_shirg import check_budget, check_views, grid_side, mosaic_length, mosaic_window, num_base_views
 from .presets_shirg import GEOMETRIES, did_you_mean, geometry_of, preset_fields
 
@@ -259,22 +259,30 @@ class ShirgLavidaConfig(PreTrainedConfig):
 
     def relevance_sign(self, source: str) -> int:
         """Factor of the relevance by `source` (`"lm"` or `"siglip"`): 1, or -1 if calibration found so."""
-        return relevance_sign(self.calibration, source)
+        signs = {} if self.calibration is None else self.calibration["relevance"]
+        return signs[source]["sign"] if source in signs else 1
 
     def attention_mean(self, grid: int) -> list[float] | None:
         """What calibration subtracts from the attention at each of the grid * grid patches of a selected view; a
         `ValueError` if it corrects this config's own views and not this grid."""
         own, asked = self._attention_map(self.selected_grid), self._attention_map(grid)
-        if own in foreign_means(self.calibration, asked):
+        means = self._attention_means()
+        if asked not in means and means.get(own) is not None:
             raise ValueError(
                 f"calibration corrects {own} and says nothing of {grid}x{grid} patches. Keep fovea_size="
                 f"{self.fovea_size}, or leave all corrections out (calibration=None, `--option calibration=null`)."
             )
-        return attention_mean(self.calibration, asked)
+        return means.get(asked)
 
     def foreign_means(self) -> list[AttentionMap]:
         """The attention maps that calibration corrects, if it holds nothing for this config's own."""
-        return foreign_means(self.calibration, self._attention_map(self.selected_grid))
+        means = self._attention_means()
+        is_own = self._attention_map(self.selected_grid) in means
+        return [] if is_own else [attention for attention, mean in means.items() if mean is not None]
+
+    def _attention_means(self) -> dict[AttentionMap, list[float] | None]:
+        entries = [] if self.calibration is None else self.calibration["attention"]
+        return {map_of(entry): entry["mean"] for entry in entries}
 
     def _attention_map(self, grid: int) -> AttentionMap:
         return AttentionMap(self.view_policy, grid, self.attention_source)
@@ -315,12 +323,8 @@ class ShirgLavidaConfig(PreTrainedConfig):
     def validate_system(self):
         _check_lavida_views(self.lavida_views)
         check_calibration(self.calibration)
-        base, patch, pinpoints = (
-            self.vision_config.image_size,
-            self.vision_config.patch_size,
-            self.image_grid_pinpoints,
-        )
-        check_views(self.view_policy, base, patch, self.fovea_size, pinpoints)
+        vision, pinpoints = self.vision_config, self.image_grid_pinpoints
+        check_views(self.view_policy, vision.image_size, vision.patch_size, self.fovea_size, pinpoints)
         self._check_label()
         policy, method = self.view_policy, self.selection_method
         pooled, budget = self.pooled_grid_size, self.selection_budget

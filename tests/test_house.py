@@ -30,7 +30,7 @@ BUDGETS = {
 }
 # Lines of the folders that are still above their budget. A change may lower a number here, never raise one.
 ABOVE = {
-    "configuration_shirg": 2274,
+    "configuration_shirg": 1416,
     "modeling_shirg": 3689,
     "modeling_shirg/training": 3732,
     "modeling_shirg/training/toy": 1285,
