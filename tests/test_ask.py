@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from configuration_shirg import PRESETS
+from configuration_shirg.image_reading_shirg import read_image
 from modeling_shirg.demo.drafts import Asker
 from modeling_shirg.running import ask as asking
-from modeling_shirg.running.ask import Answers, ask, conversation, read_image
+from modeling_shirg.running.ask import Answers, ask, conversation
 from modeling_shirg.running.load import load
 from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, noise_image

@@ -20,10 +20,11 @@ import pytest
 from huggingface_hub import RepoCard
 from PIL import Image
 
+from configuration_shirg.image_reading_shirg import read_image
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.demo.drafts import Asker, Result, image_options
 from modeling_shirg.demo.pictures import box_of, draft_html, facts, with_box
-from modeling_shirg.running.ask import ask, conversation, read_image
+from modeling_shirg.running.ask import ask, conversation
 from modeling_shirg.running.load import Loaded, load
 from modeling_shirg.running.overlay import draw_scores
 from shirg_scripts import demo
