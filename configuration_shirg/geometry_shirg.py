@@ -15,6 +15,8 @@ from transformers.image_processing_utils import select_best_resolution as llava_
 Box = tuple[int, int, int, int]
 Pinpoints = Sequence[Sequence[int]]
 
+# Rows of an image whose energy `salient_box` computes together, which bounds its memory.
+_STRIP_ROWS = 256
 # Largest `fovea_size`, in base views. Above it attention would not fit in memory.
 _LARGEST_FOVEA = 16
 
@@ -98,16 +100,32 @@ def salient_box(gray_HW: np.ndarray, fovea_size: int) -> Box:
     height, width = gray_HW.shape
     if min(width, height) < fovea_size:
         return (0, 0, width, height)
-    padded = np.pad(gray_HW.astype(np.int32), 1, mode="edge")
+    energy_HW = np.empty(gray_HW.shape, dtype=np.int32)
+    for top in range(0, height, _STRIP_ROWS):
+        energy_HW[top : top + _STRIP_ROWS] = _sobel_energy(gray_HW, top, min(top + _STRIP_ROWS, height))
+    columns_W = energy_HW[:fovea_size].sum(axis=0, dtype=np.int64)
+    best = (-1, 0, 0)
+    for top in range(height - fovea_size + 1):
+        # Windows with this top: differences of the running sum of the column sums.
+        sums_W = np.cumsum(columns_W)
+        windows = sums_W[fovea_size - 1 :] - np.concatenate([[0], sums_W[:-fovea_size]])
+        left = int(windows.argmax())
+        best = max(best, (int(windows[left]), -top, -left))
+        if top + fovea_size < height:
+            columns_W += energy_HW[top + fovea_size] - energy_HW[top]
+    left, top = -best[2], -best[1]
+    return (left, top, left + fovea_size, top + fovea_size)
+
+
+def _sobel_energy(gray_HW: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """int32 energy of rows start..stop-1, shape (stop - start, W), the border pixels repeated outside the image."""
+    rows = np.clip(np.arange(start - 1, stop + 1), 0, gray_HW.shape[0] - 1)
+    padded = np.pad(gray_HW[rows].astype(np.int32), ((0, 0), (1, 1)), mode="edge")
     smooth_down = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     smooth_across = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    gx, gy = smooth_down[:, 2:] - smooth_down[:, :-2], smooth_across[2:] - smooth_across[:-2]
-    # Energy of each rectangle from the top left corner: a window is the difference of four of them.
-    sums = np.pad((gx * gx + gy * gy).cumsum(axis=0, dtype=np.int64).cumsum(axis=1), ((1, 0), (1, 0)))
-    columns = sums[:, fovea_size:] - sums[:, :-fovea_size]
-    windows = columns[fovea_size:] - columns[:-fovea_size]
-    top, left = divmod(int(windows.argmax()), windows.shape[1])
-    return (left, top, left + fovea_size, top + fovea_size)
+    gx = smooth_down[:, 2:] - smooth_down[:, :-2]
+    gy = smooth_across[2:] - smooth_across[:-2]
+    return gx * gx + gy * gy
 
 
 def patch_boxes(
