@@ -235,7 +235,7 @@ def test_in_place_other_views_join_and_the_section_is_renewed(capsys, folder):
 def test_what_would_not_load_is_not_written(tmp_path):
     config = json.dumps({**json.loads((BUNDLED / "config.json").read_text()), "selection_budget": 9999})
     (tmp_path / "config.json").write_text(config)
-    for given, named in ((calibration(1, attention_entry([0.1] * 9)), "256 values"), (calibration(), "9999")):
+    for given, named in ((calibration(1, attention_entry([0.1] * 9)), "256 finite"), (calibration(), "9999")):
         with pytest.raises((ValueError, StrictDataclassError), match=named):
             write_calibration(tmp_path, given)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -253,7 +253,7 @@ ONE = {"image": "0.png", "question": "Which?", "box": [10, 10, 50, 50]}
         ([7], ("line 1", "image, question, box", "got 7")),
         ([{**ONE, "question": "  "}], ("line 1", "no question")),
         ([{**ONE, "image": "none.png"}], ("line 1", "no image file", "none.png")),
-        ([{**ONE, "image": "boxes.jsonl"}], ("boxes.jsonl", "PNG")),
+        ([{**ONE, "image": "boxes.jsonl"}], ("boxes.jsonl", "UnidentifiedImageError")),
         ([{**ONE, "box": [1, 2, 3]}], ("left, top, right, bottom", "[1, 2, 3]")),
         ([{**ONE, "box": [10, 10, 241, 50]}], ("0.png", "[10.0, 10.0, 241.0, 50.0]", "240 x 230")),
         ([{**ONE, "box": [50, 10, 10, 50]}], ("[50.0, 10.0, 10.0, 50.0]",)),
@@ -288,7 +288,7 @@ def test_what_cannot_be_done_is_said_before_any_work(capsys, folder, monkeypatch
         (("--prune_method", "uniform"), ("'uniform' reads neither",)),
         (("--prune_method", "uniform", "--text_relevance", "lm"), ("scores none",)),
         (("--prune_method", "cdpruner", "--text_relevance", "none"), ("reads relevance alone",)),
-        (("--text_relevance", "siglip"), ("text tower", "--text_tower")),
+        (("--text_relevance", "siglip"), ("relevance_text_config", "--text_tower")),
     ):
         status, _, err = run(capsys, *data, *arguments)
         assert status == 2 and all(value in err for value in named), err

@@ -358,7 +358,7 @@ def test_sources_that_are_none(converted, tmp_path):
 
 
 def test_an_unconverted_checkpoint_names_the_command():
-    for kind in (ShirgLavidaProcessor, ShirgLavidaConfig, ShirgLavidaForConditionalGeneration):
+    for kind in (ShirgLavidaConfig, ShirgLavidaForConditionalGeneration):
         with pytest.raises(ValueError, match="shirg convert SRC OUT"):
             kind.from_pretrained(ORIGINAL)
 

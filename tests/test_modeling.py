@@ -440,7 +440,7 @@ def test_impossible_budgets_at_call_time_are_named(budget):
 @pytest.mark.parametrize("preset", ["lavida", "lavida-980", "siglip-672", "pool"])
 def test_a_preset_that_chooses_no_tokens_takes_no_budget_at_call_time(preset):
     config = tiny_config(preset)
-    with pytest.raises(ValueError, match="selection_budget=5 .* chooses no"):
+    with pytest.raises(ValueError, match="selection_budget=5"):
         tiny_model(config)(
             **encode(tiny_processor(config), chat("?", noise_image(0)), processor_kwargs={"selection_budget": 5})
         )

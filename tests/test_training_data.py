@@ -336,7 +336,7 @@ BAD = {
     "missing image: the row names none": {"image": None},
     "which training does not fetch": {"image": "http://127.0.0.1:9/a.png"},
     "unreadable image": {"image": "truncated.png"},
-    "or in a format that PIL cannot read": {"image": "rows.jsonl"},
+    "cannot identify image file": {"image": "rows.jsonl"},
     "no image": {"image": []},
     "empty answer": {"answer": "  "},
     "empty question": {"question": None},

@@ -38,8 +38,7 @@ def write_calibrated_copy(source: Path, out: Path, calibration: dict[str, Any]) 
 
 def joined_calibration(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     """`old` with the entries of `new` in place of, or beside, its own."""
-    if old is None:
-        return new
+    old = old or {"relevance": {}, "attention": []}
     renewed = set(map(map_of, new["attention"]))
     kept = [entry for entry in old["attention"] if map_of(entry) not in renewed]
     return {"relevance": {**old["relevance"], **new["relevance"]}, "attention": kept + new["attention"]}

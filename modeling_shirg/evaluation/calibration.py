@@ -129,10 +129,7 @@ def look(model, processor, boxes: Iterable[LabelledBox], sources: tuple[str, ...
 
 @torch.no_grad()
 def _look_at(model, processor, box: LabelledBox, sources: tuple[str, ...], reads: frozenset[str]) -> Seen:
-    try:
-        image = read_image(box.image)
-    except ValueError as error:
-        raise ValueError(f"{box.name}: {error}") from None
+    image = read_image(box.image)
     fractions = box.box_within(*image.size)
     chat, form = conversation(image, box.question), {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     inputs = processor.apply_chat_template(chat, add_generation_prompt=True, **form).to(model.device)

@@ -168,6 +168,5 @@ class TaskRows:
 def check_task(name: str) -> str:
     """`name`, if it is a task; else a `ValueError` with the nearest."""
     if name not in TASKS:
-        hint = did_you_mean(name, TASKS)
-        raise ValueError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{hint}")
+        raise ValueError(f"There is no task {name!r}; there are {', '.join(TASKS)}.{did_you_mean(name, TASKS)}")
     return name

@@ -48,6 +48,7 @@ QUESTION_WORDS = (
     "Who, when, why, yes, no, none, one, two, three, between, difference, maximum, minimum, average, percent, "
     "above, below, left, right, top, bottom, center, small, large, first, second, third, last, between, key, title."
 )
+_SYSTEM_PROMPT = CHAT_TEMPLATE.partition("system<|end_header_id|>\\n\\n")[2].partition("<|eot_id|>")[0]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
@@ -55,8 +56,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     scenes = [scene(family, "train", index) for family in FAMILIES for index in range(20)]
     questions = [question.text for drawn in scenes for question in drawn.questions]
     words = [*COLORS, *SHAPES, *CHARACTERS, "system", "user", "assistant", "\n\n"]
-    system_prompt = CHAT_TEMPLATE.partition("system<|end_header_id|>\\n\\n")[2].partition("<|eot_id|>")[0]
-    return train_tokenizer([system_prompt, QUESTION_WORDS, *questions, *words], vocab_size=768)
+    return train_tokenizer([_SYSTEM_PROMPT, QUESTION_WORDS, *questions, *words], vocab_size=768)
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerBase) -> ShirgLavidaConfig:
