@@ -89,10 +89,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> ShirgLavidaConfig:
 
 
 class StageTrainer(Trainer):
-    """Trainer that logs the mean of every scalar a stage's model returns beside its loss.
-
-    NaN means nothing to measure.
-    """
+    """Trainer that logs the mean of every scalar that a stage's model returns; NaN means nothing to measure."""
 
     def __init__(self, *args, **kwargs):
         self.stage_values: dict[str, list[torch.Tensor]] = {}
