@@ -6,18 +6,19 @@ and shapes can be checked.
 """
 
 import json
-import math
 import os
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 from huggingface_hub import ResolvedRevision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available, logging
 
-from .fingerprint_shirg import fingerprint, plain_name
+from .fingerprint_shirg import fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -114,15 +115,6 @@ class Adapter:
             )
         return config
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the adapter's tensors, by their names in the model."""
-        file = cached_file(self.name, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False, **self.hub)
-        if file is None:
-            raise ValueError(f"{self.name} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
-        with open(file, "rb") as opened:
-            header, _ = safetensors_header(opened, file)
-        return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
-
     def check_base(self, model: nn.Module) -> None:
         """Raises a `ValueError` if the weights of `model` are not those of the training."""
         wanted = None if self.run is None else self.run["base_model"]["fingerprint"]
@@ -152,48 +144,13 @@ class Adapter:
             raise ValueError(f"{message} With any_system=True this is a warning; else {self._remedy()}")
         logger.warning(message)
 
-    def check_complete(self) -> dict[str, tuple[int, ...]]:
-        """`shapes()`, after checking that every module of modules_to_save is there."""
-        shapes = self.shapes()
-        for module in self.saved_modules:
-            if not any(module in name.split(".") for name in shapes):
-                raise ValueError(
-                    f"{self.name} lacks its {module}, which {ADAPTER_CONFIG} lists in modules_to_save. Publish the "
-                    "adapter again from its run folder."
-                )
-        return shapes
-
-    def check_shapes(self, model: nn.Module) -> None:
-        """Raises a `ValueError` naming the first tensor that is missing, has no place in `model`, or another shape."""
-        shapes = self.check_complete()
-        weights = {plain_name(name): tuple(weight.shape) for name, weight in model.named_parameters()}
-        for name, shape in shapes.items():
-            module = next((part for part in self.saved_modules if part in name.split(".")), None)
-            target, lora, factor = name.partition(".lora_")
-            ours = weights.get(f"{target}.weight" if lora else name)
-            if ours is None and module is None:
-                raise ValueError(f"{self.name} adapts {target}, which this model does not have. Is it the right base?")
-            if ours is None:
-                raise ValueError(
-                    f"{self.name} has a {module}, which prune_method={model.config.prune_method!r} has no use for: "
-                    f"{self._remedy()}"
-                )
-            if lora:
-                ours = shape[:1] + ours[1:] if factor == "A.weight" else ours[:1] + shape[1:]
-            if shape != ours:
-                remedy = "Is it the right base?" if module is None else self._remedy()
-                there, here = _size(module, shape), _size(module, ours)
-                raise ValueError(f"{self.name} has {name} of {there}, this model's is of {here}: {remedy}")
-
     def _remedy(self) -> str:
         system = "" if self.run is None else f" (prune_method={self.run['prune_method']!r})"
         return f"load the adapter itself with from_pretrained, which takes the system that it was trained for{system}."
 
     def check(self, model: nn.Module, any_system: bool = False) -> None:
-        """Raises a `ValueError` unless the adapter fits `model`: base weights, shapes and, without `any_system`, the
-        system."""
+        """Raises a `ValueError` unless `model` has the base weights and, without `any_system`, the system."""
         self.check_base(model)
-        self.check_shapes(model)
         self.check_system(model.config, any_system)
 
 
@@ -299,26 +256,37 @@ def attach(model: nn.Module, source: str, name: str, trainable: bool, hub: dict[
     PEFT is called directly: the adapter methods of transformers 5.24 ask for a PEFT release newer than 0.21.
 
     Raises:
-        ValueError: the adapter's file lacks tensors; the model is left without it.
+        ValueError: tensors are missing, have no place in the model, or have other shapes than the model's; the model
+            is left without the adapter.
     """
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.functional import delete_adapter
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-    from peft.utils import load_peft_weights
 
+    file = cached_file(source, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False, **hub)
+    if file is None:
+        raise ValueError(f"{source} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
+    try:
+        weights = {key.removeprefix("base_model.model."): weight for key, weight in load_file(file).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no safetensors file ({error}). Is the download complete?") from None
     config = PeftConfig.from_pretrained(source, **hub)
     config.inference_mode = not trainable
     inject_adapter_in_model(config, model, name)
     model._hf_peft_config_loaded = True
-    weights = load_peft_weights(source, device="cpu", **hub)
-    weights = {key.removeprefix("base_model.model."): weight for key, weight in weights.items()}
-    result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    lacking = sorted(key for key in result.missing_keys if f".{name}." in key)
-    if lacking:
+    try:
+        result = set_peft_model_state_dict(model, weights, adapter_name=name)
+        missing = sorted(key for key in result.missing_keys if f".{name}." in key)
+        misfit = f"missing: {missing[:3]}, without a place: {result.unexpected_keys[:3]}"
+        fits = not missing and not result.unexpected_keys
+    except (KeyError, RuntimeError) as error:  # PEFT's for a missing whole module, torch's for other shapes
+        fits, misfit = False, f"{type(error).__name__}: {error}"
+    if not fits:
         delete_adapter(model, name, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
         raise ValueError(
-            f"{source} lacks {len(lacking)} tensors that its adapter_config.json asks for, such as {lacking[0]}. "
-            "Publish the adapter again from its run folder."
+            f"{source} does not fit prune_method={model.config.prune_method!r} on this base ({misfit}). Load the "
+            "adapter itself with from_pretrained, which takes its own base and system; an incomplete one must be "
+            "published again from its run folder."
         )
     activate(model, name, trainable)
 
@@ -346,36 +314,6 @@ def _replaced(config: PreTrainedConfig, system: PreTrainedConfig, except_for: li
         setattr(replaced, name, getattr(system, name))
     replaced.validate()
     return replaced
-
-
-def _size(module: str | None, shape: tuple[int, ...]) -> str:
-    """A tensor's size in words; positions by their grid."""
-    if module != "foveal_position_embedding" or len(shape) != 2:
-        return f"the shape {shape}"
-    side = math.isqrt(shape[0])
-    return f"{side}x{side} positions"
-
-
-def safetensors_header(opened: BinaryIO, name: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """Of each tensor in an open safetensors file `dtype`, `shape` and `data_offsets`, and where its data begins.
-
-    Args:
-        opened: the file at its beginning, on this machine or elsewhere.
-        name: what the error calls it.
-
-    Raises:
-        ValueError: it is none, or ends too early.
-    """
-    try:
-        length = int.from_bytes(opened.read(8), "little")
-        header = dict(json.loads(opened.read(length)))
-        header.pop("__metadata__", None)
-        complete = all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values())
-    except (ValueError, TypeError, OverflowError, MemoryError):
-        complete = False
-    if not complete:
-        raise ValueError(f"{name} is no safetensors file. Is the download complete?")
-    return header, 8 + length
 
 
 def _read_object(path: str) -> dict[str, Any]:

@@ -202,10 +202,10 @@ def test_a_base_that_is_not_here_is_an_error(runs, tmp_path):
 @pytest.mark.parametrize(
     ("system", "name", "match"),
     [
-        ({"prune_method": "siglip-672"}, "wide", f"{POSITIONS}.* of 16x16 positions, this model's is of 24x24"),
-        ({}, "whole", r"of 24x24 positions, this model's is of 16x16.*prune_method='siglip-672'"),
-        ({"prune_method": "lavida-980"}, "wide", f"{POSITIONS}, which prune_method='lavida-980' has no use for"),
-        ({"prune_method": "siglip-672"}, "fixed", f"{COORDINATES}, which prune_method='siglip-672' has no use"),
+        ({"prune_method": "siglip-672"}, "wide", "fovea_grid=16, here 24"),
+        ({}, "whole", "prune_method='siglip-672', here 'shirg'.*fovea_grid=24, here 16"),
+        ({"prune_method": "lavida-980"}, "wide", "fovea_size=224, here None"),
+        ({"prune_method": "siglip-672"}, "fixed", "coordinate_embedding=True, here False"),
         ({"selection_budget": 181}, "budget", "selection_budget=100, here 181.*num_image_tokens=164, here 245"),
         ({"prune_method": "siglip-672"}, "narrow", "num_image_tokens=245, here 576"),
     ],
@@ -224,12 +224,12 @@ def test_another_geometry_is_an_error_that_says_which(base, runs, system, name, 
     [("wide", "lavida-980", POSITIONS), ("fixed", "siglip-672", COORDINATES)],
 )
 def test_a_preset_without_what_the_adapter_replaces_is_an_error_even_on_request(runs, run, prune_method, module):
-    with pytest.raises(ValueError, match=f"{module}, which prune_method='{prune_method}'"):
+    with pytest.raises(ValueError, match=f"does not fit prune_method='{prune_method}'.*without a place.*{module}"):
         load(runs[run].folder, prune_method=prune_method)
 
 
 def test_another_grid_is_an_error_even_on_request(runs):
-    with pytest.raises(ValueError, match="of 16x16 positions, this model's is of 24x24"):
+    with pytest.raises(ValueError, match="(?s)size mismatch for .*foveal_position_embedding.*256.*576"):
         load(runs["wide"].folder, prune_method="siglip-672")
 
 
@@ -241,19 +241,17 @@ def test_counts_that_training_did_not_have_are_an_error(runs, tmp_path):
 
 
 @pytest.mark.parametrize(("run", "module"), [("wide", POSITIONS), ("fixed", COORDINATES), ("fixed", POSITIONS)])
-def test_a_missing_embedding_is_an_error(base, runs, tmp_path, run, module):
+def test_a_missing_embedding_is_an_error(runs, tmp_path, run, module):
     folder = damaged(runs[run], tmp_path / "run", without(module))
-    with pytest.raises(ValueError, match=f"lacks its {module}"):
+    with pytest.raises(ValueError, match=f"does not fit.*{module}"):
         load(folder)
-    with pytest.raises(ValueError, match=f"lacks its {module}"):
-        load(base).check_adapter(str(folder))
 
 
 def test_missing_lora_tensors_are_an_error_and_leave_no_adapter(base, runs, tmp_path):
     folder = damaged(runs["wide"], tmp_path / "run", without("layers.1.self_attn.q_proj.lora_B"))
     model = load(base)
     plain = prompt_logits(model)
-    with pytest.raises(ValueError, match=r"lacks 1 tensors.*layers\.1\.self_attn\.q_proj\.lora_B"):
+    with pytest.raises(ValueError, match=r"missing: .*layers\.1\.self_attn\.q_proj\.lora_B"):
         model.load_adapter(str(folder))
     assert torch.equal(prompt_logits(model), plain)
 
@@ -263,7 +261,7 @@ def test_a_larger_adapter_than_the_model_is_an_error(base, runs, tmp_path):
         return {n: torch.cat([value, value], dim=1) if "lora_A" in n else value for n, value in tensors.items()}
 
     folder = damaged(runs["narrow"], tmp_path / "run", twice)
-    with pytest.raises(ValueError, match=r"linear_1\.lora_A\.weight of the shape \(4, 64\), this model's.*\(4, 32\)"):
+    with pytest.raises(ValueError, match=r"(?s)size mismatch for .*linear_1\.lora_A.*4, 64.*4, 32"):
         load(base).load_adapter(str(folder))
 
 
@@ -274,7 +272,6 @@ def test_a_larger_adapter_than_the_model_is_an_error(base, runs, tmp_path):
         (WEIGHTS, b"version https://git-lfs", "no safetensors file"),
         ("run.json", b"{", "does not parse"),
         ("run.json", b"{}", "run.json has no proper base_model, prune_method, config_overrides, config"),
-        (WEIGHTS, (2).to_bytes(8, "little") + b"[]x", "lacks its foveal_position_embedding"),
         (WEIGHTS, (7).to_bytes(8, "little") + b'{"a":1}', "no safetensors file"),
         ("adapter_config.json", b"[]", "not a JSON object"),
     ],

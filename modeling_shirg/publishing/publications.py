@@ -54,7 +54,6 @@ def open_run(folder: Path, checkpoint: str | None = None) -> Adapter:
     adapter = Adapter.open(str(source))
     if adapter is None:
         raise ValueError(f"{source} has no {ADAPTER_CONFIG}, so there is no adapter.")
-    adapter.check_complete()
     _check_finite(adapter.name, load_file(source / ADAPTER_WEIGHTS))
     return replace(adapter, run=run)
 
