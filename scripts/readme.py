@@ -5,7 +5,6 @@
 A part stands between `<!-- measured: NAME -->` and `<!-- end -->`, and is replaced.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +15,6 @@ _PART = re.compile(r"(?P<begin><!-- measured: (?P<name>\w+) -->\n).*?(?P<end><!-
 def with_measured_parts(text: str, checkout: Path) -> str:
     """`text` with its measured parts as the results in `checkout` say."""
     return _PART.sub(lambda part: f"{part['begin']}{PARTS[part['name']](checkout)}\n{part['end']}", text)
-
-
-def toy_table(checkout: Path) -> str:
-    """Exact match of the bundled checkpoint on held-out scenes, by `python -m shirg_scripts.card_tiny`."""
-    heading = "| question on held-out scenes | images | exact match (95% interval) | without the image | majority |"
-    rows = [
-        f"| {row['family']}: {row['kind']} | {row['count']} | {row['accuracy']:.1%} "
-        f"({row['low']:.1%} to {row['high']:.1%}) | {row['no_image']:.1%} | {row['majority']:.1%} |"
-        for row in json.loads((checkout / "hub_card/shirg-lavida-tiny/figures.json").read_text())
-    ]
-    return "\n".join([heading, "|---|---:|---:|---:|---:|", *rows])
 
 
 def exactness_sentence(checkout: Path) -> str:
@@ -45,11 +33,7 @@ def study_table(checkout: Path) -> str:
     return re.search(r"^systems, adapted: percent.*\n\n((?:\|.*\n)+)", page, re.MULTILINE).group(1).strip()
 
 
-PARTS: dict[str, Callable[[Path], str]] = {
-    "toy": toy_table,
-    "exactness": exactness_sentence,
-    "study": study_table,
-}
+PARTS: dict[str, Callable[[Path], str]] = {"exactness": exactness_sentence, "study": study_table}
 
 
 if __name__ == "__main__":

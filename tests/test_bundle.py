@@ -1,4 +1,4 @@
-"""`python -m shirg_scripts.bundle` puts a run on the toy base into a checkout, as a whole or not at all."""
+"""`python -m modeling_shirg.training.toy.bundle` puts a run into a checkout, as a whole or not at all."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from adapter_runs import PROJECTOR, save_base, save_run
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from shirg_scripts import bundle
+from modeling_shirg.training.toy import bundle
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def checkout(tmp_path, monkeypatch):
 
 
 def _main(run) -> None:
-    bundle.main(bundle.parse_args([str(run)]))
+    bundle.main(run)
 
 
 def test_both_folders_are_replaced_and_load(checkout):
@@ -61,7 +61,7 @@ def test_a_run_on_another_base_is_refused_and_nothing_changes(checkout):
 
 def test_without_the_base_it_says_where_to_run_it(checkout):
     (bundle.BASE / "training.json").unlink()
-    with pytest.raises(ValueError, match="run this in a checkout, after train_tiny has exported the base"):
+    with pytest.raises(ValueError, match="run this in a checkout"):
         _main(checkout / "run")
 
 
@@ -69,7 +69,7 @@ def test_what_fails_leaves_the_old_folder(checkout, monkeypatch):
     def fail(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr(bundle, "_round_weights", fail)
+    monkeypatch.setattr(bundle, "round_weights", fail)
     with pytest.raises(OSError, match="no space left"):
         _main(checkout / "run")
     assert (bundle.MERGED / "old.txt").exists() and not list(bundle.FOLDER.glob(".bundle-*"))

@@ -1,7 +1,6 @@
 """What README and docs tell people to paste works."""
 
 import importlib
-import json
 import re
 import shlex
 import subprocess
@@ -48,13 +47,11 @@ def test_its_measured_parts_are_what_is_stored():
 
 
 def test_a_measured_part_follows_its_results(tmp_path):
-    folder = tmp_path / "hub_card" / "shirg-lavida-tiny"
-    folder.mkdir(parents=True)
-    row = {"count": 7, "accuracy": 0.5, "low": 0.25, "high": 0.75, "no_image": 0.1, "majority": 0}
-    (folder / "figures.json").write_text(json.dumps([row | {"family": "grid", "kind": "count"}]))
-    text = with_measured_parts("a\n<!-- measured: toy -->\nold\n<!-- end -->\nz\n", tmp_path)
-    assert "| grid: count | 7 | 50.0% (25.0% to 75.0%) | 10.0% | 0.0% |\n<!-- end -->\nz\n" in text
-    assert text.startswith("a\n<!-- measured: toy -->\n|") and "old" not in text
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "exactness.md").write_text("# Page\n\n7 of 9 cases pass.\n")
+    text = with_measured_parts("a\n<!-- measured: exactness -->\nold\n<!-- end -->\nz\n", tmp_path)
+    assert text.startswith("a\n<!-- measured: exactness -->\n") and text.endswith("\n<!-- end -->\nz\n")
+    assert "[7 of 9 reference cases]" in text and "old" not in text
 
 
 def _arguments(command: str) -> list[str]:

@@ -37,10 +37,8 @@ from modeling_shirg.training.toy.dense import (
     patch_targets,
     tile_view,
 )
+from modeling_shirg.training.toy.recipe import STAGE_FILE, STAGES, WEIGHTS_FILE, ScriptArguments, tiny_tokenizer
 from modeling_shirg.training.toy.recipe import tiny_config as bundled_config
-from modeling_shirg.training.toy.recipe import tiny_tokenizer
-from modeling_shirg.training.toy.stage import STAGE_FILE, WEIGHTS_FILE
-from shirg_scripts.train_tiny import ScriptArguments
 from tiny_model import TEXT, VISION, tiny_config, tiny_model
 
 
@@ -333,7 +331,7 @@ def test_wilson_interval_by_hand():
 def test_the_view_size_alternates_from_batch_to_batch(tokenizer):
     dataset = ViewDataset(_small_config(tokenizer), tokenizer, "train", range(5, 11), batch_size=2)
     sides = [dataset[i]["pixels"].shape[-1] for i in range(6)]
-    fovea, base = dataset.fovea_size, dataset.base_size
+    fovea, base = dataset.config.fovea_size, dataset.config.vision_config.image_size
     assert fovea != base and sides == [fovea, fovea, base, base, fovea, fovea]
 
 
@@ -358,12 +356,15 @@ class Watch(TrainerCallback):
 
 @pytest.fixture
 def train(tokenizer, monkeypatch):
-    """Train stage `see` or `read` on 12 images and a model of test widths; returns the steps that ran."""
+    """Train a stage on 12 images in batches of 2 and a model of test widths; returns the steps that ran."""
     monkeypatch.setattr(tiny, "tiny_config", _small_config)
+    small = {name: stage._replace(batch_size=2, learning_rate=1e-3) for name, stage in STAGES.items()}
+    monkeypatch.setattr(tiny, "STAGES", {**small, "practise": STAGES["practise"]})
     _look_in_two_layers(monkeypatch)
 
     def run(root: Path, stage: str, killed_at: int | None = None, **options) -> list[int]:
-        args = ScriptArguments(output_dir=str(root), compile=False, num_workers=0, save_steps=2, **options)
+        counts = {"see_images": 12, "sharpen_images": 2, "read_images": 12, "practise_images": 24}
+        args = ScriptArguments(output_dir=str(root), num_workers=0, save_steps=2, **counts, **options)
         watch = Watch(killed_at)
 
         class WatchedTrainer(tiny.StageTrainer):
@@ -372,13 +373,7 @@ def train(tokenizer, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(tiny, "StageTrainer", WatchedTrainer)
-            if stage == "see":
-                tiny.train_vision(
-                    root / "see", args, previous=None, images=range(12), batch_size=2, learning_rate=1e-3
-                )
-            else:
-                form = {"load_start": tiny.start_from_tower, "num_questions": 2, "batch_size": 2}
-                tiny.train_answers(root / "read", args, root / "see", images=range(12), learning_rate=1e-3, **form)
+            tiny.train_stage(root, stage, args)
         return watch.steps
 
     return run
@@ -389,15 +384,16 @@ def test_a_stopped_stage_ends_as_if_it_had_not_been_stopped(train, tmp_path, sta
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for root in (whole, stopped) if stage == "read" else ():
         train(root, "see")
+        train(root, "sharpen")
     assert train(whole, stage) == [1, 2, 3, 4, 5, 6]
     with pytest.raises(Killed):
         train(stopped, stage, killed_at=4)
-    assert not json.loads((stopped / stage / STAGE_FILE).read_text())["finished"]
-    assert not (stopped / stage / WEIGHTS_FILE).exists()
     half = stopped / stage / "checkpoint-6"
     half.mkdir()
     (half / WEIGHTS_FILE).write_bytes(b"half")
     (half / "trainer_state.json").write_text('{"global_step": 6, "log_hi')
+    with pytest.raises(ValueError, match="seed=0, this run asks for seed=1"):
+        train(stopped, "see", seed=1)
     assert train(stopped, stage) == [5, 6], "resumed from checkpoint 4, the last complete one"
     assert train(stopped, stage) == [], "a finished stage is skipped"
     _assert_same_weights(whole / stage, stopped / stage)
@@ -407,62 +403,41 @@ def _assert_same_weights(one: Path, other: Path) -> None:
     torch.testing.assert_close(load_file(one / WEIGHTS_FILE), load_file(other / WEIGHTS_FILE), rtol=1e-5, atol=1e-7)
 
 
-def test_a_stage_is_not_reused_with_other_settings(train, tmp_path):
-    with pytest.raises(Killed):
-        train(tmp_path, "see", killed_at=2)
-    for _ in ("unfinished", "finished"):
-        with pytest.raises(ValueError, match="seed=0, this run asks for seed=1.*another output_dir.*back to seed=0"):
-            train(tmp_path, "see", seed=1)
-        train(tmp_path, "see")
-
-
-def test_a_training_of_unknown_settings_is_not_continued(train, tmp_path):
-    with pytest.raises(Killed):
-        train(tmp_path, "see", killed_at=2)
+def test_later_stages_start_from_the_earlier_ones_and_are_exported(train, tokenizer, tmp_path, monkeypatch):
+    """A single step, as in stage `practise` here, is one of warm-up, at learning rate 0."""
     with pytest.raises(ValueError, match="not a finished stage"):
         train(tmp_path, "read")
-    (tmp_path / "see" / STAGE_FILE).unlink()
-    with pytest.raises(ValueError, match="no stage.json"):
-        train(tmp_path, "see")
-
-
-def test_a_finished_stage_brings_its_own_config_and_tokenizer(train, tokenizer, tmp_path, monkeypatch):
     train(tmp_path, "see")
     expected = _small_config(tokenizer)
     monkeypatch.delattr(tiny, "tiny_tokenizer")
     monkeypatch.delattr(tiny, "tiny_config")
-    train(tmp_path, "read")
-    tiny.export(tmp_path / "read", tmp_path / "see", tmp_path / "out")
-    ours = ShirgLavidaProcessor.from_config(expected, tokenizer)
-    ours.save_pretrained(tmp_path / "expected")
+    for stage in ("sharpen", "read", "practise"):
+        train(tmp_path, stage)
+    _assert_same_weights(tmp_path / "read", tmp_path / "practise")
+    tiny.export(tmp_path / "practise", tmp_path / "sharpen", tmp_path / "out")
+    ShirgLavidaProcessor.from_config(expected, tokenizer).save_pretrained(tmp_path / "expected")
     for file in (tmp_path / "expected").iterdir():
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
     written = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert (
-        written == json.loads((tmp_path / "read" / STAGE_FILE).read_text())["settings"] and written["see_images"] == 12
-    )
+    assert {name: written[f"{name}_images"] for name in STAGES} == {
+        "see": 12,
+        "sharpen": 2,
+        "read": 12,
+        "practise": 24,
+    }
     exported = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path / "out")
-    for name in ("prune_method", "num_image_tokens", "fovea_size", "image_token_id", "mask_token_id"):
-        assert getattr(exported.config, name) == getattr(expected.with_preset("shirg"), name), name
-    assert exported.config.text_config.vocab_size == len(tokenizer)
+    assert exported.config.to_diff_dict() == {**expected.to_diff_dict(), **_own_fields(exported.config)}
 
 
-def test_stage_practise_goes_on_from_all_that_stage_read_learned(train, tmp_path):
-    """A single step is one of warm-up, at learning rate 0."""
-    train(tmp_path, "see")
-    train(tmp_path, "read")
-    args = ScriptArguments(output_dir=str(tmp_path), practise_images=24, num_workers=0)
-    tiny.train_practise(tmp_path / "practise", tmp_path / "read", args)
-    _assert_same_weights(tmp_path / "read", tmp_path / "practise")
-    settings = json.loads((tmp_path / "practise" / STAGE_FILE).read_text())["settings"]
-    assert (settings["read_images"], settings["practise_images"]) == (12, 24)
+def _own_fields(config) -> dict:
+    """Fields that saving writes."""
+    return {name: value for name, value in config.to_diff_dict().items() if name in ("architectures", "dtype")}
 
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_checkpoint_and_that_checkpoint_answers(tmp_path):
-    sizes = ["--see_images", "128", "--sharpen_images", "32", "--read_images", "64"]
-    sizes += ["--practise_images", "48"]
-    module = [sys.executable, "-m", "shirg_scripts.train_tiny", "--compile", "False", "--save_steps", "1", *sizes]
+    sizes = ["--see_images", "128", "--sharpen_images", "32", "--read_images", "64", "--practise_images", "48"]
+    module = [sys.executable, "-m", "modeling_shirg.training.toy.recipe", "--save_steps", "1", *sizes]
     whole, killed, out = tmp_path / "whole", tmp_path / "killed", tmp_path / "out"
     _run([*module, "--output_dir", str(whole)])
     for stage in ("see", "read"):
@@ -472,9 +447,9 @@ def test_a_killed_run_resumes_to_the_same_checkpoint_and_that_checkpoint_answers
     for stage in ("see", "sharpen"):
         assert f"Stage {stage}: finished before, skipped" in log
     assert f"Stage read: 64 images, {killed / 'read' / 'checkpoint-1'}" in log
-    for stage in ("see", "sharpen", "read", "practise"):
+    for stage in STAGES:
         _assert_same_weights(whole / stage, killed / stage)
-    _run([sys.executable, "-m", "shirg_scripts.card_tiny", "--model", str(out), "--images", "8"])
+    _run([sys.executable, "-m", "modeling_shirg.training.toy.card", "--model", str(out), "--images", "8"])
     assert "| entity_grid | identify |" in (out / "README.md").read_text()
 
 

@@ -28,12 +28,7 @@ _ANSWER = slice(QUESTION_LENGTH, QUESTION_LENGTH + ANSWER_LENGTH)  # the first c
 
 
 class Guides(nn.Module):
-    """The losses, and the heads that are thrown away.
-
-    Args:
-        width: of the language model.
-        num_questions: behind each image.
-    """
+    """The losses, and the heads that are thrown away. `width` is the language model's."""
 
     def __init__(self, width: int, num_questions: int):
         super().__init__()
@@ -56,24 +51,23 @@ class Guides(nn.Module):
         answer_looks: torch.Tensor,
         count_looks: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The sum of the losses, and how often each look and each name is right.
+        """The sum of the losses, and how often each look is right.
 
         Args:
             language_model: whose heads are shown where to look.
             hidden_states: what enters each of its layers, (B, L, C) each.
             position_ids: (B, L).
             prefix: P; the image tokens are its last.
-            names, name_looks, places: bool (B, T, W), bool (B, T, T) and float (B, T, 2), of image tokens.
-            question_looks, question_names: bool (B, Q, S) and bool (B, Q, W).
-            answer_reads: which answer positions take something from the image, bool (B, Q, R).
-            answer_looks: bool (B, Q, R, T).
-            count_looks: float (B, Q, 1 + T), of the prefix's first token and of image tokens.
+            names, name_looks, places: of image tokens, (B, T, W), (B, T, T) and (B, T, 2).
+            question_looks, question_names: of questions, (B, Q, S) and (B, Q, W).
+            answer_reads, answer_looks: of answer positions, (B, Q, R) and (B, Q, R, T).
+            count_looks: (B, Q, 1 + T), of the prefix's first token and of image tokens.
         """
         image = slice(prefix - name_looks.shape[1], prefix)
         asks_BQR1 = answer_reads[..., None]
         normed_BLC = language_model.layers[LOOKING_LAYER].input_layernorm(hidden_states[LOOKING_LAYER])
-        naming, named = self._naming(normed_BLC[:, image], names)
-        asked, asked_named = self._naming(self._answers(normed_BLC), asks_BQR1 & question_names[:, :, None])
+        naming = self._naming(normed_BLC[:, image], names)
+        asked = self._naming(self._answers(normed_BLC), asks_BQR1 & question_names[:, :, None])
         place = F.mse_loss(self.place_head(normed_BLC[:, image]).float(), places)
 
         query_BLH, key_BLH = head_states(language_model, NAME_LOOK_LAYER, 0, hidden_states, position_ids)
@@ -96,19 +90,12 @@ class Guides(nn.Module):
 
         looks = name_loss + asking_loss + looking_loss + counting_loss
         loss = NAMING_WEIGHT * (naming + asked) + PLACE_WEIGHT * place + LOOK_WEIGHT * looks
-        # Of n things and the first token each has an equal share: what that token gets tells n.
-        told_BQ = (1 / counted_logs_BQK[..., 0].exp() - 1).round() == (count_looks > 0).sum(-1) - 1
-        counts_BQ = count_looks.any(-1)
-        hits = {"name_hits": name_hits, "asking_hits": asking_hits, "looking_hits": looking_hits}
-        hits |= {"named": named, "asked": asked_named, "counted": (told_BQ & counts_BQ).sum() / counts_BQ.sum()}
-        return loss, hits
+        return loss, {"name_hits": name_hits, "asking_hits": asking_hits, "looking_hits": looking_hits}
 
-    def _naming(self, normed: torch.Tensor, names: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean of -log(share of each name), and the share of named positions that tell one of their names."""
+    def _naming(self, normed: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+        """The mean of -log(share of each name)."""
         logs = self.naming_head(normed).float().log_softmax(-1)
-        told = names.gather(-1, logs.argmax(-1, keepdim=True))
-        loss = -(logs * names).sum() / names.sum().clamp_min(1)
-        return loss, told.sum() / names.any(-1).sum().clamp_min(1)
+        return -(logs * names).sum() / names.sum().clamp_min(1)
 
     def _blocks(self, values_BLC: torch.Tensor) -> torch.Tensor:
         """What belongs to each question: its tokens and both copies of its answer, (B, Q, S + 2 R, C)."""

@@ -37,18 +37,12 @@ class PackedAnswerModel(nn.Module):
         self.guides = Guides(model.config.text_config.hidden_size, num_questions)
         model.model.vision_tower.requires_grad_(False)
         single = [tokenizer(word, add_special_tokens=False).input_ids for word in WORDS]
-        long = [word for word, ids in zip(WORDS, single, strict=True) if len(ids) != 1]
-        if long:
-            raise ValueError(f"The tokenizer splits {long}; alignment needs one token per word.")
+        assert {len(ids) for ids in single} == {1}, "alignment needs one token per word"
         self.register_buffer("word_ids", torch.tensor([ids[0] for ids in single]), persistent=False)
 
     @torch.no_grad()
     def start_reading(self, read_head_LC: torch.Tensor) -> None:
-        """Let the words start as what normalised image tokens that they describe are like after stage `sharpen`.
-
-        Args:
-            read_head_LC: weights of its read-out, with those of the norm before it.
-        """
+        """Embed each word as the image tokens that it describes look to the read-out of stage `sharpen`."""
         self.model.lm_head.weight[self.word_ids] = read_head_LC
         table = self.model.get_input_embeddings().weight
         table[self.word_ids] = read_head_LC * (table.std() / read_head_LC.std())
@@ -64,10 +58,8 @@ class PackedAnswerModel(nn.Module):
         family: torch.Tensor,
         **guides: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Loss, and per family the share of fully masked answers that one forward gets right.
-
-        `guides` are the targets of `Guides`, the rest is what `QuestionDataset` gives.
-        """
+        """Loss, and per family the share of fully masked answers that one forward gets right, for a batch of
+        `QuestionDataset.collate`. `guides` are the targets of `Guides`."""
         core, config = self.model.model, self.model.config
         embed = core.get_input_embeddings()
         masked_BQR = _draw_masks(answer_ids)
@@ -123,7 +115,6 @@ class PackedAnswerModel(nn.Module):
         return (losses * weights.flatten()).sum() / weights.sum()
 
     def _alignment_loss(self, image_BTC: torch.Tensor, labels_BTL: torch.Tensor) -> torch.Tensor:
-        """Image tokens should read, under the head, as the marks that lie on them."""
         tokens_BTC = self.model.model.language_model.norm(image_BTC)
         return alignment_loss(F.linear(tokens_BTC, self.model.lm_head.weight[self.word_ids]).float(), labels_BTL)
 
@@ -139,10 +130,7 @@ class PackedAnswerModel(nn.Module):
 
 
 def _draw_masks(answer_ids: torch.Tensor) -> torch.Tensor:
-    """LLaDA's forward process with a share of fully masked answers.
-
-    For the others t is uniform and each token is masked with probability t.
-    """
+    """LLaDA's forward process (t uniform, each token masked with probability t) with a share of full masks."""
     rate_BQ1 = torch.rand(*answer_ids.shape[:2], 1, device=answer_ids.device)
     full_BQ1 = torch.rand_like(rate_BQ1) < FULLY_MASKED_SHARE
     return (torch.rand(answer_ids.shape, device=answer_ids.device) < rate_BQ1) | full_BQ1

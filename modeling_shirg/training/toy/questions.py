@@ -33,7 +33,6 @@ class QuestionDataset(Dataset):
     Args:
         processor: the model's processor.
         view_grid: tokens per side of a pooled view.
-        split: `"train"` or `"validation"`.
         indices: scene numbers, in the order in which they are shown.
         num_questions: questions per image, kinds of question in turn; a scene that asks fewer repeats them.
         counting_share: share of the grids that are drawn to be counted in; by default as the family draws them.
@@ -48,12 +47,8 @@ class QuestionDataset(Dataset):
         num_questions: int,
         counting_share: float | None = None,
     ):
-        self.processor = processor
-        self.view_grid = view_grid
-        self.split = split
-        self.indices = indices
-        self.num_questions = num_questions
-        self.counting_share = counting_share
+        self.processor, self.view_grid, self.split, self.indices = processor, view_grid, split, indices
+        self.num_questions, self.counting_share = num_questions, counting_share
         self.end_of_turn = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
         self.blank = Image.new("RGB", (1, 1))
         self.prompts: dict[str, Prompt] = {}
@@ -99,8 +94,7 @@ class QuestionDataset(Dataset):
         for number, marks in enumerate(question.answer_marks):
             looks_RT[number] = owned_TM[:, list(marks)].any(1)
         answer = [*tokenizer(question.answer).input_ids, self.end_of_turn]
-        if len(answer) > ANSWER_LENGTH:
-            raise ValueError(f"{question.answer!r} takes {len(answer)} tokens, more than {ANSWER_LENGTH}.")
+        assert len(answer) <= ANSWER_LENGTH, question.answer
         padding = [tokenizer.pad_token_id] * max(QUESTION_LENGTH - len(ids), ANSWER_LENGTH - len(answer))
         return {
             "question_ids": np.array((ids + padding)[:QUESTION_LENGTH]),
@@ -115,11 +109,8 @@ class QuestionDataset(Dataset):
 
     @staticmethod
     def _count_looks(question: Question, centres_TM: np.ndarray) -> np.ndarray:
-        """How much to look at the prompt's first token and at each image token, to count; shape (1 + T,).
-
-        As much at each thing's centre as at that first token, so that what is seen tells their number; nothing where
-        nothing is counted.
-        """
+        """How much to look at the prompt's first token and at each image token, to count, (1 + T,): as much at each
+        thing's centre as at that first token, so that the first token's share tells their number."""
         looks_K = np.zeros(1 + len(centres_TM), np.float32)
         if question.kind == "count":
             looks_K[0] = 1
@@ -141,8 +132,7 @@ class QuestionDataset(Dataset):
             ids = inputs["input_ids"][0]
             start = ids.index(self.processor.image_token_id)
             stop = start + self.processor.num_image_tokens
-            if len(ids) - stop > QUESTION_LENGTH:
-                raise ValueError(f"{question!r} takes {len(ids) - stop} tokens, more than {QUESTION_LENGTH}.")
+            assert len(ids) - stop <= QUESTION_LENGTH, question
             self.prompts[question] = Prompt(ids[:start], ids[stop:])
         return self.prompts[question]
 
@@ -174,7 +164,7 @@ def token_names(questions: list[Question], owned_TM: np.ndarray) -> np.ndarray:
 
 
 def name_looks(questions: list[Question], owned_TM: np.ndarray) -> np.ndarray:
-    """Of each image token, on which others stands by what a question names it; bool (T, T)."""
+    """(T, T): true where token i holds a question's answer and token j the mark by which the question names it."""
     looks_TT = np.zeros((len(owned_TM), len(owned_TM)), bool)
     for question in questions:
         named_T = owned_TM[:, [mark for marks in question.answer_marks for mark in marks]].any(1)

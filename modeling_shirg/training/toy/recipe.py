@@ -1,15 +1,31 @@
-"""The recipe of the bundled checkpoint: sizes, stages and what is written at the end."""
+"""Train the base of the checkpoint that this package ships, on images that it renders.
 
-import hashlib
-from collections.abc import Callable
+    python -m modeling_shirg.training.toy.recipe --output_dir runs/tiny    # hours on 2 CPU cores; resumes
+    python -m modeling_shirg.training.toy.recipe --output_dir runs/tiny --export hub_card/shirg-lavida-tiny-base
+
+Four stages, each with a folder of its own under `output_dir`. A finished stage is skipped, an unfinished one resumes
+from its last checkpoint, and one that was made with other settings is an error.
+
+  see       vision tower, pooling head and projector, dense targets on rendered scenes (dense.py)
+  sharpen   the same with a warm restart and a smaller batch, on the scenes that follow; small glyphs come late
+  read      projector and language model behind a frozen tower, LaViDa's five views, several questions packed behind
+            one image (packed.py, guides.py); logs the exact match of each batch before it learns from it
+  practise  the same on the images that follow, more grids to count in, a warm restart at half the learning rate
+
+`shirg study` adapts this base to every system, bundle.py puts what it made for `shirg` into the package.
+"""
+
+import json
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.utils import logging
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from configuration_shirg import ShirgLavidaConfig, ShirgLavidaProcessor
 from configuration_shirg.processing_shirg_lavida import CHAT_TEMPLATE
@@ -21,22 +37,53 @@ from modeling_shirg.training.run_folder import last_complete_checkpoint
 from modeling_shirg.training.toy.dense import DensePretrainingModel, ViewDataset
 from modeling_shirg.training.toy.packed import PackedAnswerModel
 from modeling_shirg.training.toy.questions import ANSWER_LENGTH, QuestionDataset
-from modeling_shirg.training.toy.stage import (
-    WEIGHTS_FILE,
-    close_stage,
-    finished_settings,
-    open_stage,
-    read_stage,
-    save_start,
-    stage_settings,
-)
-from modeling_shirg.training.toy.tokenizer import train_tokenizer
+from modeling_shirg.training.toy.tokenizer import load_tokenizer, train_tokenizer
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 READ_PRESET, EXPORT_PRESET = "lavida-980", "shirg"
-TRAINING_FILE = "training.json"
+STAGE_FILE, WEIGHTS_FILE, TRAINING_FILE = "stage.json", "model.safetensors", "training.json"
 _FOVEA = "foveal_position_embedding.weight"
+
+
+class Stage(NamedTuple):
+    """One pass over images that no stage before has seen.
+
+    Args:
+        previous: the stage whose weights it starts from; `None` is random weights.
+        batch_size: views of `see` and `sharpen`, images of the others.
+        learning_rate: the largest, of a cosine schedule.
+        draws: what `QuestionDataset` takes; empty for the stages of the vision tower.
+    """
+
+    previous: str | None
+    batch_size: int
+    learning_rate: float
+    draws: dict[str, Any] = {}
+
+
+STAGES = {
+    "see": Stage(None, 64, 1e-3),
+    "sharpen": Stage("see", 32, 7e-4),
+    "read": Stage("sharpen", 24, 1e-3, {"num_questions": 4}),
+    "practise": Stage("read", 24, 5e-4, {"num_questions": 4, "counting_share": 0.6}),
+}
+
+
+@dataclass
+class ScriptArguments:
+    """What to train and where."""
+
+    output_dir: str = field(metadata={"help": "Folder of the stages' checkpoints."})
+    export: str | None = field(default=None, metadata={"help": "Write the finished Hub folder here."})
+    see_images: int = field(default=120_000, metadata={"help": "Rendered scenes of stage `see`."})
+    sharpen_images: int = field(default=60_000, metadata={"help": "Rendered scenes of stage `sharpen`."})
+    read_images: int = field(default=60_000, metadata={"help": "Images (4 questions each) of stage `read`."})
+    practise_images: int = field(default=24_000, metadata={"help": "Images of stage `practise`."})
+    num_workers: int = field(default=1, metadata={"help": "Processes that render images."})
+    save_steps: int = field(default=200, metadata={"help": "Steps between two checkpoints of a stage."})
+    seed: int = field(default=0, metadata={"help": "Seed of the initial weights, and of what is masked."})
+
 
 # Words that questions about charts, forms and photographs use; they only shape the tokenizer.
 QUESTION_WORDS = (
@@ -109,107 +156,92 @@ class StageTrainer(Trainer):
         super().log({**logs, **means}, *args, **kwargs)
 
 
-def train_see(folder: Path, args) -> None:
-    """Stage `see`: vision tower and projector, from random weights or from the stage of another training."""
-    images = range(args.see_images)
-    train_vision(folder, args, previous=None, images=images, batch_size=64, learning_rate=1e-3, start=args.start)
+def train_stage(root: Path, name: str, args: ScriptArguments) -> None:
+    """Train stage `name` in its folder under `root`, unless it is finished.
 
+    Settings are what decides the weights, those of the stages before included; workers and checkpoints may change.
 
-def train_sharpen(folder: Path, see_folder: Path, args) -> None:
-    """Stage `sharpen`: the same on the pages that follow, warm restart, half the batch; small glyphs come late."""
-    images = range(args.see_images, args.see_images + args.sharpen_images)
-    train_vision(folder, args, previous=see_folder, images=images, batch_size=32, learning_rate=7e-4)
-
-
-def train_vision(
-    folder: Path,
-    args,
-    previous: Path | None,
-    images: range,
-    batch_size: int,
-    learning_rate: float,
-    start: str | None = None,
-) -> None:
-    """A stage of the vision tower, unless `folder` holds it finished.
-
-    It starts from the stage `previous`; without one, from random weights, or from the weights of the folder `start`.
+    Raises:
+        ValueError: the stage before is not finished, or this one was begun with other settings.
     """
-    optimisation = {"batch_size": batch_size, "learning_rate": learning_rate}
-    origin = {"start": _sha256(Path(start))} if start else {}
-    if open_stage(folder, stage_settings(folder, previous, args.seed, images=len(images), **optimisation, **origin)):
+    folder, stage, number = root / name, STAGES[name], list(STAGES).index(name)
+    counts = [getattr(args, f"{each}_images") for each in STAGES]
+    images = range(sum(counts[:number]), sum(counts[: number + 1]))
+    own = {"images": len(images), "batch_size": stage.batch_size, "learning_rate": stage.learning_rate, **stage.draws}
+    inherited = {} if stage.previous is None else finished_settings(root / stage.previous)
+    settings = inherited | {"seed": args.seed} | {f"{name}_{key}": value for key, value in own.items()}
+    if not _begin(folder, settings):
+        logger.info("Stage %s: finished before, skipped", name)
         return
-    if previous is None:
+    if stage.previous is None:
         tokenizer = tiny_tokenizer()
         config, weights = tiny_config(tokenizer), None
     else:
-        config, tokenizer, weights = read_stage(previous)
-    save_start(folder, config, tokenizer)
+        config, tokenizer, weights = read_stage(root / stage.previous)
+    config = config.with_preset(READ_PRESET) if stage.draws else config
+    # Before training: calls with padding leave their mark on what a tokenizer saves.
+    config.to_json_file(folder / "config.json")
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(args.seed)
+    model, dataset = (_answers if stage.draws else _views)(config, tokenizer, weights, images, stage)
+    _run(folder, model, dataset, args, stage)
+    write_json(folder / STAGE_FILE, {"finished": True, "settings": settings})
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the stage has to be trained."""
+    file = folder / STAGE_FILE
+    if not file.exists():
+        write_json(file, {"finished": False, "settings": settings})
+        return True
+    record = json.loads(file.read_text())
+    for name in record["settings"] | settings:
+        old, new = record["settings"].get(name), settings.get(name)
+        if old != new:
+            raise ValueError(
+                f"{folder} was made with {name}={old!r}, this run asks for {name}={new!r}. Choose another output_dir, "
+                f"or go back to {name}={old!r}."
+            )
+    return not record["finished"]
+
+
+def finished_settings(folder: Path) -> dict[str, Any]:
+    """What decided the weights of the finished stage `folder`; a `ValueError` if it is not finished."""
+    file = folder / STAGE_FILE
+    record = json.loads(file.read_text()) if file.exists() else {"finished": False}
+    if not record["finished"]:
+        raise ValueError(f"{folder} is not a finished stage: train it first, with the same output_dir.")
+    return record["settings"]
+
+
+def read_stage(folder: Path) -> tuple[ShirgLavidaConfig, PreTrainedTokenizerBase, dict[str, torch.Tensor]]:
+    """Config, tokenizer and weights of a finished stage."""
+    config = ShirgLavidaConfig.from_json_file(folder / "config.json")
+    return config, load_tokenizer(folder / "tokenizer.json"), load_file(folder / WEIGHTS_FILE)
+
+
+def _views(config, tokenizer, weights, images: range, stage: Stage) -> tuple[nn.Module, Dataset]:
     model = DensePretrainingModel(config, tokenizer)
     # On a CPU the backward of scaled_dot_product_attention takes half of a step; plain products do not.
     model.vision_tower.vision_model.set_attn_implementation("eager")
     if weights is not None:
         model.load_state_dict(weights)
-    if start:
-        model.load_state_dict(load_file(Path(start) / WEIGHTS_FILE))
-    dataset = ViewDataset(config, tokenizer, "train", images, batch_size)
-    _run(folder, model, dataset, args, **optimisation)
+    return model, ViewDataset(config, tokenizer, "train", images, stage.batch_size)
 
 
-def train_read(folder: Path, tower_folder: Path, args) -> None:
-    """Stage `read`: projector and language model on LaViDa's five views, several questions behind one image."""
-    seen = args.see_images + args.sharpen_images
-    train_answers(folder, args, tower_folder, range(seen, seen + args.read_images), 1e-3, start_from_tower)
-
-
-def train_practise(folder: Path, read_folder: Path, args) -> None:
-    """Stage `practise`: the same on the images that follow, more grids to count in, half the learning rate."""
-    seen = args.see_images + args.sharpen_images + args.read_images
-    images = range(seen, seen + args.practise_images)
-    draws = {"counting_share": 0.6}
-    train_answers(folder, args, read_folder, images, 5e-4, PackedAnswerModel.load_state_dict, draws)
-
-
-def train_answers(
-    folder: Path,
-    args,
-    previous: Path,
-    images: range,
-    learning_rate: float,
-    load_start: Callable[[PackedAnswerModel, dict[str, torch.Tensor]], object],
-    draws: dict[str, float] | None = None,
-    num_questions: int = 4,
-    batch_size: int = 24,
-) -> None:
-    """A stage of the language model, unless `folder` holds it finished.
-
-    `load_start` puts the weights of the stage `previous` where they belong; `draws` is for `QuestionDataset`.
-    """
-    draws = draws or {}
-    optimisation = {"batch_size": batch_size, "learning_rate": learning_rate}
-    form = {"images": len(images), "num_questions": num_questions, **draws}
-    settings = stage_settings(folder, previous, args.seed, **form, **optimisation)
-    if open_stage(folder, settings):
-        return
-    config, tokenizer, weights = read_stage(previous)
-    config = config.with_preset(READ_PRESET)
-    save_start(folder, config, tokenizer)
-    torch.manual_seed(args.seed)
-    packed = PackedAnswerModel(ShirgLavidaForConditionalGeneration(config), tokenizer, num_questions)
-    load_start(packed, weights)
-    processor = ShirgLavidaProcessor.from_config(config, tokenizer)
-    dataset = QuestionDataset(processor, config.view_grid, "train", images, num_questions, **draws)
-    _run(folder, packed, dataset, args, **optimisation)
-
-
-def start_from_tower(packed: PackedAnswerModel, weights: dict[str, torch.Tensor]) -> None:
-    """Tower and projector are those of a stage of the vision tower."""
+def _answers(config, tokenizer, weights, images: range, stage: Stage) -> tuple[nn.Module, Dataset]:
+    model = ShirgLavidaForConditionalGeneration(config)
+    packed = PackedAnswerModel(model, tokenizer, stage.draws["num_questions"])
     tower = _named_below(weights, "vision_tower.")
-    # These views have no fovea.
-    tower.pop(_FOVEA)
-    packed.model.model.vision_tower.load_state_dict(tower)
-    packed.model.model.multi_modal_projector.load_state_dict(_named_below(weights, "projector."))
-    packed.start_reading(weights["read_head.weight"] * weights["read_norm.weight"])
+    if tower:  # of a stage of the vision tower
+        tower.pop(_FOVEA)  # these views have no fovea
+        model.model.vision_tower.load_state_dict(tower)
+        model.model.multi_modal_projector.load_state_dict(_named_below(weights, "projector."))
+        packed.start_reading(weights["read_head.weight"] * weights["read_norm.weight"])
+    else:
+        packed.load_state_dict(weights)
+    processor = ShirgLavidaProcessor.from_config(config, tokenizer)
+    return packed, QuestionDataset(processor, config.view_grid, "train", images, **stage.draws)
 
 
 def _named_below(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -217,43 +249,32 @@ def _named_below(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, tor
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _sha256(checkpoint: Path) -> str:
-    return hashlib.sha256((checkpoint / WEIGHTS_FILE).read_bytes()).hexdigest()
-
-
 def export(folder: Path, tower_folder: Path, out: Path) -> None:
-    """Write the finished stage `folder` as a Hub repository: weights, config, generation config, processor, code, and
-    in training.json the settings of all stages.
+    """Write the finished stage `folder` as a Hub repository, and in training.json the settings of all stages.
 
-    The foveal positions, which the views of stage `read` have no use for, are those of the tower's last stage. Weights
-    are stored in bfloat16, to be small, and load in float32, as the config says.
+    The foveal positions, which LaViDa's views have no use for, are those of the tower's last stage. Weights are stored
+    in bfloat16, to be small, and load in float32, as the config says.
     """
     config, tokenizer, weights = read_stage(folder)
     config = config.with_preset(EXPORT_PRESET)
     model = ShirgLavidaForConditionalGeneration(config)
     fovea = _named_below(read_stage(tower_folder)[2], "vision_tower.")[_FOVEA]
     model.load_state_dict({**_named_below(weights, "model."), f"model.vision_tower.{_FOVEA}": fovea})
-    processor = ShirgLavidaProcessor.from_config(config, tokenizer)
-    model.generation_config = ShirgGenerationConfig(
-        max_new_tokens=ANSWER_LENGTH,
-        suppress_tokens=[model.config.mask_token_id, model.config.image_token_id],
-        mask_token_id=model.config.mask_token_id,
-        bos_token_id=model.config.bos_token_id,
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
-    )
+    ids = {name: getattr(config, name) for name in ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")}
+    never = [config.mask_token_id, config.image_token_id]
+    model.generation_config = ShirgGenerationConfig(max_new_tokens=ANSWER_LENGTH, suppress_tokens=never, **ids)
     model.save_pretrained(out, state_dict={name: value.bfloat16() for name, value in model.state_dict().items()})
-    processor.save_pretrained(out)
+    ShirgLavidaProcessor.from_config(config, tokenizer).save_pretrained(out)
     write_json(out / TRAINING_FILE, finished_settings(folder))
 
 
-def _run(folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int, learning_rate: float) -> None:
-    """One pass over `dataset` with the Trainer, resumed if a checkpoint is there; `folder` ends up finished."""
+def _run(folder: Path, model: nn.Module, dataset: Dataset, args: ScriptArguments, stage: Stage) -> None:
+    """One pass over `dataset` with the Trainer, resumed if a checkpoint is there."""
     training_args = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=stage.batch_size,
         num_train_epochs=1,
-        learning_rate=learning_rate,
+        learning_rate=stage.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         weight_decay=0.01,
@@ -274,21 +295,23 @@ def _run(folder: Path, model: nn.Module, dataset: Dataset, args, batch_size: int
         use_cpu=not torch.cuda.is_available(),
         optim="adamw_torch_fused",
     )
-    if args.compile:
-        model.compile(dynamic=False)
-    if training_args.train_batch_size != batch_size:
-        raise ValueError(
-            f"A batch of {batch_size} would be {training_args.train_batch_size} rows on {training_args.n_gpu} GPUs: "
-            "show one alone, with CUDA_VISIBLE_DEVICES=0."
-        )
-    trainer = StageTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=dataset,
-        data_collator=dataset.collate,
-    )
+    trainer = StageTrainer(model=model, args=training_args, train_dataset=dataset, data_collator=dataset.collate)
     checkpoint = last_complete_checkpoint(folder)
     logger.info("Stage %s: %d images, %s", folder.name, len(dataset), checkpoint or "from the start")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder))
-    close_stage(folder)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train the stages that are not finished, then export if asked to."""
+    args = HfArgumentParser(ScriptArguments).parse_args_into_dataclasses(args=argv)[0]
+    torch.set_flush_denormal(True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in STAGES:
+        train_stage(Path(args.output_dir), name, args)
+    if args.export:
+        export(Path(args.output_dir, "practise"), Path(args.output_dir, "sharpen"), Path(args.export))
+
+
+if __name__ == "__main__":
+    main()
