@@ -22,9 +22,7 @@ def test_its_code_files_are_links_to_the_sources(folder):
     paths = list(folder.glob("*.py"))
     assert {"configuration_shirg_lavida.py", "processing_shirg_lavida.py"} <= {path.name for path in paths}
     for path in paths:
-        assert path.is_symlink() and path.exists(), (
-            f"{path} must be a link, see training/toy/bundle.py"
-        )
+        assert path.is_symlink() and path.exists(), f"{path} must be a link, see training/toy/bundle.py"
         assert path.resolve().parent in (ROOT / "configuration_shirg", ROOT / "modeling_shirg")
         assert path.resolve().name == path.name
 

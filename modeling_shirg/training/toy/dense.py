@@ -129,14 +129,7 @@ class ViewDataset(Dataset):
     Batches of `batch_size` rows, taken in order, alternate between foveal views and base-size views.
     """
 
-    def __init__(
-        self,
-        config: ShirgLavidaConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        split: str,
-        indices: range,
-        batch_size: int,
-    ):
+    def __init__(self, config: ShirgLavidaConfig, tokenizer, split: str, indices: range, batch_size: int):
         self.config, self.patch = config, config.vision_config.patch_size
         self.tokenizer, self.split, self.indices, self.batch_size = tokenizer, split, indices, batch_size
 

@@ -4,7 +4,6 @@ Shape suffixes: Q questions, S question tokens, R answer tokens, T image tokens,
 """
 
 from itertools import zip_longest
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +17,6 @@ from modeling_shirg.training.toy.dense import WORDS, mark_shares, owned_marks, t
 QUESTION_LENGTH = 20
 ANSWER_LENGTH = 8
 _FAMILY_SHARES = {"document": 0.3, "chart": 0.3, "entity_grid": 0.25, "guard": 0.15}
-
-
-class Prompt(NamedTuple):
-    """Ids of a chat prompt before and after its image."""
-
-    before: list[int]
-    after: list[int]
 
 
 class QuestionDataset(Dataset):
@@ -51,7 +43,7 @@ class QuestionDataset(Dataset):
         self.num_questions, self.counting_share = num_questions, counting_share
         self.end_of_turn = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
         self.blank = Image.new("RGB", (1, 1))
-        self.prompts: dict[str, Prompt] = {}
+        self.prompts: dict[str, tuple[list[int], list[int]]] = {}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -78,14 +70,14 @@ class QuestionDataset(Dataset):
             "name_looks": name_looks(drawn.questions, owned_TM),
             "places": (boxes_T4[:, :2] + boxes_T4[:, 2:]) / 2 / np.array(drawn.image.size, np.float32),
             "family": list(FAMILIES).index(family),
-            "prefix_ids": np.array(self._prompt(drawn.questions[order[0]].text).before),
+            "prefix_ids": np.array(self._prompt(drawn.questions[order[0]].text)[0]),
             **{key: np.stack([each[key] for each in asked]) for key in asked[0]},
         }
 
     def _asked(self, question: Question, owned_TM: np.ndarray, centres_TM: np.ndarray) -> dict[str, np.ndarray]:
         """One question as arrays: its ids, which of them is its name, and the image tokens to look at."""
         tokenizer = self.processor.tokenizer
-        ids = self._prompt(question.text).after
+        ids = self._prompt(question.text)[1]
         looks_S, names_L = np.zeros(QUESTION_LENGTH, bool), np.zeros(len(WORDS), bool)
         if question.name is not None:
             looks_S[self._place_of(question.name, ids)] = True
@@ -122,8 +114,8 @@ class QuestionDataset(Dataset):
         written = [self.processor.tokenizer(form).input_ids for form in (word, f" {word}")]
         return max(place for place, token in enumerate(ids) if [token] in written)
 
-    def _prompt(self, question: str) -> Prompt:
-        """The chat prompt of `question` as the processor writes it; families repeat their questions, so it is kept."""
+    def _prompt(self, question: str) -> tuple[list[int], list[int]]:
+        """Ids of the chat prompt before and after its image; families repeat their questions, so it is kept."""
         if question not in self.prompts:
             content = [{"type": "image", "image": self.blank}, {"type": "text", "text": question}]
             inputs = self.processor.apply_chat_template(
@@ -133,7 +125,7 @@ class QuestionDataset(Dataset):
             start = ids.index(self.processor.image_token_id)
             stop = start + self.processor.num_image_tokens
             assert len(ids) - stop <= QUESTION_LENGTH, question
-            self.prompts[question] = Prompt(ids[:start], ids[stop:])
+            self.prompts[question] = ids[:start], ids[stop:]
         return self.prompts[question]
 
     def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:

@@ -18,11 +18,7 @@ SPECIAL_TOKENS = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn a byte-level BPE of `vocab_size` ids on `texts`; the special tokens take the last ids.
-
-    Capitals and digits stay single tokens, so a code of random characters has one token per character. Any text can be
-    encoded: what was not in `texts` falls back to bytes.
-    """
+    """A byte-level BPE of `vocab_size` ids, special tokens last; capitals and digits are always single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -43,10 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(file: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer whose `tokenizer.json` is `file`.
-
-    Not `from_pretrained`: what that returns saves where it was loaded from ("is_local"), into the exported folder too.
-    """
+    """The tokenizer in a `tokenizer.json`; `from_pretrained` would save "is_local" into the exported folder too."""
     return _with_special_tokens(Tokenizer.from_file(str(file)))
 
 
