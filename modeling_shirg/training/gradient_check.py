@@ -45,8 +45,8 @@ class GradientCheck(TrainerCallback):
         silent = [name for name in sorted(self.expected) if not any(self.found.get(name, ()))]
         if silent:
             raise ValueError(
-                f"{len(silent)} tensors of the footprint received no gradient, or only zeros: {', '.join(silent[:5])}. "
-                "The loss does not depend on them under this preset: choose another footprint."
+                f"{len(silent)} tensors of the footprint received no gradient, or only zeros: {', '.join(silent[:5])}."
+                " The loss does not depend on them under this preset: choose another footprint."
             )
 
 
