@@ -22,7 +22,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, Trainer
 from transformers.utils import logging
 
 from modeling_shirg.objective_shirg import IGNORED, token_losses
-from modeling_shirg.training.footprints import check_trainable, group_of
+from modeling_shirg.training.footprints import GROUPS, check_trainable, group_of
 from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -171,8 +171,14 @@ def optimizer_groups(model: nn.Module, decayed: list[str], args: ShirgTrainingAr
         if parameter.requires_grad:
             members.setdefault((group_of(name), name in decayed), []).append(parameter)
     return [
-        {"params": members[key], "lr": args.learning_rates[key[0]], "weight_decay": args.weight_decay * key[1]}
-        for key in sorted(members)
+        {
+            "params": members[group, decay],
+            "lr": args.learning_rates[group],
+            "weight_decay": args.weight_decay if decay else 0.0,
+        }
+        for group in GROUPS
+        for decay in (True, False)
+        if (group, decay) in members
     ]
 
 
