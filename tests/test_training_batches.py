@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader
 
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg.objective_shirg import complementary_masks
-from modeling_shirg.training.arguments import DataArguments
 from modeling_shirg.training.augment import MAX_SCALE, augmented
 from modeling_shirg.training.collator import RowCollator
 from modeling_shirg.training.draws import RowDraws, RowKey, StepKey
 from modeling_shirg.training.encoder import RowEncoder
-from modeling_shirg.training.mixture import load_rows
-from modeling_shirg.training.reading import BadRow
 from tiny_model import chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
 END_OF_TEXT = 257
@@ -126,12 +122,6 @@ def test_a_template_that_rewrites_an_answer_later_is_refused(processor):
         RowEncoder(changed, answer_length=8).lengths(answered("a", "b", images=0), [])
 
 
-def test_text_with_a_control_token_is_refused(processor):
-    for token in ("<image>", "<|mdm_mask|>", "<|eot_id|>"):
-        with pytest.raises(BadRow, match="control token"):
-            collator(processor)([item(0, answer=f"x{token}")])
-
-
 # Lengths
 
 
@@ -224,15 +214,6 @@ def test_the_loss_of_a_batch_is_that_of_its_rows(processor):
     assert torch.allclose(whole, rows.mean(), rtol=1e-4)
 
 
-def test_workers_change_nothing(processor):
-    rows = load_rows(DataArguments(data=["synthetic:entity_grid,rows=6"]), 0)[0]
-    collate = collator(processor, **MANY_DRAWS)
-    alone = list(DataLoader(rows, 2, collate_fn=collate))
-    for workers in (1, 2):
-        for one, other in zip(alone, DataLoader(rows, 2, collate_fn=collate, num_workers=workers), strict=True):
-            assert_same(one, other)
-
-
 def test_epoch_row_repeat_and_seed_each_change_the_draws(processor):
     names = ("diffusion_time", "mask_noise", "dropped_tokens", "selection_noise", "fovea_pixel_values")
     first = collator(processor, **MANY_DRAWS)([item(0)])
@@ -315,7 +296,7 @@ def test_a_step_has_one_budget_and_one_fovea_size_however_it_is_split(processor)
 
 def test_rows_of_two_steps_in_one_batch_are_refused(processor):
     collate = collator(processor, budgets=(60, 181), step_rows=2)
-    with pytest.raises(ValueError, match=r"places \[1, 2\] .* several steps of 2 rows.*'sequential'"):
+    with pytest.raises(ValueError, match=r"places \[1, 2\] .* several steps of 2 rows"):
         collate(ITEMS[1:])
     assert collator(processor)(ITEMS[1:])
 
@@ -331,14 +312,6 @@ def test_step_draws_depend_on_epoch_and_step():
 def test_validation_rows_get_the_draws_of_the_loss_alone(processor):
     drawn = collator(processor, **MANY_DRAWS, budgets=(60,), fovea_sizes=(256,))([item(0, is_training=False)])
     assert_same(drawn, collator(processor)([item(0)]))
-
-
-def test_the_model_takes_what_the_collator_gives(processor):
-    model = tiny_model(tiny_config())
-    batch = collator(processor, budgets=(100,), augment=True, step_rows=3)(ITEMS)
-    loss = model(**batch).loss
-    loss.backward()
-    assert torch.isfinite(loss)
 
 
 @pytest.mark.parametrize(

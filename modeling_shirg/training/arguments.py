@@ -45,9 +45,8 @@ class DataArguments:
         metadata={
             "nargs": "+",
             "help": "Sources: NAME[:PLACE][,FIELD=VALUE...] or a file or folder. NAME is plain, lcs, chartqa, docvqa, "
-            "infographicvqa, textvqa, vqav2 or synthetic; FIELDs are weight, rows, split, config, revision, images, "
-            "text_dense, suffix, scale, name. Examples: synthetic:entity_grid,rows=5000  "
-            "chartqa,weight=2  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
+            "infographicvqa, textvqa, vqav2 or synthetic; docs/train.md has the fields. Examples: chartqa,weight=2  "
+            "synthetic:entity_grid,rows=5000  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
         },
     )
     data_config: str | None = field(
@@ -165,14 +164,6 @@ class RecipeArguments:
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "trackio, tensorboard, wandb, ...; log.jsonl is always written."}
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave it off: it hides a lost run."})
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run counts on towards early stopping."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every trained weight is used in every step."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: the collator reads rows."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes per device that read images."})
 
 

@@ -9,7 +9,7 @@ have layers of the same names.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -255,15 +255,14 @@ def group_of(name: str) -> str:
 
 
 def _targets(blocks: list[tuple[int, str]], language: bool) -> str:
-    """The expression that matches exactly the modules with LoRA weights."""
+    """The expression that matches exactly the modules with LoRA weights; saved adapters are compared by it."""
     letters: dict[str, list[int]] = {}
     for block, projections in blocks:
         letters.setdefault(projections, []).append(block)
     vision = [f"{_layers(members)}\\.self_attn\\.[{projections}]_proj" for projections, members in letters.items()]
-    text = [_LANGUAGE_LAYERS] if language else []
-    return "|".join([r"model\.multi_modal_projector\.linear_[12]", *vision, *text])
+    return "|".join([r"model\.multi_modal_projector\.linear_[12]", *vision, *([_LANGUAGE_LAYERS] * language)])
 
 
-def _layers(blocks) -> str:
+def _layers(blocks: Iterable[int]) -> str:
     numbers = "|".join(map(str, blocks))
     return rf"model\.vision_tower\.vision_model\.encoder\.layers\.(?:{numbers})"

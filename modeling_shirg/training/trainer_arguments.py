@@ -38,6 +38,10 @@ class ShirgTrainingArguments(RecipeArguments, TrainingArguments):
             self.without_validation()
         super().__post_init__()
         self.label_names = ["labels"]
+        self.remove_unused_columns = False  # the collator reads rows
+        self.ddp_find_unused_parameters = False  # every trained weight is used in every step
+        self.logging_nan_inf_filter = False  # it hides a lost run
+        self.restore_callback_states_from_checkpoint = True  # a resumed run counts on towards early stopping
         if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         self._check_recipe()
