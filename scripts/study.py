@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     from modeling_shirg.running.files import write_json
     from modeling_shirg.running.load import resolve_device
     from modeling_shirg.running.systems import parse_row
-    from modeling_shirg.training.settings_file import read_settings
+    from modeling_shirg.training.arguments import read_settings
 
     from . import train
 

@@ -54,14 +54,11 @@ def main(arguments: tuple) -> None:
 
 
 def _run(model_args, data_args, args, scratch: str) -> None:
-    from modeling_shirg.training.footprints import check_trainable, trainable_counts
+    from modeling_shirg.training.footprints import trainable_counts
     from modeling_shirg.training.gradient_check import STEPS, GradientCheck
     from modeling_shirg.training.run_folder import is_finished, run_settings
-    from modeling_shirg.training.run_log import check_can_draw
     from modeling_shirg.training.run_parts import RunParts
 
-    if args.loss_curve:
-        check_can_draw()
     say = print if args.process_index == 0 else lambda *values: None
     folder = Path(args.output_dir)
     if args.check_gradients:
@@ -71,7 +68,6 @@ def _run(model_args, data_args, args, scratch: str) -> None:
         if is_finished(folder, settings):
             return say(f"{folder} is finished: nothing to do. Choose another output_dir for another run.")
     parts = RunParts.build(model_args, data_args, args)
-    check_trainable(parts.model)
     say(f"Footprint {parts.footprint.name}, rank {parts.footprint.rank}, alpha {parts.footprint.alpha}:")
     say(trainable_counts(parts.model).table())
     rows, validation = parts.load_rows(data_args, args)
@@ -88,21 +84,19 @@ def _run(model_args, data_args, args, scratch: str) -> None:
 def _train(folder: Path, settings: dict[str, Any], parts, args, rows, validation, say) -> None:
     from modeling_shirg.evaluation.held_out import adapted_facts, exact_match_words
     from modeling_shirg.running.files import write_json, write_lines
-    from modeling_shirg.training.run_facts import closing_facts, starting_facts
-    from modeling_shirg.training.run_folder import ARGUMENTS_FILE, RUN_FILE, SKIPPED_FILE, last_complete_checkpoint
-    from modeling_shirg.training.run_log import LOG_FILE, RunLog, draw_losses
+    from modeling_shirg.training import run_folder
 
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
-        checkpoint = last_complete_checkpoint(folder)
+        checkpoint = run_folder.last_complete_checkpoint(folder)
     say(f"Run {folder}: {'from the start' if checkpoint is None else f'continued from {checkpoint}'}")
-    trainer = parts.trainer(args, rows, validation, [RunLog(folder)])
+    trainer = parts.trainer(args, rows, validation, [run_folder.RunLog(folder)])
     report = rows.report()
-    started = (parts.model, parts.base_config, parts.footprint, report["sources"], args, shlex.join(sys.argv))
-    facts = starting_facts(*started)
+    facts = run_folder.starting_facts(parts.model, parts.base_config, parts.footprint, args)
+    facts |= {"data": report["sources"], "command": shlex.join(sys.argv)}
     if trainer.is_world_process_zero():
-        write_json(folder / ARGUMENTS_FILE, settings)
-        write_json(folder / RUN_FILE, facts)
-        write_lines(folder / SKIPPED_FILE, report["skipped"])
+        write_json(folder / run_folder.ARGUMENTS_FILE, settings)
+        write_json(folder / run_folder.RUN_FILE, facts)
+        write_lines(folder / run_folder.SKIPPED_FILE, report["skipped"])
         parts.processor.save_pretrained(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(folder)
@@ -110,17 +104,15 @@ def _train(folder: Path, settings: dict[str, Any], parts, args, rows, validation
     args.distributed_state.wait_for_everyone()
     if trainer.is_world_process_zero():
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty one; `shirg push` writes the card
-        report = rows.report()  # a stream knows its skipped rows only now
-        write_lines(folder / SKIPPED_FILE, report["skipped"])
-        facts |= closing_facts(trainer.state, folder / LOG_FILE) | {"data": report["sources"]}
+        facts |= run_folder.closing_facts(trainer.state)
         if args.loss_curve:
-            say(f"Loss curve: {draw_losses(folder)}")
+            say(f"Loss curve: {run_folder.draw_losses(folder, trainer.state.log_history)}")
         if args.then_evaluate:
             model = parts.model.eval()
             facts["evaluation"] = adapted_facts(model, parts.processor, validation, args.eval_batch_size)
             for row in facts["evaluation"]:
                 say(exact_match_words(row))
-        write_json(folder / RUN_FILE, facts | {"status": "finished"})
+        write_json(folder / run_folder.RUN_FILE, facts | {"status": "finished"})
     say(f"Finished: the adapter of step {facts.get('metrics', {}).get('best_step')} is in {folder}")
 
 

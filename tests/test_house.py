@@ -32,11 +32,11 @@ BUDGETS = {
 ABOVE = {
     "configuration_shirg": 1434,
     "modeling_shirg": 3627,
-    "modeling_shirg/training": 3729,
+    "modeling_shirg/training": 2348,
     "modeling_shirg/training/toy": 1283,
     "modeling_shirg/demo": 446,
-    "scripts": 1764,
-    "tests": 16939,
+    "scripts": 1756,
+    "tests": 16270,
 }
 # Of these folders only the files directly inside are counted: the rest has budgets of its own.
 FLAT = ("configuration_shirg", "modeling_shirg")
@@ -62,8 +62,7 @@ SHIPPED_FILE_LINES, FUNCTION_LINES, PARAMETERS = 650, 80, 8
 # Signatures that transformers' contract fixes.
 WIDE = {"forward", "generate", "adjust_generation_fn", "_preprocess"}
 # Signatures that are still wider. A change may shorten this list, never lengthen it.
-WIDER = {"modeling_shirg/training/collator.py __init__"}
-WIDER |= {"modeling_shirg/published_selections_shirg.py topv"}
+WIDER = {"modeling_shirg/published_selections_shirg.py topv"}
 
 
 def tracked() -> list[Path]:

@@ -15,7 +15,7 @@ from modeling_shirg.objective_shirg import (
     prefix_lm_mask,
 )
 from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
-from tiny_model import chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
+from tiny_model import chat, noise_image, tiny_config, tiny_model, tiny_processor
 
 INFILL = 265
 
@@ -201,77 +201,61 @@ def test_drawn_masks_follow_the_seed_and_learning_lowers_the_loss():
     assert loss.item() < 0.85 * losses[0]
 
 
-def test_what_cannot_be_trained_on_is_named():
+def _problem():
+    """A model, a batch of two rows, and its labels."""
     config = tiny_config()
-    model, processor = tiny_model(config), tiny_processor(config)
-    batch, labels = _training_batch(processor, config)
-    with pytest.raises(ValueError, match="no token to predict"):
-        model(**batch, labels=torch.full_like(labels, -100))
-    with pytest.raises(ValueError, match=r"labels \(2, 5\) do not fit prompts of \(2,"):
-        model(**batch, labels=labels[:, :5])
-    with pytest.raises(ValueError, match="cache or use_cache"):
-        model(**batch, labels=labels, use_cache=True)
-    with pytest.raises(ValueError, match="no logits_to_keep"):
-        model(**batch, labels=labels, logits_to_keep=4)
-    with pytest.raises(ValueError, match="no logits_to_keep"):
-        model(**batch, labels=labels, logits_to_keep=torch.tensor([0]))
-    inputs = encode(processor, chat("What?", noise_image(0)))
+    return tiny_model(config), *_training_batch(tiny_processor(config), config)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"labels": torch.full((2, 500), -100)}, "no token to predict"),
+        ({"labels": torch.zeros(2, 5, dtype=torch.int64)}, r"labels \(2, 5\)"),
+        ({"use_cache": True}, "use_cache"),
+        ({"logits_to_keep": 4}, "logits_to_keep"),
+        ({"logits_to_keep": torch.tensor([0])}, "logits_to_keep"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_named(given, words):
+    model, batch, labels = _problem()
+    if "labels" in given:
+        given = {"labels": given["labels"][:, : labels.shape[1]]}
+    with pytest.raises(ValueError, match=words):
+        model(**{**batch, "labels": labels, **given})
     with pytest.raises(ValueError, match="labels"):
-        model.generate(**inputs, labels=inputs["input_ids"], max_new_tokens=4)
+        model.generate(**batch, labels=labels, max_new_tokens=4)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (
-            {"diffusion_time": torch.tensor(0.5)},
-            r"diffusion_time has the shape \(\), labels of \(2, \d+\) need \(2,\)",
-        ),
-        ({"diffusion_time": torch.rand(4)}, r"shape \(4,\).*one value per example"),
-        ({"diffusion_time": torch.rand(2, 1)}, r"shape \(2, 1\)"),
-        ({"diffusion_time": torch.tensor([0.5, 1.01])}, r"diffusion_time must be finite and lie in 0..1.* to 1.0"),
-        ({"diffusion_time": torch.tensor([-0.1, 0.5])}, "0..1, got values from -0.1"),
-        ({"diffusion_time": torch.tensor([math.nan, 0.5])}, "must be finite"),
-        ({"diffusion_time": torch.tensor([math.inf, 0.5])}, "must be finite"),
-        ({"mask_noise": torch.rand(2, 5)}, r"mask_noise has the shape \(2, 5\).*one value per position"),
-        ({"mask_noise": torch.rand(1, 300)}, r"shape \(1, 300\)"),
-        ({"mask_noise": math.nan}, "mask_noise must be finite"),
+        ({"diffusion_time": torch.tensor(0.5)}, r"diffusion_time.* \(\).*\(2,\)"),
+        ({"diffusion_time": torch.rand(4)}, r"diffusion_time.*\(4,\)"),
+        ({"diffusion_time": torch.rand(2, 1)}, r"diffusion_time.*\(2, 1\)"),
+        ({"diffusion_time": torch.tensor([0.5, 1.01])}, "diffusion_time.* 1.0"),
+        ({"diffusion_time": torch.tensor([math.nan, 0.5])}, "diffusion_time.*finite"),
+        ({"mask_noise": torch.rand(2, 5)}, r"mask_noise.*\(2, 5\)"),
+        ({"mask_noise": math.nan}, "mask_noise.*finite"),
     ],
 )
 def test_draws_that_do_not_fit_are_named(wrong, message):
-    config = tiny_config()
-    model, processor = tiny_model(config), tiny_processor(config)
-    batch, labels = _training_batch(processor, config)
+    model, batch, labels = _problem()
     if wrong.get("mask_noise") is math.nan:
         wrong = {"mask_noise": torch.full(labels.shape, math.nan)}
     with pytest.raises(ValueError, match=message):
         model(**batch, labels=labels, **wrong)
-    with pytest.raises(ValueError, match="give labels too"):
+    with pytest.raises(ValueError, match="labels"):
         model(**batch, **wrong)
 
 
-def test_the_ends_of_diffusion_time_are_allowed():
-    config = tiny_config()
-    model, processor = tiny_model(config), tiny_processor(config)
-    batch, labels = _training_batch(processor, config)
-    output = model(**batch, labels=labels, diffusion_time=torch.tensor([0.0, 1.0]))
-    assert torch.isfinite(output.loss)
-    assert output.masked_positions.unflatten(0, (2, 2)).any(-1).tolist()[1] == [True, False]
-
-
-def test_4d_masks_that_no_kernel_reads_alike_are_refused(monkeypatch):
-    config = tiny_config(prefix_lm_loss=True)
-    model, processor = tiny_model(config), tiny_processor(config)
-    batch, labels = _training_batch(processor, config)
+def test_4d_masks_that_no_kernel_reads_alike_are_refused():
+    model, batch, labels = _problem()
+    model.config.prefix_lm_loss = True
     length = labels.shape[1]
     four = torch.ones(2, 1, length, length, dtype=torch.bool)
     without = {name: value for name, value in batch.items() if name != "attention_mask"}
-    with pytest.raises(ValueError, match=r"attention_mask \(B, L\) or none; got one of the shape \(2, 1,"):
+    with pytest.raises(ValueError, match=r"attention_mask.*\(2, 1,"):
         model(**without, labels=labels, attention_mask=four)
-    with pytest.raises(ValueError, match="bool.*or floating-point.*torch.int64"):
+    with pytest.raises(ValueError, match="torch.int64"):
         model(**without, attention_mask=four.long())
-    monkeypatch.setattr(model.model.language_model.config, "_attn_implementation_internal", "flash_attention_2")
-    with pytest.raises(ValueError, match="'flash_attention_2' takes no 4D attention mask.*'sdpa' or 'eager'"):
-        model(**batch, labels=labels)
-    with pytest.raises(ValueError, match="'flash_attention_2' takes no 4D attention mask.*'sdpa' or 'eager'"):
-        model(**without, attention_mask=four)

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from command_runs import contents
 from full_disk import full_beyond
 from modeling_shirg.training.run_folder import last_complete_checkpoint
-from modeling_shirg.training.run_log import read_log
-from training_run import facts, flags, losses, output_of, run, run_and_kill, save_base
+from training_run import facts, flags, log, losses, output_of, run, run_and_kill, save_base
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +86,14 @@ def test_a_killed_run_continues_exactly(base, whole, tmp_path, step, workers):
     arguments = {"model": base, "output_dir": tmp_path / "killed", "dataloader_num_workers": workers}
     folder = run_and_kill(step, **arguments, then_evaluate=True)
     assert facts(folder)["status"] == "running" and not (folder / "adapter_model.safetensors").exists()
-    before, reached = read_log(folder / "log.jsonl"), int(last_complete_checkpoint(folder).rpartition("-")[2])
+    before, reached = log(folder), int(last_complete_checkpoint(folder).rpartition("-")[2])
     run(**arguments, then_evaluate=True)
-    after = read_log(folder / "log.jsonl")
+    after = log(folder)
     assert _until(before, reached) == _until(after, reached), "what was done is not done again"
     assert losses(folder) == losses(whole) and losses(folder, "eval_loss") == losses(whole, "eval_loss")
     _assert_same_weights(folder, whole)
     assert facts(folder)["evaluation"] == facts(whole)["evaluation"]
-    assert len(after) == len(read_log(whole / "log.jsonl"))
+    assert len(after) == len(log(whole))
     seconds = [entry["seconds"] for entry in after]
     assert seconds == sorted(seconds)
 
@@ -135,27 +134,14 @@ def test_sharded_by_fsdp2_is_one_process(base, whole, tmp_path):
         assert torch.allclose(weight, other[name], atol=1e-4), name
 
 
-def test_a_stream_is_resumed_exactly_in_any_epoch_and_is_the_same_on_two_processes(base, tmp_path):
-    stream = {"model": base, "streaming": True, "budgets": [100, 181], "eval_strategy": "no"}
-    alone = run(output_dir=tmp_path / "one", **stream)
-    killed = run_and_kill(5, output_dir=tmp_path / "killed", **stream)  # 3 steps an epoch
-    run(output_dir=killed, **stream)
-    assert losses(killed) == losses(alone) and len(set(losses(alone).values())) == 6
-    two = run(2, output_dir=tmp_path / "two", **{**stream, "per_device_train_batch_size": 1})
-    assert losses(two) == pytest.approx(losses(alone), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "rows", [{"max_steps": 5}, {"streaming": True, "eval_strategy": "no"}], ids=["table", "stream"]
-)
-def test_a_run_killed_after_its_last_step_was_saved_takes_no_other(base, tmp_path, rows):
-    arguments = {"model": base, "output_dir": tmp_path / "run", "save_steps": 1, "eval_steps": 1, **rows}
+def test_a_run_killed_after_its_last_step_was_saved_takes_no_other(base, tmp_path):
+    arguments = {"model": base, "output_dir": tmp_path / "run", "save_steps": 1, "eval_steps": 1, "max_steps": 5}
     folder = run(**arguments)
     weights, logged = _adapter(folder), losses(folder)
     (folder / "adapter_model.safetensors").unlink()
     (folder / "run.json").write_text(json.dumps(facts(folder) | {"status": "running"}))
     run(**arguments)
-    assert losses(folder) == logged and facts(folder)["steps"] == len(logged) == rows.get("max_steps", 6)
+    assert losses(folder) == logged and facts(folder)["steps"] == len(logged) == 5
     assert all(torch.equal(weight, weights[name]) for name, weight in _adapter(folder).items())
 
 

@@ -38,7 +38,6 @@ from modeling_shirg.training.toy.dense import (
     tile_view,
 )
 from modeling_shirg.training.toy.recipe import STAGE_FILE, STAGES, WEIGHTS_FILE, ScriptArguments, tiny_tokenizer
-from modeling_shirg.training.toy.recipe import tiny_config as bundled_config
 from tiny_model import TEXT, VISION, tiny_config, tiny_model
 
 
@@ -62,11 +61,6 @@ def test_patch_targets_name_the_two_marks_of_a_patch_from_left_to_right():
     assert slots_N2.tolist() == [[seven, k], [0, 0], [0, 0], [star, z]]
     names = [None, *COLORS]
     assert [names[color] for color in colors_N] == ["pink", None, None, "blue"]
-
-
-def test_patch_targets_of_an_empty_view_are_empty():
-    slots_N2, colors_N = patch_targets([], np.zeros((0, 4), np.float32), grid=2, patch=14)
-    assert not slots_N2.any() and not colors_N.any()
 
 
 @pytest.mark.parametrize("view", [base_view, tile_view, fovea_view])
@@ -94,10 +88,6 @@ def test_marks_and_colours_are_single_tokens_and_the_ids_never_change(tokenizer)
     for word in (*CHARACTERS, *SHAPES, *COLORS):
         assert len(tokenizer(word).input_ids) == 1, word
     assert tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
-
-
-def test_the_bundled_geometry_is_the_toy_one(tokenizer):
-    assert bundled_config(tokenizer).num_image_tokens == 245
 
 
 def _small_config(tokenizer):
@@ -184,76 +174,6 @@ def test_a_look_is_the_models_own_attention(tokenizer, number, head):
     assert torch.allclose(logs.exp(), paid / paid.sum(-1, keepdim=True), atol=1e-5)
 
 
-def test_looks_are_computed_in_float32_under_autocast():
-    queries, keys = torch.randn(3, 8), torch.randn(5, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        logs = guides.log_attention(queries, keys)
-    assert torch.allclose(logs, (queries @ keys.T).log_softmax(-1), atol=1e-5)
-
-
-@pytest.mark.parametrize("which", ["name", "question", "answer", "count"])
-def test_every_look_is_from_its_place_at_its_place(tokenizer, monkeypatch, which):
-    """With one target alone the loss is that of the attention from the right row to the right column."""
-    config = _small_config(tokenizer).with_preset("lavida-980")
-    language_model = tiny_model(config).model.language_model
-    language_model.set_attn_implementation("eager")
-    _look_in_two_layers(monkeypatch)
-    for weight in ("NAMING_WEIGHT", "PLACE_WEIGHT"):
-        monkeypatch.setattr(guides, weight, 0.0)
-    prefix, tokens, asked = 9, 6, 2
-    length = questions.QUESTION_LENGTH + 2 * questions.ANSWER_LENGTH
-    position_ids = torch.arange(prefix + asked * length)[None]
-    targets = {
-        "names": torch.zeros(1, tokens, len(WORDS), dtype=torch.bool),
-        "name_looks": torch.zeros(1, tokens, tokens, dtype=torch.bool),
-        "places": torch.zeros(1, tokens, 2),
-        "question_looks": torch.zeros(1, asked, questions.QUESTION_LENGTH, dtype=torch.bool),
-        "question_names": torch.zeros(1, asked, len(WORDS), dtype=torch.bool),
-        "answer_reads": torch.zeros(1, asked, questions.ANSWER_LENGTH, dtype=torch.bool),
-        "answer_looks": torch.zeros(1, asked, questions.ANSWER_LENGTH, tokens, dtype=torch.bool),
-        "count_looks": torch.zeros(1, asked, 1 + tokens),
-    }
-    second = prefix + length  # where the second question begins
-    answer, image = second + questions.QUESTION_LENGTH, prefix - tokens
-    seen = slice(0, prefix)
-    if which == "name":
-        targets["name_looks"][0, 4, 1] = True
-        layer, head, row, column = 0, 0, image + 4, image + 1
-    elif which == "question":
-        targets["question_looks"][0, 1, 3] = True
-        targets["answer_reads"][0, 1, 2] = True
-        layer, head, row, column = 0, 0, answer + 2, second + 3
-        seen = slice(second, answer)
-    elif which == "answer":
-        targets["answer_looks"][0, 1, 2, 5] = True
-        layer, head, row, column = 1, 0, answer + 2, image + 5
-    else:
-        targets["count_looks"][0, 1, 1 + 5] = 1.0
-        layer, head, row, column = 1, 1, answer, image + 5
-    with torch.no_grad():
-        outputs = language_model(
-            inputs_embeds=torch.randn(1, len(position_ids[0]), config.text_config.hidden_size),
-            attention_mask=torch.ones(1, 1, len(position_ids[0]), len(position_ids[0]), dtype=torch.bool),
-            position_ids=position_ids,
-            is_causal=False,
-            output_hidden_states=True,
-            output_attentions=True,
-        )
-        losses = guides.Guides(config.text_config.hidden_size, asked)
-        loss, _ = losses(language_model, outputs.hidden_states, position_ids, prefix, **targets)
-    paid = outputs.attentions[layer][0, head, row]
-    expected = -(paid[column] / paid[seen].sum()).log()
-    assert loss.item() == pytest.approx(guides.LOOK_WEIGHT * expected.item(), rel=1e-4)
-
-
-def test_the_loss_of_a_look_by_hand():
-    """Rows without a target do not count, several targets share the attention."""
-    logs = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [1.0, 0.0, 0.0]]).log()
-    targets = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0]], dtype=torch.bool)
-    loss, hits = guides.share_loss(logs, targets)
-    assert loss.item() == pytest.approx(-(np.log(0.5) + np.log(0.8)) / 2, rel=1e-5) and hits == 0.5
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_question_names_and_where_its_answer_stands(tokenizer, family):
     """Of every kind: the word that names something, the tokens that it names, those on each answer's character."""
@@ -290,36 +210,6 @@ def test_what_a_question_names_and_where_its_answer_stands(tokenizer, family):
         assert bool(pairs) == (family in ("document", "chart"))
         named = {(q.name, mark) for q in drawn.questions if q.name for marks in q.answer_marks for mark in marks}
         assert names_TL.sum() == len(named)
-
-
-def test_the_token_of_a_centre_is_of_the_first_view():
-    """Four tokens for the whole of 8x8 pixels, then four for its left upper quarter."""
-    boxes_T4 = questions.token_boxes(np.array([[0, 0, 8, 8], [0, 0, 4, 4]], np.float32), 2)
-    centres_TM = questions.base_centres(np.array([[0, 0, 2, 2], [3, 5, 7, 7]], np.float32), boxes_T4, 4)
-    assert [np.nonzero(column)[0].tolist() for column in centres_TM.T] == [[0], [3]]
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_grids_are_drawn_to_be_counted_in_as_often_as_asked(tokenizer, share):
-    config = _small_config(tokenizer).with_preset("lavida-980")
-    processor = ShirgLavidaProcessor.from_config(config, tokenizer)
-    dataset = questions.QuestionDataset(processor, config.view_grid, "train", range(12), 6, counting_share=share)
-    grids = 0
-    for index, row in enumerate(dataset):
-        family = list(FAMILIES)[row["family"]]
-        fixed = {"counting": share == 1} if family == "entity_grid" else {}
-        drawn = processor.image_processor([scene(family, "train", index, **fixed).image], return_tensors="np")
-        assert np.array_equal(row["pixel_values"], drawn["pixel_values"])
-        grids += family == "entity_grid"
-    assert grids
-
-
-def test_kinds_of_question_take_turns():
-    drawn = next(each for index in range(20) if len((each := scene("chart", "train", index)).questions) > 6)
-    order = questions.kinds_in_turn(drawn.questions, np.random.default_rng(0))
-    assert sorted(order) == list(range(len(drawn.questions)))
-    kinds = [drawn.questions[number].kind for number in order]
-    assert set(kinds[:3]) == {"read_value", "name_maximum", "difference"} and set(kinds[3:]) == {"read_value"}
 
 
 def test_wilson_interval_by_hand():

@@ -112,12 +112,6 @@ def test_the_foveal_table_learns_from_views_of_another_size():
     assert model.model.vision_tower.foveal_position_embedding.weight.grad.abs().sum() > 0
 
 
-@torch.no_grad()
-def test_generation_takes_another_fovea_too():
-    model, inputs = _inputs("shirg", images=1, fovea_size=336)
-    assert model.generate(**inputs, max_new_tokens=4, steps=2).shape[1] == inputs["input_ids"].shape[1] + 4
-
-
 @pytest.mark.parametrize(
     ("preset", "given", "words"),
     [
@@ -137,11 +131,6 @@ def test_draws_that_do_not_fit_are_refused_by_name(preset, given, words):
     with pytest.raises(ValueError) as error:
         model(**inputs, **given)
     assert all(word in str(error.value) for word in words), error.value
-
-
-def test_a_fovea_that_is_too_small_for_the_budget_is_refused():
-    with pytest.raises(ValueError, match="181 must be between 1 and the 100 tokens of 1 view of 10x10 patches"):
-        _inputs("shirg", fovea_size=140)
 
 
 def test_a_view_of_another_size_needs_to_be_announced():

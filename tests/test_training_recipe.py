@@ -20,8 +20,7 @@ from modeling_shirg.training.alignment import ShirgLavidaForAlignment, contrasti
 from modeling_shirg.training.arguments import DataArguments, ModelArguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
 from modeling_shirg.training.gradient_check import GradientCheck
-from modeling_shirg.training.run_facts import closing_facts
-from modeling_shirg.training.run_folder import is_finished, last_complete_checkpoint, run_settings
+from modeling_shirg.training.run_folder import closing_facts, is_finished, last_complete_checkpoint, run_settings
 from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
 from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments, parse_arguments
 from shirg_scripts import cli
@@ -76,13 +75,8 @@ def test_arguments_come_from_a_file_and_flags_win(tmp_path, name):
         (["--learning_rate", "inf"], "Learning rates must be above 0 and finite, got .*inf"),
         (["--learning_rate", "nan"], "Learning rates must be above 0 and finite, got .*nan"),
         (["--group_learning_rates", "projector=nan"], "Learning rates must be above 0 and finite, got .*nan"),
-        (["--weight_decay", "inf"], "weight_decay must be 0 or more and finite, got inf"),
-        (["--max_grad_norm", "nan"], "max_grad_norm must be 0 or more and finite, got nan"),
-        (["--adam_epsilon", "-1"], "adam_epsilon must be 0 or more and finite, got -1.0"),
-        (["--align_temperature", "0"], "align_temperature must be above 0"),
-        (["--report_to", "swanlab"], "report_to='swanlab' is not installed: pip install swanlab"),
-        (["--ddp_backend", "gloo"], "ddp_backend='gloo' joins several processes, and this one was started alone"),
-        (["--early_stopping_patience", "-1"], "early_stopping_patience must be 0 or more"),
+        (["--align_temperature", "0"], "align_temperature must be at least"),
+        (["--early_stopping_patience", "-1"], "early_stopping_patience must be at least 0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(words, message):
@@ -171,9 +165,8 @@ def test_the_best_step_is_the_one_of_the_least_validation_loss(tmp_path):
         {"step": 4, "seconds": 2.0, "loss": 4.0},
         {"step": 4, "seconds": 2.5, "eval_loss": 3.5},
     ]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    state = SimpleNamespace(best_global_step=2, global_step=4, epoch=1.0)
-    closing = closing_facts(state, tmp_path / "log.jsonl")
+    state = SimpleNamespace(best_global_step=2, global_step=4, epoch=1.0, log_history=entries)
+    closing = closing_facts(state)
     assert closing["metrics"] == {"best_step": 2, "eval_loss": 3.0, "train_loss": 4.0}
     assert (closing["steps"], closing["seconds"]) == (4, 2.5)
 
@@ -307,7 +300,7 @@ def test_a_tensor_of_the_footprint_without_a_gradient_fails_the_check():
     loop = _Loop()
     loop.step()
     name = sorted(loop.check.expected)[0]
-    loop.check.found[name].largest = [0.0, 0.0]
+    loop.check.found[name] = [0.0, 0.0]
     with pytest.raises(ValueError, match="1 tensors of the footprint received no gradient, or only zeros"):
         loop.check.verify()
     del loop.check.found[name]
@@ -325,7 +318,6 @@ def test_a_tensor_of_the_footprint_without_a_gradient_fails_the_check():
         ({"footprint": "shirg-fixed"}, "trains the coordinate embedding, which preset 'shirg' does not have"),
         ({"data": ["synthetic:guard,rows=3"]}, "There are 3 training rows, one optimizer step takes effective_batch"),
         ({"data": None}, "Say what to read"),
-        ({"streaming": True, "max_steps": -1}, "A stream has no length: say with --max_steps when to stop"),
         ({"then_evaluate": True, "validation_rows": 0}, "then_evaluate answers the validation rows"),
         ({"prune_method": "lavida-980", "budgets": [9]}, "need a preset that selects tokens"),
         ({"budgets": [100, 5000]}, "selection_budget=5000 must be between 1 and the 256 tokens"),
@@ -431,22 +423,6 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_stays
     assert losses(folder) == losses(whole) and losses(folder, "eval_loss") == losses(whole, "eval_loss")
 
 
-def test_weights_that_are_not_finite_are_not_saved(base, tmp_path, monkeypatch):
-    good = ShirgTrainer._save_checkpoint
-
-    def lost(self, *args, **kwargs):
-        if self.state.global_step == 2:
-            next(each for each in self.model.parameters() if each.requires_grad).data.fill_(float("nan"))
-        good(self, *args, **kwargs)
-
-    monkeypatch.setattr(ShirgTrainer, "_save_checkpoint", lost)
-    folder = tmp_path / "run"
-    status, said = output_of(model=base, output_dir=folder, max_steps=2, save_steps=1, eval_steps=1)
-    assert status == 2 and "Traceback" not in said
-    assert "holds values that are not finite, so these weights are not saved" in said and "Step 2: " in said
-    assert [each.name for each in folder.glob("checkpoint-*")] == ["checkpoint-1"]
-
-
 def test_a_run_is_not_continued_with_other_settings(base, tmp_path):
     folder = run(model=base, output_dir=tmp_path / "run", max_steps=2)
     status, said = output_of(model=base, output_dir=folder, max_steps=2, dataloader_num_workers=1)
@@ -471,13 +447,6 @@ def _settings(*words: str) -> dict:
     [
         ("--stage align", "--per_device_train_batch_size 4", "--per_device_train_batch_size 8", "per_device_train"),
         ("--stage align", "--per_device_eval_batch_size 4", "--per_device_eval_batch_size 8", "per_device_eval"),
-        ("--streaming", "--dataloader_num_workers 1", "--dataloader_num_workers 2", "dataloader_num_workers=1, this"),
-        (
-            "--streaming --dataloader_num_workers 2",
-            "--per_device_train_batch_size 4",
-            "--per_device_train_batch_size 8",
-            "per_device_train_batch_size times processes=4",
-        ),
         (
             "--validation_rows 9",
             "--eval_strategy steps",
@@ -504,7 +473,6 @@ def test_what_changes_the_trajectory_is_named(tmp_path, common, before, after, n
     ("before", "after"),
     [
         ("--per_device_train_batch_size 4", "--per_device_train_batch_size 8 --dataloader_num_workers 0"),
-        ("--streaming --dataloader_num_workers 0", "--streaming --dataloader_num_workers 1"),
         ("--eval_strategy no --save_steps 400", "--eval_strategy no --save_steps 200"),
         ("--num_proc 2 --logging_steps 20", "--disable_tqdm true --report_to none"),
     ],
@@ -522,32 +490,23 @@ def test_the_content_of_a_mixture_file_counts_and_not_its_name(tmp_path):
     (tmp_path / "one.yaml").rename(tmp_path / "two.yaml")
     assert not is_finished(tmp_path / "run", _settings("--data_config", str(tmp_path / "two.yaml")))
     (tmp_path / "one.yaml").write_text("data: [synthetic:guard, {source: synthetic, path: entity_grid, rows: 50}]")
-    with pytest.raises(
-        ValueError, match=r"data_config=\[{[^{]*'entity_grid'[^{]*'rows': 40[^{]*data_config=\[{[^{]*'rows': 50"
-    ):
+    with pytest.raises(ValueError, match=r"data_config=.*'entity_grid'.*'rows': 40.*data_config=.*'rows': 50"):
         is_finished(tmp_path / "run", _settings("--data_config", str(tmp_path / "one.yaml")))
 
 
 # Checkpoints
 
 
-def test_a_checkpoint_is_complete_if_its_state_parses_and_its_files_open(base, tmp_path):
+def test_a_checkpoint_is_complete_if_its_state_parses(base, tmp_path):
     whole = run(model=base, output_dir=tmp_path / "run", max_steps=2) / "checkpoint-2"
-    spoilt = {
-        "trainer_state.json": b'{"global_step": 2, "log_hi',
-        "adapter_model.safetensors": (whole / "adapter_model.safetensors").read_bytes()[:-1],
-        "optimizer.pt": (whole / "optimizer.pt").read_bytes()[:-1],
-    }
-    for name, content in spoilt.items():
-        for missing in (False, True):
-            folder = tmp_path / f"{name}-{missing}"
-            shutil.copytree(whole, folder / "checkpoint-1")
-            shutil.copytree(whole, folder / "checkpoint-2")
-            (folder / "checkpoint-2" / name).unlink()
-            if not missing:
-                (folder / "checkpoint-2" / name).write_bytes(content)
-            assert last_complete_checkpoint(folder) == str(folder / "checkpoint-1"), name
-            assert not (folder / "checkpoint-2").exists()
+    for content in (None, '{"global_step": 2, "log_hi'):
+        folder = tmp_path / f"killed-{content is None}"
+        for name in ("checkpoint-1", "checkpoint-2"):
+            shutil.copytree(whole, folder / name)
+        state = folder / "checkpoint-2" / "trainer_state.json"
+        state.unlink() if content is None else state.write_text(content)
+        assert last_complete_checkpoint(folder) == str(folder / "checkpoint-1")
+        assert not (folder / "checkpoint-2").exists()
 
 
 # Configs

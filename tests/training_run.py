@@ -17,8 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from child_process import finish, fork, kill_when, spawn
-from modeling_shirg.training import collator, mixture  # noqa: F401  (once, for all processes that are forked here)
-from modeling_shirg.training.run_log import LOG_FILE, read_log
+from modeling_shirg.training import run_parts  # noqa: F401  (once, for all processes that are forked here)
 from shirg_scripts import cli, train
 from tiny_model import VISION, tiny_config, tiny_model, tiny_processor
 
@@ -141,9 +140,15 @@ def _as_rank(rank: int, count: int, port: int, sharded: bool, words: list[str]) 
         train.main(train.parse_args(words))
 
 
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The entries of a run's log."""
+    file = folder / "log.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:
     """The logged losses of a run by step."""
-    return {entry["step"]: entry[name] for entry in read_log(folder / LOG_FILE) if name in entry}
+    return {entry["step"]: entry[name] for entry in log(folder) if name in entry}
 
 
 def facts(folder: Path) -> dict:

@@ -23,7 +23,7 @@ from modeling_shirg.evaluation.tasks import TASKS, Sample, TaskRows
 from modeling_shirg.running.ask import Answers, ask
 from modeling_shirg.running.files import write_json
 from modeling_shirg.running.load import Loaded
-from modeling_shirg.training.data.bad_rows import BadRow
+from modeling_shirg.training.reading import BadRow
 
 
 class Share(NamedTuple):

@@ -17,7 +17,7 @@ from modeling_shirg.running.files import write_json, write_whole
 from modeling_shirg.scenes.benchmark import majority_share
 from modeling_shirg.scenes.entity_grid import PLACES
 from modeling_shirg.scenes.placement import EDGES
-from modeling_shirg.training.data.bad_rows import Skipped, check_share
+from modeling_shirg.training.reading import check_share
 
 RESULTS_FILE, TABLE_FILE, GROUPS_FILE = "results.json", "results.csv", "groups.csv"
 # The guard's margin in shares, and the rows below which its interval is wider than the margin.
@@ -112,15 +112,15 @@ def _check_whole(root: Path, place: Place, rows: int, records: Records) -> None:
 def _usable(task: str, plan: Plan, answered: dict[tuple, Records]) -> tuple[dict[str, Any], dict[tuple, Records]]:
     """The numbers of a task's rows; the records of rows that are bad for no system, with CIDEr if the task has it."""
     reasons = {record["row"]: record["bad"] for records in answered.values() for record in records if "bad" in record}
-    bad, total = [Skipped(task, row, reasons[row]) for row in sorted(reasons)], plan.rows[task]
-    check_share(task, len(bad), total, plan.max_bad_share, lambda: bad)
+    bad, total = sorted(reasons.items()), plan.rows[task]
+    check_share(task, bad, total, plan.max_bad_share)
     if len(bad) == total:
-        raise ValueError(f"{task}: none of {total} rows could be asked; the first: {bad[0].reason}.")
+        raise ValueError(f"{task}: none of {total} rows could be asked; the first: {bad[0][1]}.")
     usable = {key: [r for r in records if r["row"] not in reasons] for key, records in answered.items()}
     for records in usable.values() if TASKS[task].has_cider and find_spec("pycocoevalcap") else ():
         found = cider([r["prediction"] for r in records], [r["answers"] for r in records])
         records[:] = [{**r, "scores": {**r["scores"], "cider": s}} for r, s in zip(records, found, strict=True)]
-    listed = [{"row": skipped.row, "reason": skipped.reason} for skipped in bad]
+    listed = [{"row": row, "reason": reason} for row, reason in bad]
     return {"rows": total, "answered": total - len(bad), "bad": listed}, usable
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from modeling_shirg.evaluation.answer_log import ROWS_FILE, read_json
 from modeling_shirg.evaluation.results import Logged, Plan, missing
 from modeling_shirg.evaluation.tasks import check_task
-from modeling_shirg.training.settings_file import read_settings
+from modeling_shirg.training.arguments import read_settings
 
 STUDY_FILE, ZERO_SHOT, ADAPTED = "study.json", "zero-shot", "adapted"
 

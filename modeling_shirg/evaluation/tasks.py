@@ -16,12 +16,8 @@ from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, r
 from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, vqa_accuracy
 from modeling_shirg.running.ask import conversation
 from modeling_shirg.scenes.benchmark import PER_CELL, blank_image, build_benchmark, cells_of, with_control
-from modeling_shirg.training.data.adapters import ADAPTERS
-from modeling_shirg.training.data.bad_rows import BadRow
-from modeling_shirg.training.data.image_files import ImageFiles
-from modeling_shirg.training.data.reading import RowReader, text_of
-from modeling_shirg.training.data.specs import SourceSpec, read_specs
-from modeling_shirg.training.data.tables import open_whole_table
+from modeling_shirg.training.reading import BadRow, ImageFiles, read_messages, read_row, text_of
+from modeling_shirg.training.sources import SourceSpec, open_table, read_specs
 
 Score = Callable[[str, Sequence[str]], float]
 
@@ -117,14 +113,14 @@ class TaskRows:
                 raise ValueError(f"--data {name}={place}: {name} is rendered here and takes no place.")
             per_cell = PER_CELL if limit is None else min(PER_CELL, math.ceil(limit / len(cells_of(name))))
             self.table = build_benchmark(name, split, per_cell, scale)
-            self._reader = RowReader(0, name, name, None, ADAPTERS["plain"].adapt, "", ImageFiles(Path()))
+            self._suffix, self._files = "", ImageFiles(Path())
         else:
-            spec = SourceSpec(name) if place is None else read_specs([f"{name}:{place}"], None, "--data")[0]
-            self.table, files = open_whole_table(spec, split, streaming=False)
-            self._reader = RowReader(0, spec.name, spec.path, None, ADAPTERS[name].adapt, spec.suffix, files)
+            spec = SourceSpec(name) if place is None else read_specs([f"{name}:{place}"])[0]
+            self.table, self._files = open_table(spec, split)
+            self._suffix = spec.suffix
         self._count = len(self.table) if limit is None else min(limit, len(self.table))
         if not self._count:
-            raise ValueError(f"{name} has no row in {self._reader.place}, split {split!r}.")
+            raise ValueError(f"{name} has no row in {place or name}, split {split!r}.")
         self._shuffled: Any = None
 
     def __len__(self) -> int:
@@ -133,7 +129,7 @@ class TaskRows:
     def sample(self, row: int, control: str = "none") -> Sample:
         """Row number `row`, under a control of `with_control`; a `BadRow` if it cannot be asked or judged."""
         raw = self.table[row]
-        item = self._reader.item(raw, row)
+        item = read_row(raw, self._suffix, self._files)
         image, question = item["images"][0], item["messages"][0]["content"][-1]["text"]
         if control == "shuffled_question":
             question = self._other_question(row)
@@ -154,10 +150,10 @@ class TaskRows:
             if self._shuffled is None:
                 self._shuffled = list(with_control(self.table, "shuffled_question")["question"])
             return self._shuffled[row]
-        own = self._reader.adapt(self.table[row], self._reader.suffix).messages
+        own = read_messages(self.table[row], self._suffix)
         for other in (*range(row + 1, len(self.table)), *range(row)):
             try:
-                messages = self._reader.adapt(self.table[other], self._reader.suffix).messages
+                messages = read_messages(self.table[other], self._suffix)
             except BadRow:
                 continue
             if messages[0] != own[0] and messages[1] != own[1]:

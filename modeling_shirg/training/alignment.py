@@ -70,14 +70,6 @@ class ShirgLavidaForAlignment(ShirgLavidaForConditionalGeneration):
 class AlignmentTrainer(ShirgTrainer):
     """Trainer of stage `align`: every row weighs alike."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This batch's part of the mean over the step's rows."""
-        return super().compute_loss(model, self._with_temperature(inputs), return_outputs, num_items_in_batch)
-
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        """Each row's loss, and 1."""
-        return super().prediction_step(model, self._with_temperature(inputs), *args, **kwargs)
-
     def num_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Rows."""
         return torch.tensor(len(inputs["labels"]), device=inputs["labels"].device)
@@ -86,8 +78,8 @@ class AlignmentTrainer(ShirgTrainer):
         """Each row's loss, and 1."""
         return outputs.row_losses, torch.ones_like(outputs.row_losses)
 
-    def _with_temperature(self, inputs: dict[str, torch.Tensor]) -> dict:
-        return {**inputs, "temperature": self.args.align_temperature}
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict:
+        return {**super()._prepare_inputs(inputs), "temperature": self.args.align_temperature}
 
 
 def contrastive_losses(

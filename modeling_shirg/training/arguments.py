@@ -3,8 +3,12 @@
 `HfArgumentParser` reads them as flags; ShirgTrainingArguments joins `RecipeArguments` with transformers' own.
 """
 
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
 
 
 @dataclass
@@ -41,9 +45,8 @@ class DataArguments:
         metadata={
             "nargs": "+",
             "help": "Sources: NAME[:PLACE][,FIELD=VALUE...] or a file or folder. NAME is plain, lcs, chartqa, docvqa, "
-            "infographicvqa, textvqa, vqav2 or synthetic; FIELDs are weight, rows, split, config, revision, images, "
-            "text_dense, suffix, scale, name. Examples: synthetic:entity_grid,rows=5000  "
-            "chartqa,weight=2  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
+            "infographicvqa, textvqa, vqav2 or synthetic; docs/train.md has the fields. Examples: chartqa,weight=2  "
+            "synthetic:entity_grid,rows=5000  lcs:/data/LLaVA-Pretrain  my/rows.jsonl,images=my/images.zip",
         },
     )
     data_config: str | None = field(
@@ -59,18 +62,8 @@ class DataArguments:
     augment: bool = field(
         default=False, metadata={"help": "Change the images a little: scale, blur, contrast; never flipped."}
     )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the sources from start to end instead of downloading and checking them first."},
-    )
-    shuffle_buffer: int = field(
-        default=500, metadata={"help": "With --streaming, rows of each source among which the next one is drawn."}
-    )
     max_bad_share: float = field(
         default=0.01, metadata={"help": "More than this share of unusable rows in a source is an error."}
-    )
-    skip_long: bool = field(
-        default=False, metadata={"help": "Leave out rows that are longer than the context instead of stopping."}
     )
     validation_data: list[str] = field(
         default_factory=list,
@@ -90,8 +83,7 @@ class DataArguments:
             raise ValueError(f"max_bad_share must be at least 0 and below 1, got {self.max_bad_share}.")
         if self.ocr_share is not None and not 0 < self.ocr_share < 1:
             raise ValueError(f"ocr_share must lie between 0 and 1, got {self.ocr_share}.")
-        least = {"epoch_rows": 1, "shuffle_buffer": 1, "validation_rows": 0, "num_proc": 1}
-        for name, low in least.items():
+        for name, low in {"epoch_rows": 1, "validation_rows": 0, "num_proc": 1}.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name} must be at least {low}, got {value}.")
@@ -172,12 +164,13 @@ class RecipeArguments:
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "trackio, tensorboard, wandb, ...; log.jsonl is always written."}
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave it off: it hides a lost run."})
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run counts on towards early stopping."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every trained weight is used in every step."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it off: the collator reads rows."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes per device that read images."})
+
+
+def read_settings(file: Path) -> Any:
+    """What a JSON or YAML file holds; a `ValueError` if it is not there or is no text of that kind."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None

@@ -12,10 +12,7 @@ MAX_CONTRAST = 0.2
 
 
 def augmented(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The RGB image scaled, half of the time blurred, and with another contrast; `rng` decides how much.
-
-    The number of draws is always the same. Boxes in pixels of the image have to be scaled with it.
-    """
+    """The RGB image scaled, half of the time blurred, and with another contrast; `rng` decides how much."""
     scale = MAX_SCALE ** rng.uniform(-1, 1)
     blur = max(0.0, MAX_BLUR * rng.uniform(-1, 1))
     contrast = 1 + MAX_CONTRAST * rng.uniform(-1, 1)

@@ -9,9 +9,9 @@ have layers of the same names.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -60,19 +60,17 @@ def _blocks(first: str, later: str = "") -> tuple[tuple[int, str], ...]:
 
 
 # The projector's two layers and the foveal positions are in all of them.
-FOOTPRINTS = {
-    each.name: each
-    for each in (
-        Footprint("projector"),
-        Footprint("shirg-base", _blocks("qk")),
-        Footprint("shirg-extra", _blocks("qkv", "qk")),
-        Footprint("shirg-extra-no-v", _blocks("qk", "qk")),
-        Footprint("shirg-extra-narrow", _blocks("qkv", "qk"), narrow_blocks=(4, 5)),
-        Footprint("shirg-extra-language", _blocks("qkv", "qk"), language=True),
-        Footprint("shirg-fixed", _blocks("qkv", "qk"), coordinates=True),
-        Footprint("shirg-fixed-no-v", _blocks("qk", "qk"), coordinates=True),
-    )
-}
+_FOOTPRINTS = (
+    Footprint("projector"),
+    Footprint("shirg-base", _blocks("qk")),
+    Footprint("shirg-extra", _blocks("qkv", "qk")),
+    Footprint("shirg-extra-no-v", _blocks("qk", "qk")),
+    Footprint("shirg-extra-narrow", _blocks("qkv", "qk"), narrow_blocks=(4, 5)),
+    Footprint("shirg-extra-language", _blocks("qkv", "qk"), language=True),
+    Footprint("shirg-fixed", _blocks("qkv", "qk"), coordinates=True),
+    Footprint("shirg-fixed-no-v", _blocks("qk", "qk"), coordinates=True),
+)
+FOOTPRINTS = {footprint.name: footprint for footprint in _FOOTPRINTS}
 
 
 def named_footprint(name: str, rank: int | None = None, alpha: float | None = None) -> Footprint:
@@ -183,39 +181,26 @@ def load_adapter(adapted: PeftModel, folder: str) -> None:
 def check_trainable(adapted: PeftModel) -> None:
     """Raises a `ValueError` unless exactly the adapter's own tensors are trained, in float32."""
     own = trained_by_footprint(adapted)
-    unfrozen = [name for name, each in adapted.named_parameters() if each.requires_grad and name not in own]
-    frozen = [name for name, each in adapted.named_parameters() if not each.requires_grad and name in own]
-    if unfrozen:
-        raise ValueError(
-            f"{len(unfrozen)} tensors outside the footprint would be trained ({', '.join(unfrozen[:5])}): freeze them "
-            "with requires_grad_(False), or choose a footprint that has them."
-        )
-    if frozen:
-        raise ValueError(f"{len(frozen)} tensors of the footprint are frozen ({', '.join(frozen[:5])}).")
-    low = [name for name in own if adapted.get_parameter(name).dtype != torch.float32]
-    if low:
-        raise ValueError(f"What is trained must be float32, or small steps are lost in rounding: {low[0]} is not.")
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    low = {name for name in own & trained if adapted.get_parameter(name).dtype != torch.float32}
+    for found, problem in (
+        (trained - own, "outside the footprint would be trained: freeze them with requires_grad_(False)"),
+        (own - trained, "of the footprint are frozen: let them be trained with requires_grad_(True)"),
+        (low, "must be float32, or small steps are lost in rounding: convert them with .float()"),
+    ):
+        if found:
+            raise ValueError(f"{len(found)} tensors {problem}. The first: {', '.join(sorted(found)[:5])}.")
 
 
 def trained_by_footprint(adapted: nn.Module) -> set[str]:
     """Names of the parameters that belong to the adapter: LoRA's, and the copies of what is trained in full."""
-    return {
-        name
-        for name, _ in adapted.named_parameters()
-        if f".lora_A.{_ADAPTER}." in name or f".lora_B.{_ADAPTER}." in name or f".modules_to_save.{_ADAPTER}." in name
-    }
+    own = re.compile(rf"\.(lora_A|lora_B|modules_to_save)\.{_ADAPTER}\.")
+    return {name for name, _ in adapted.named_parameters() if own.search(name)}
 
 
 @dataclass(frozen=True)
 class TrainableCounts:
-    """True counts of what is trained.
-
-    Attributes:
-        total: number of trained weights.
-        share: of the base model's weights.
-        modules: number of trained weights in each module, by the module's name in the base model.
-        groups: the same by `GROUPS`.
-    """
+    """Number of trained weights: in `total`, as a `share` of the base model's, and by module and by `GROUPS`."""
 
     total: int
     share: float
@@ -223,7 +208,7 @@ class TrainableCounts:
     groups: dict[str, int]
 
     def table(self) -> str:
-        """One line per module, its group, count and share of what is trained."""
+        """One line per module: its group, count and share of what is trained."""
         width = max(map(len, self.modules))
         lines = [
             f"  {name:<{width}}  {group_of(name):<11} {count:>12,}  {count / self.total:7.2%}"
@@ -231,25 +216,20 @@ class TrainableCounts:
         ]
         return "\n".join([*lines, f"Trained: {self.total:,} weights, {self.share:.4%} of the base model's."])
 
-    def to_dict(self) -> dict:
-        """For reports."""
-        return asdict(self)
-
 
 def trainable_counts(adapted: PeftModel) -> TrainableCounts:
     """Counts of the parameters that require a gradient, whoever made them require it."""
     own = trained_by_footprint(adapted)
-    base = sum(each.numel() for name, each in adapted.named_parameters() if name not in own)
-    modules: Counter[str] = Counter()
+    base = sum(parameter.numel() for name, parameter in adapted.named_parameters() if name not in own)
+    modules, groups = Counter(), Counter()
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
-            modules[module_of(name)] += parameter.numel()
-    total = sum(modules.values())
-    groups = {group: sum(n for name, n in modules.items() if group_of(name) == group) for group in GROUPS}
-    return TrainableCounts(total, total / base, dict(modules), {group: n for group, n in groups.items() if n})
+            modules[_module_of(name)] += parameter.numel()
+            groups[group_of(name)] += parameter.numel()
+    return TrainableCounts(modules.total(), modules.total() / base, dict(modules), dict(groups))
 
 
-def module_of(parameter_name: str) -> str:
+def _module_of(parameter_name: str) -> str:
     """The base model's name of the module that an adapter's parameter belongs to."""
     name = parameter_name.removeprefix("base_model.model.")
     return re.split(r"\.(?:lora_[AB]|modules_to_save|original_module|base_layer)\.|\.(?:weight|bias)$", name)[0]
@@ -274,15 +254,14 @@ def group_of(name: str) -> str:
 
 
 def _targets(blocks: list[tuple[int, str]], language: bool) -> str:
-    """The expression that matches exactly the modules with LoRA weights."""
+    """The expression that matches exactly the modules with LoRA weights; saved adapters are compared by it."""
     letters: dict[str, list[int]] = {}
     for block, projections in blocks:
         letters.setdefault(projections, []).append(block)
     vision = [f"{_layers(members)}\\.self_attn\\.[{projections}]_proj" for projections, members in letters.items()]
-    text = [_LANGUAGE_LAYERS] if language else []
-    return "|".join([r"model\.multi_modal_projector\.linear_[12]", *vision, *text])
+    return "|".join([r"model\.multi_modal_projector\.linear_[12]", *vision, *([_LANGUAGE_LAYERS] * language)])
 
 
-def _layers(blocks) -> str:
+def _layers(blocks: Iterable[int]) -> str:
     numbers = "|".join(map(str, blocks))
     return rf"model\.vision_tower\.vision_model\.encoder\.layers\.(?:{numbers})"

@@ -14,9 +14,10 @@ from modeling_shirg.training.alignment import AlignmentTrainer, ShirgLavidaForAl
 from modeling_shirg.training.arguments import DataArguments, ModelArguments
 from modeling_shirg.training.collator import RowCollator
 from modeling_shirg.training.draws import RowDraws
+from modeling_shirg.training.encoder import RowEncoder
 from modeling_shirg.training.footprints import Footprint, apply_footprint, load_adapter, named_footprint
 from modeling_shirg.training.mixture import load_rows
-from modeling_shirg.training.run_facts import base_commit
+from modeling_shirg.training.run_folder import base_commit
 from modeling_shirg.training.trainer import ShirgTrainer
 from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments
 
@@ -30,7 +31,6 @@ class RunParts:
     processor: ShirgLavidaProcessor
     footprint: Footprint
     collator: RowCollator
-    validation_collator: RowCollator
 
     @classmethod
     def build(cls, model_args: ModelArguments, data_args: DataArguments, args: ShirgTrainingArguments) -> "RunParts":
@@ -51,36 +51,30 @@ class RunParts:
         if args.stage == "align":
             loaded = loaded.as_class(ShirgLavidaForAlignment)
         config = loaded.model.config
-        length = args.answer_length or loaded.model.generation_config.max_new_tokens
+        _check_draws(config, args)
         model = apply_footprint(loaded.model, footprint, args.seed)
         model.peft_config[model.active_adapter].revision = base_commit(config.name_or_path, model_args.revision)
         if model_args.adapter is not None:
             load_adapter(model, model_args.adapter)
-        common = {"answer_length": length, "max_length": config.text_config.max_position_embeddings}
-        draws, dropout = RowDraws(args.seed), args.token_dropout
-        collator = RowCollator(
-            loaded.processor,
-            draws,
-            **common,
-            token_dropout=0.1 * config.selects if dropout is None else dropout,
+        draws = RowDraws(
+            args.seed,
+            token_dropout=0.1 * config.selects if args.token_dropout is None else args.token_dropout,
             gumbel=args.train_selection == "gumbel",
-            budgets=args.budgets,
-            fovea_sizes=args.fovea_sizes,
-            step_rows=args.effective_batch_size,
+            budgets=tuple(args.budgets),
+            fovea_sizes=tuple(args.fovea_sizes),
             augment=data_args.augment,
         )
-        _check_draws(config, args)
+        length = args.answer_length or loaded.model.generation_config.max_new_tokens
+        limit = config.text_config.max_position_embeddings
+        encoder = RowEncoder(loaded.processor, length, limit, max(args.budgets, default=None))
         base_config = ShirgLavidaConfig.from_pretrained(config.name_or_path, revision=model_args.revision)
-        validation_collator = RowCollator(loaded.processor, draws, **common)
-        return cls(model, base_config, loaded.processor, footprint, collator, validation_collator)
+        collator = RowCollator(encoder, draws, args.effective_batch_size)
+        return cls(model, base_config, loaded.processor, footprint, collator)
 
     def load_rows(self, data_args: DataArguments, args: ShirgTrainingArguments) -> tuple:
         """Training and validation rows; the main process checks the rows first, the others read what it found."""
         with args.main_process_first(desc="checking the rows"):
-            rows = load_rows(data_args, "train", args.seed, self.collator.encoder)
-            if args.check_gradients:
-                return rows, None
-            validation = load_rows(data_args, "validation", args.seed, self.validation_collator.encoder)
+            rows, validation = load_rows(data_args, args.seed, self.collator.encoder)
         if validation is None and args.then_evaluate:
             raise ValueError("then_evaluate answers the validation rows: give --validation_rows or --validation_data.")
         return rows, validation
@@ -90,7 +84,7 @@ class RunParts:
     ) -> ShirgTrainer:
         """The trainer of the run's stage."""
         kind = AlignmentTrainer if args.stage == "align" else ShirgTrainer
-        trainer = kind(self.model, args, rows, self.collator, validation, self.validation_collator, callbacks)
+        trainer = kind(self.model, args, rows, self.collator, validation, callbacks)
         if args.then_evaluate and trainer.is_fsdp_enabled:
             raise ValueError("then_evaluate needs the whole model on one device, FSDP shards it: leave one out.")
         return trainer

@@ -1,13 +1,12 @@
 """Fine-tuning with transformers' Trainer: what is changed of it, and nothing else.
 
 - Rows are read in order, because the data set shuffles itself; what does not fill an optimizer step waits for another
-  epoch. A stream goes on from epoch to epoch without the Trainer's knowing, which could not resume it otherwise.
+  epoch.
 - The loss is the mean over the answer tokens of the whole optimizer step, however they are spread over devices and
   accumulated batches.
 - The validation loss is the mean over all answer tokens.
 - Module groups have learning rates of their own.
-- A gradient that is not finite ends the training before it reaches a weight; weights that are not finite end it before
-  they are saved.
+- A gradient that is not finite ends the training before it reaches a weight.
 """
 
 import math
@@ -18,13 +17,11 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import Dataset, SequentialSampler
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from modeling_shirg.objective_shirg import IGNORED, token_losses
-from modeling_shirg.training.data.rows import EndlessStream
-from modeling_shirg.training.finite import first_not_finite
 from modeling_shirg.training.footprints import GROUPS, check_trainable, group_of
 from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments
 
@@ -37,10 +34,9 @@ class ShirgTrainer(Trainer):
     Args:
         model: with an adapter; see footprints.py.
         args: the recipe.
-        rows: `TrainingRows` or a `TrainingStream`.
-        collator: makes batches of them, with training's draws.
+        rows: `TrainingRows`.
+        collator: makes batches of them and of the validation rows.
         validation_rows: rows of the validation loss; `None` for none.
-        validation_collator: makes batches of those, with draws that are the same every time.
         callbacks: others than the trainer's own.
 
     Raises:
@@ -57,14 +53,10 @@ class ShirgTrainer(Trainer):
         rows: Dataset,
         collator: Callable,
         validation_rows: Dataset | None = None,
-        validation_collator: Callable | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         check_trainable(model)
         check_rows(rows, args)
-        if isinstance(rows, IterableDataset):
-            rows = EndlessStream(rows, args.train_batch_size * args.world_size)
-        self.validation_collator = validation_collator
         own = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         super().__init__(
             model=model,
@@ -76,33 +68,10 @@ class ShirgTrainer(Trainer):
             callbacks=[*own, *(callbacks or [])],
         )
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of whole optimizer steps, in the order of the rows."""
-        whole = None
-        if not isinstance(self.train_dataset, IterableDataset):
-            batch = self.args.effective_batch_size
-            whole = SequentialSampler(range(len(self.train_dataset) // batch * batch))
-        size = self.args.train_batch_size
-        return self._loader(self.train_dataset, self.data_collator, size, sampler=whole, drop_last=True)
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """Batches of all validation rows."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(rows, self.validation_collator, self.args.eval_batch_size)
-
-    def _loader(self, rows: Dataset, collator: Callable, batch_size: int, **options: Any) -> DataLoader:
-        loader = DataLoader(
-            rows,
-            batch_size=batch_size,
-            collate_fn=collator,
-            num_workers=self.args.dataloader_num_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            pin_memory=self.args.dataloader_pin_memory,
-            **options,
-        )
-        return self.accelerator.prepare(loader)
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
+        """The places of whole optimizer steps, in the order of the rows."""
+        batch = self.args.effective_batch_size
+        return SequentialSampler(range(len(self.train_dataset) // batch * batch))
 
     def _run_epoch(self, **epoch: Any) -> None:
         """The Trainer's, but a run that was killed after its last step was saved does not take another (5.23 does)."""
@@ -173,42 +142,17 @@ class ShirgTrainer(Trainer):
             )
         return norm
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's, of a checkpoint and at the end, after checking the trained weights.
-
-        Raises:
-            ValueError: one of them is not finite; nothing is written.
-        """
-        trained = ((name, each) for name, each in self.model.named_parameters() if each.requires_grad)
-        lost = first_not_finite(trained)
-        if lost is not None:
-            raise ValueError(
-                f"Step {self.state.global_step}: {lost} holds values that are not finite, so these weights are not "
-                f"saved. Checkpoints in {self.args.output_dir}, if there are any, are from before. Lower the learning "
-                "rate."
-            )
-        super().save_model(output_dir, _internal_call)
-
 
 def check_rows(rows: Dataset, args: ShirgTrainingArguments) -> None:
-    """Warns if the warm-up is all there is.
-
-    Raises:
-        ValueError: there are too few rows for a step, or a stream has no end.
-    """
-    steps = args.max_steps
-    if isinstance(rows, IterableDataset):
-        if steps <= 0:
-            raise ValueError("A stream has no length: say with --max_steps when to stop.")
-    else:
-        per_epoch = len(rows) // args.effective_batch_size
-        if per_epoch == 0:
-            raise ValueError(
-                f"There are {len(rows)} training rows, one optimizer step takes effective_batch_size="
-                f"{args.effective_batch_size}: lower it, or give more data."
-            )
-        steps = steps if steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    if 0 < steps <= args.warmup_steps:
+    """Warns if the warm-up is all there is; a `ValueError` if there are too few rows for a step."""
+    per_epoch = len(rows) // args.effective_batch_size
+    if per_epoch == 0:
+        raise ValueError(
+            f"There are {len(rows)} training rows, one optimizer step takes effective_batch_size="
+            f"{args.effective_batch_size}: lower it, or give more data."
+        )
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    if steps <= args.warmup_steps:
         logger.warning(
             f"The run has {steps} steps and warmup_steps={args.warmup_steps}: the learning rate is never at its peak."
         )
@@ -222,23 +166,20 @@ def answer_tokens(labels_BL: torch.LongTensor, infill_token_id: int | None) -> t
 
 def optimizer_groups(model: nn.Module, decayed: list[str], args: ShirgTrainingArguments) -> list[dict[str, Any]]:
     """Parameter groups: each module group's learning rate, weight decay on the names in `decayed`."""
-    groups = []
-    for group in GROUPS:
-        for decay in (True, False):
-            parameters = [
-                parameter
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad and group_of(name) == group and (name in decayed) == decay
-            ]
-            if parameters:
-                groups.append(
-                    {
-                        "params": parameters,
-                        "lr": args.learning_rates[group],
-                        "weight_decay": args.weight_decay if decay else 0.0,
-                    }
-                )
-    return groups
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members.setdefault((group_of(name), name in decayed), []).append(parameter)
+    return [
+        {
+            "params": members[group, decay],
+            "lr": args.learning_rates[group],
+            "weight_decay": args.weight_decay if decay else 0.0,
+        }
+        for group in GROUPS
+        for decay in (True, False)
+        if (group, decay) in members
+    ]
 
 
 def mean_loss(prediction: EvalPrediction) -> dict[str, float]:

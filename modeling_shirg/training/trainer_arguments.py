@@ -2,26 +2,21 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
-from modeling_shirg.training.arguments import RecipeArguments
+from configuration_shirg.presets_shirg import did_you_mean
+from modeling_shirg.training.arguments import RecipeArguments, read_settings
 from modeling_shirg.training.footprints import GROUPS
-from modeling_shirg.training.settings_file import read_settings
 
 _FILES = (".yaml", ".yml", ".json")
-# One of them is set in each of several processes, by whatever started them.
-_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 @dataclass
@@ -41,18 +36,15 @@ class ShirgTrainingArguments(RecipeArguments, TrainingArguments):
             self.bf16 = not self.use_cpu and not self.fp16 and is_torch_bf16_gpu_available()
         if self.eval_strategy == "no":
             self.without_validation()
-        if self.ddp_backend is not None and not any(name in os.environ for name in _RANKS):
-            raise ValueError(
-                f"ddp_backend={self.ddp_backend!r} joins several processes, and this one was started alone: start it "
-                "with torchrun or accelerate launch, or leave ddp_backend out."
-            )
         super().__post_init__()
         self.label_names = ["labels"]
-        self.accelerator_config.dispatch_batches = False
+        self.remove_unused_columns = False  # the collator reads rows
+        self.ddp_find_unused_parameters = False  # every trained weight is used in every step
+        self.logging_nan_inf_filter = False  # it hides a lost run
+        self.restore_callback_states_from_checkpoint = True  # a resumed run counts on towards early stopping
         if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         self._check_recipe()
-        self._check_trackers()
         self._accumulate()
 
     @property
@@ -92,27 +84,15 @@ class ShirgTrainingArguments(RecipeArguments, TrainingArguments):
                 f"--nproc_per_node {self.n_gpu} -m shirg_scripts.cli train ...`, or show it one "
                 "device (CUDA_VISIBLE_DEVICES=0)."
             )
-        if not 0 < self.align_temperature < math.inf:
-            raise ValueError(f"align_temperature must be above 0 and finite, got {self.align_temperature}.")
-        if self.early_stopping_patience < 0:
-            raise ValueError(f"early_stopping_patience must be 0 or more, got {self.early_stopping_patience}.")
+        for name, low in {"align_temperature": 1e-6, "early_stopping_patience": 0}.items():
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}.")
         if not all(0 < rate < math.inf for rate in self.learning_rates.values()):
             raise ValueError(f"Learning rates must be above 0 and finite, got {self.learning_rates}.")
-        for name in ("weight_decay", "max_grad_norm", "adam_epsilon"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}.")
         if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % self.logging_steps:
             raise ValueError(
                 f"save_steps={self.save_steps} must be a multiple of logging_steps={self.logging_steps}: otherwise a "
                 "resumed run logs other means than one that was never stopped."
-            )
-
-    def _check_trackers(self) -> None:
-        missing = sorted(set(self.report_to) - set(get_available_reporting_integrations()))
-        if missing:
-            raise ValueError(
-                f"report_to={missing[0]!r} is not installed: pip install {missing[0]}. log.jsonl is written "
-                "without it."
             )
 
     def _accumulate(self) -> None:
@@ -133,16 +113,7 @@ class ShirgTrainingArguments(RecipeArguments, TrainingArguments):
 
 
 def parse_arguments(argv: list[str], kinds: Iterable[type], **parser_options: Any) -> tuple:
-    """One object of each of the dataclasses `kinds`, from flags, or from a YAML or JSON file and flags that win.
-
-    Args:
-        argv: the words of the command line.
-        kinds: dataclasses.
-        **parser_options: of the parser.
-
-    Raises:
-        ValueError: the file names an argument that does not exist.
-    """
+    """One object of each of the dataclasses `kinds`, from flags, or from a YAML or JSON file and flags that win."""
     kinds = tuple(kinds)
     parser = HfArgumentParser(kinds, allow_abbrev=False, **parser_options)
     if argv and Path(argv[0]).suffix in _FILES:
@@ -161,9 +132,7 @@ def _as_flags(file: Path, known: set[str]) -> list[str]:
     flags = []
     for name, value in values.items():
         if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"{file}: there is no argument {name!r}.{hint}")
+            raise ValueError(f"{file}: there is no argument {name!r}.{did_you_mean(name, known)}")
         if value is None or value == []:
             continue
         written = json.dumps(value) if isinstance(value, (dict, bool)) else value
