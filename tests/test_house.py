@@ -32,11 +32,11 @@ BUDGETS = {
 ABOVE = {
     "configuration_shirg": 2274,
     "modeling_shirg": 3689,
-    "modeling_shirg/training": 3732,
+    "modeling_shirg/training": 2318,
     "modeling_shirg/training/toy": 1285,
     "modeling_shirg/demo": 446,
-    "scripts": 2098,
-    "tests": 17320,
+    "scripts": 2088,
+    "tests": 16683,
 }
 # Of these folders only the files directly inside are counted: the rest has budgets of its own.
 FLAT = ("configuration_shirg", "modeling_shirg")
@@ -62,7 +62,7 @@ SHIPPED_FILE_LINES, FUNCTION_LINES, PARAMETERS = 650, 80, 8
 # Signatures that transformers' contract fixes.
 WIDE = {"forward", "generate", "adjust_generation_fn", "_preprocess"}
 # Signatures that are still wider. A change may shorten this list, never lengthen it.
-WIDER = {"modeling_shirg/training/collator.py __init__", "modeling_shirg/training/toy/recipe.py train_answers"}
+WIDER = {"modeling_shirg/training/toy/recipe.py train_answers"}
 WIDER |= {"modeling_shirg/published_selections_shirg.py topv"}
 
 
