@@ -54,7 +54,7 @@ def main(arguments: tuple) -> None:
 
 
 def _run(model_args, data_args, args, scratch: str) -> None:
-    from modeling_shirg.training.footprints import trainable_counts
+    from modeling_shirg.training.footprints import check_trainable, trainable_counts
     from modeling_shirg.training.gradient_check import STEPS, GradientCheck
     from modeling_shirg.training.run_folder import is_finished, run_settings
     from modeling_shirg.training.run_parts import RunParts
@@ -68,6 +68,7 @@ def _run(model_args, data_args, args, scratch: str) -> None:
         if is_finished(folder, settings):
             return say(f"{folder} is finished: nothing to do. Choose another output_dir for another run.")
     parts = RunParts.build(model_args, data_args, args)
+    check_trainable(parts.model)
     say(f"Footprint {parts.footprint.name}, rank {parts.footprint.rank}, alpha {parts.footprint.alpha}:")
     say(trainable_counts(parts.model).table())
     rows, validation = parts.load_rows(data_args, args)

@@ -20,6 +20,9 @@ from modeling_shirg.vision_shirg import full_precision
 
 logger = logging.get_logger(__name__)
 
+# Inputs of the diffusion loss that say nothing about images.
+_DIFFUSION = ("attention_mask", "diffusion_time", "mask_noise", "image_sizes", "view_boxes")
+
 
 @dataclass
 class AlignmentOutput(ModelOutput):
@@ -33,16 +36,7 @@ class ShirgLavidaForAlignment(ShirgLavidaForConditionalGeneration):
     """The same weights under the same names; `forward` stops before the language model."""
 
     def forward(
-        self,
-        input_ids: torch.LongTensor,
-        labels: torch.LongTensor,
-        temperature: float,
-        attention_mask: torch.Tensor | None = None,
-        diffusion_time: torch.Tensor | None = None,
-        mask_noise: torch.Tensor | None = None,
-        image_sizes: torch.Tensor | None = None,
-        view_boxes: torch.Tensor | None = None,
-        **views: torch.Tensor,
+        self, input_ids: torch.LongTensor, labels: torch.LongTensor, temperature: float, **inputs: torch.Tensor
     ) -> AlignmentOutput:
         """The loss of a batch, in both directions.
 
@@ -50,9 +44,9 @@ class ShirgLavidaForAlignment(ShirgLavidaForConditionalGeneration):
             input_ids: as for diffusion, (B, L).
             labels: the answers, (B, L); their end-of-text tokens do not count as text.
             temperature: of the softmax over the batch.
-            attention_mask, diffusion_time, mask_noise, image_sizes, view_boxes: of the diffusion loss, not used.
-            **views: what `prepare_inputs_embeds` takes besides.
+            **inputs: others of the diffusion loss, of which those of the images are used.
         """
+        views = {name: value for name, value in inputs.items() if name not in _DIFFUSION}
         embeds_BLC, _ = self.model.prepare_inputs_embeds(input_ids, **views)
         is_text_BL = (labels != IGNORED) & (labels != self.config.eos_token_id)
         images_BC = _mean(embeds_BLC, input_ids == self.config.image_token_id)
