@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import math
 import os
 import sys
 from importlib.util import find_spec
@@ -66,14 +65,3 @@ def port_number(written: str) -> int:
     if not written.isascii() or not written.isdigit() or int(written) > 65535:
         raise argparse.ArgumentTypeError(f"{written!r} must be an integer from 0 to 65535")
     return int(written)
-
-
-def seconds(written: str) -> float:
-    """A `type` for arguments that name a time."""
-    try:
-        value = float(written)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{written!r} must be a number of seconds, 0 or more")
-    return value

@@ -1,7 +1,7 @@
 """Time systems side by side, with random weights at a profile's widths or with your own.
 
     shirg bench --profile cpu --systems lavida-980 shirg lavida-full --baseline lavida-980 --repeats 5
-    shirg bench --profile cpu --systems shirg --prefix_kv 0.6 --prefix_dtype int8 --no_prefix_cache
+    shirg bench --profile cpu --systems shirg shirg:prefix_kv=0.6 shirg:prefix_dtype=int8 shirg:use_cache=false
     shirg bench --profile cpu --systems shirg shirg:confidence_threshold=0.9 shirg:batch=4 --out cpu.json
     shirg bench --profile gpu --repeats 50
     shirg bench --model me/my-lavida --profile gpu --systems lavida shirg
@@ -32,9 +32,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--baseline", metavar="NAME", help="row that ratios are to; by default the first")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before that do not")
-    parser.add_argument("--prefix_kv", type=float, metavar="RATIO", help="a row more of each system, evicted so")
-    parser.add_argument("--prefix_dtype", choices=("bfloat16", "float16", "int8"), help="a row more, stored so")
-    parser.add_argument("--no_prefix_cache", action="store_true", help="a row more, without the cache")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, help="of torch on the CPU; by default torch's own choice")
@@ -57,10 +54,7 @@ def main(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler otherwise logs every start
     _check(args)
-    variants = [f"{name}={getattr(args, name)}" for name in ("prefix_kv", "prefix_dtype") if getattr(args, name)]
-    variants += ["use_cache=false"] * args.no_prefix_cache
-    labels = [*args.systems, *(_with(name, entry) for name in args.systems for entry in variants)]
-    rows = [parse_row(label) for label in dict.fromkeys(labels)]
+    rows = [parse_row(label) for label in dict.fromkeys(args.systems)]
     baseline = args.baseline or rows[0].label
     check_baseline(baseline, [row.label for row in rows])
     threads = torch.get_num_threads()
@@ -107,10 +101,6 @@ def _systems(args: argparse.Namespace, rows: list) -> dict:
         generation = {**answer, **row.generation}
         systems[row.label] = Timed(loaded[key], generation, row.batch or args.batch, profile.image_size)
     return systems
-
-
-def _with(system: str, entry: str) -> str:
-    return f"{system}{',' if ':' in system else ':'}{entry}"
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -16,7 +16,6 @@ grid. Where a system has no such figure, the table has "-".
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -31,7 +30,6 @@ from .arguments import (
     answer_arguments,
 )
 
-_CELL, _CAPTION, _LINE_LENGTH = 448, 72, 58
 _HEADINGS = {
     "gini": "gini",
     "relevance_over_random": "relevance",
@@ -66,6 +64,7 @@ def main(args: argparse.Namespace) -> None:
     from modeling_shirg.running.ask import ask, conversation
     from modeling_shirg.running.files import check_writable, save_picture
     from modeling_shirg.running.load import load, parse_options
+    from modeling_shirg.running.overlay import captioned, sheet
     from modeling_shirg.running.timing import wall_seconds
 
     check_writable(args.out, "--out")
@@ -85,9 +84,10 @@ def main(args: argparse.Namespace) -> None:
             row["quality"] = {figure: figures.get(figure) for figure in _HEADINGS}
         figures = ["-" if value is None else f"{value:.3f}" for value in row.get("quality", {}).values()]
         tqdm.write(_line(name, row["image_tokens"], f"{row['seconds']:.2f}", figures, row["answer"]))
-        cells.append(_cell(answers.overlay(image), name, row))
+        cost = f"{row['image_tokens']} image tokens, {row['seconds']:.2f} s"
+        cells.append(captioned(answers.overlay(image), name, cost, row["answer"]))
         rows[name] = row
-    save_picture(_sheet(cells), args.out)
+    save_picture(sheet(cells), args.out)
     if args.json:
         print(json.dumps({"systems": rows, "sheet": str(args.out)}))
 
@@ -95,33 +95,6 @@ def main(args: argparse.Namespace) -> None:
 def _line(system: str, tokens: int | str, seconds: str, figures: list[str], answer: str) -> str:
     """One line of the table."""
     return " ".join([f"{system:<16}", f"{tokens:>6}", f"{seconds:>8}", *(f"{text:>10}" for text in figures), answer])
-
-
-def _cell(overlay, name: str, row: dict):
-    """One system's picture with its caption."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    cell = Image.new("RGB", (_CELL, _CELL + _CAPTION), "white")
-    overlay.thumbnail((_CELL, _CELL))
-    cell.paste(overlay, ((_CELL - overlay.width) // 2, _CAPTION + (_CELL - overlay.height) // 2))
-    draw = ImageDraw.Draw(cell)
-    answer = row["answer"] if len(row["answer"]) <= _LINE_LENGTH else row["answer"][: _LINE_LENGTH - 3] + "..."
-    cost = f"{row['image_tokens']} image tokens, {row['seconds']:.2f} s"
-    for top, text, fill, size in ((6, name, "black", 20), (30, cost, "dimgray", 14), (50, answer, "black", 14)):
-        draw.text((8, top), text, fill=fill, font=ImageFont.load_default(size))
-    return cell
-
-
-def _sheet(cells: list):
-    """The cells in reading order, about as wide as high."""
-    from PIL import Image
-
-    columns = math.ceil(math.sqrt(len(cells)))
-    width, height = cells[0].size
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(cells) / columns) * height), "white")
-    for index, cell in enumerate(cells):
-        sheet.paste(cell, (index % columns * width, index // columns * height))
-    return sheet
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ TOY = (
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .argument_types import port_number, seconds
+    from .argument_types import port_number
     from .arguments import CommandParser, add_model_arguments, add_quantize_argument, add_systems_argument
 
     parser = CommandParser("shirg demo", __doc__)
     add_model_arguments(parser)
     add_quantize_argument(parser)
     add_systems_argument(parser)
-    parser.add_argument("--step_seconds", type=seconds, default=0.25, help="how long each step stays on the screen")
+    parser.add_argument("--step_seconds", type=float, default=0.25, help="how long each step stays on the screen")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port_number, default=7860)
     return parser.parse_args(argv)

@@ -94,10 +94,10 @@ def _places(args: argparse.Namespace, rows: list) -> dict[str, str]:
     for row in rows:
         if row.batch is not None:
             raise ValueError(f"{row.label}: all systems have the same batch; say --batch_size {row.batch}.")
-    valid = {"limit": args.limit is None or args.limit > 0, "batch_size": args.batch_size > 0}
-    for name, is_valid in (valid | {"max_bad_share": 0 <= args.max_bad_share < 1}).items():
-        if not is_valid:
-            raise ValueError(f"--{name} {getattr(args, name)}: give 1 or more, or a share from 0 to below 1.")
+    if (args.limit is not None and args.limit < 1) or args.batch_size < 1:
+        raise ValueError(f"--limit {args.limit} and --batch_size {args.batch_size} must be 1 or more.")
+    if not 0 <= args.max_bad_share < 1:
+        raise ValueError(f"--max_bad_share {args.max_bad_share} must be a share from 0 to below 1.")
     return places
 
 

@@ -73,7 +73,7 @@ def test_peak_memory_is_that_of_the_tensors():
 
 def test_the_last_line_is_one_object_and_every_row_has_a_line(capsys, tmp_path):
     out, threads = tmp_path / "toy.json", torch.get_num_threads()
-    rows = ["--systems", "lavida-980", "shirg", "--baseline", "lavida-980", "--prefix-kv", "0.6", "--steps", "3"]
+    rows = ["--systems", *ROWS, "--baseline", "lavida-980", "--steps", "3"]
     assert main(["bench", *COUNTS, *rows, "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])

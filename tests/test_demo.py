@@ -130,15 +130,6 @@ def test_a_box_is_drawn_where_it_is_on_a_small_image_too():
 # The command
 
 
-@pytest.mark.parametrize("value", ["-1", "nan", "inf", "soon"])
-def test_seconds_are_a_number_of_0_or_more(value, capsys):
-    from shirg_scripts.demo import parse_args
-
-    with pytest.raises(SystemExit):
-        parse_args(["--step_seconds", value])
-    assert f"{value!r} must be a number of seconds" in capsys.readouterr().err
-
-
 def test_a_port_that_is_taken_and_a_host_that_is_none_are_named(capsys):
     from shirg_scripts.cli import main
 

@@ -32,11 +32,11 @@ BUDGETS = {
 ABOVE = {
     "configuration_shirg": 1434,
     "modeling_shirg": 3627,
-    "modeling_shirg/training": 2346,
+    "modeling_shirg/training": 2313,
     "modeling_shirg/training/toy": 1283,
     "modeling_shirg/demo": 446,
-    "scripts": 1756,
-    "tests": 16309,
+    "scripts": 1708,
+    "tests": 16300,
 }
 # Of these folders only the files directly inside are counted: the rest has budgets of its own.
 FLAT = ("configuration_shirg", "modeling_shirg")

@@ -1,7 +1,9 @@
 """Pictures of what was looked at: views outlined, patches kept and dropped, and what each patch scored."""
 
+import math
+
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 VIEW_COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899")
 KEPT_COLOR = "#22c55e"
@@ -9,6 +11,8 @@ KEPT_COLOR = "#22c55e"
 _SCORE_COLORS = ((68, 1, 84), (33, 145, 140), (253, 231, 37))
 _MIN_SIDE = 896
 _LINE = 4
+# Side of a cell of a sheet, height of its caption, and characters of its last line.
+_CELL, _CAPTION, _LINE_LENGTH = 448, 72, 58
 
 
 def draw_overlay(
@@ -88,3 +92,25 @@ def _patches(size: tuple[int, int], corners_N4: np.ndarray, kept: set[int]) -> I
     for index in sorted(kept):
         draw.rectangle(corners_N4[index].tolist(), fill=(0, 0, 0, 0), outline=KEPT_COLOR)
     return layer
+
+
+def captioned(picture: Image.Image, title: str, cost: str, answer: str) -> Image.Image:
+    """A cell of a sheet: the picture, as large as fits, under three lines of text."""
+    cell = Image.new("RGB", (_CELL, _CELL + _CAPTION), "white")
+    picture.thumbnail((_CELL, _CELL))
+    cell.paste(picture, ((_CELL - picture.width) // 2, _CAPTION + (_CELL - picture.height) // 2))
+    draw = ImageDraw.Draw(cell)
+    answer = answer if len(answer) <= _LINE_LENGTH else answer[: _LINE_LENGTH - 3] + "..."
+    for top, text, fill, size in ((6, title, "black", 20), (30, cost, "dimgray", 14), (50, answer, "black", 14)):
+        draw.text((8, top), text, fill=fill, font=ImageFont.load_default(size))
+    return cell
+
+
+def sheet(cells: list[Image.Image]) -> Image.Image:
+    """The cells in reading order, about as wide as high."""
+    columns = math.ceil(math.sqrt(len(cells)))
+    width, height = cells[0].size
+    whole = Image.new("RGB", (columns * width, math.ceil(len(cells) / columns) * height), "white")
+    for index, cell in enumerate(cells):
+        whole.paste(cell, (index % columns * width, index // columns * height))
+    return whole
