@@ -147,18 +147,6 @@ def test_looking_takes_the_signals_of_patches_that_show_the_image():
     assert seen.telling_views == [0, 1] and not (seen.inside_VN & ~seen.shown_VN).any()
 
 
-def test_a_box_beside_the_fovea_is_counted_and_left_out():
-    model, processor = tiny_model(CONFIG), tiny_processor(CONFIG)
-    image = noise_image(0, 600, 300)
-    boxes = [
-        LabelledBox("corner", image, "Which?", (0, 0, 20, 20)),
-        LabelledBox("middle", image, "Which?", (290, 140, 320, 170)),
-        LabelledBox("everything", image, "Which?", (0, 0, 600, 300)),
-    ]
-    seen, unseen = look(model, processor, boxes, ("lm",))
-    assert [each.name for each in seen] == ["middle"] and unseen == 2
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A data folder: four images and a file of boxes about them, two of one image."""

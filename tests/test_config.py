@@ -82,12 +82,6 @@ def test_wrong_combinations_name_the_values(preset, overrides, named):
     assert all(value in str(raised.value) for value in named), str(raised.value)
 
 
-@pytest.mark.parametrize("pinpoints", [None, [], [[700, 768]], [[768, 768], [384, 768]]])
-def test_flat_tiles_need_one_canvas(pinpoints):
-    with pytest.raises(StrictDataclassError, match="image_grid_pinpoints"):
-        ShirgLavidaConfig.from_preset("lavida-980", image_grid_pinpoints=pinpoints)
-
-
 @pytest.mark.parametrize(
     ("preset", "overrides", "count"),
     [
@@ -122,15 +116,6 @@ def test_a_misspelled_name_suggests_the_nearest(tmp_path):
         ShirgLavidaConfig.from_pretrained(tmp_path, prune_metod="shirg-v1")
     with pytest.raises(ValueError, match="'shrig'. Did you mean 'shirg'.*shirg-784"):
         ShirgLavidaConfig.from_pretrained(tmp_path, prune_method="shrig")
-
-
-def test_unknown_geometries_list_the_known_ones():
-    with pytest.raises(ValueError, match="'huge'.*full, toy"):
-        ShirgLavidaConfig.from_preset("shirg", geometry="huge")
-    with pytest.raises(ValueError, match="224 pixels.*384"):
-        ShirgLavidaConfig.from_preset("shirg", vision_config={"image_size": 224})
-    with pytest.raises(ValueError, match="'toy'.*192.*384"):
-        ShirgLavidaConfig.from_preset("shirg", geometry="toy", vision_config={"image_size": 384})
 
 
 def test_save_and_load_keep_every_field(tmp_path):

@@ -23,7 +23,7 @@ from PIL import Image
 from configuration_shirg.image_reading_shirg import read_image
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.demo.drafts import Asker, Result, image_options
-from modeling_shirg.demo.pictures import box_of, draft_html, facts, with_box
+from modeling_shirg.demo.pictures import draft_html, facts
 from modeling_shirg.running.ask import ask, conversation
 from modeling_shirg.running.load import Loaded, load
 from modeling_shirg.running.overlay import draw_scores
@@ -80,14 +80,6 @@ def test_who_stops_watching_ends_the_generation(loaded, monkeypatch):
     assert asked == ["begun", "ended"]
 
 
-def test_an_asker_keeps_two_systems():
-    names = []
-    asker = Asker(lambda name: names.append(name) or name)
-    for name in "ababcab":
-        asker.system(name)
-    assert "".join(names) == "abcab"
-
-
 def test_box_budget_and_fovea_go_where_there_is_use_for_them(loaded):
     options = {"box": (0, 0, 9, 9), "budget": 0.5, "fovea": 1.5}
     expected = {"fovea_boxes": [(0, 0, 9, 9)], "selection_budget": round(0.5 * 181), "fovea_size": 336}
@@ -116,15 +108,6 @@ def test_scores_are_coloured_from_violet_to_yellow_where_the_patches_are():
     half = pixels.shape[1] // 2
     left, right = pixels[:, : half - 1].mean((0, 1)), pixels[:, half + 1 :].mean((0, 1))
     assert left[1] > right[1] + 60 and left[0] > left[2] + 60
-
-
-def test_a_box_is_drawn_where_it_is_on_a_small_image_too():
-    marked = np.asarray(with_box(Image.new("RGB", (100, 100)), box_of((90, 20), (10, 80))))
-    rows, columns = np.nonzero(marked.sum(-1))
-    scale = marked.shape[0] / 100
-    assert np.allclose(
-        [columns.min(), rows.min(), columns.max(), rows.max()], np.array([10, 20, 90, 80]) * scale, atol=8
-    )
 
 
 # The command
@@ -214,19 +197,6 @@ def test_only_an_uploaded_file_is_read_and_no_url_is_fetched(address, downloads,
             )
             assert answer.status_code == 400 and "no URL, is read" in answer.json()["detail"], route
     assert downloads == []
-
-
-def test_a_second_content_type_hides_nothing(address, downloads):
-    kinds = [("content-type", "application/json"), ("content-type", "multipart/form-data")]
-    body = json.dumps({"data": [{"path": "http://example.com/cat.png"} | UPLOADED]})
-    assert httpx.post(f"{address}/gradio_api/call/opened", content=body, headers=kinds).status_code == 400
-    assert downloads == []
-
-
-def test_what_is_no_json_or_too_large_is_refused(address):
-    kind = {"content-type": "application/json"}
-    for body, status in ((b"[" * 100_000, 400), (b"\xff", 400), (b" " * (32 * 2**20 + 1), 413)):
-        assert httpx.post(f"{address}/gradio_api/call/opened", content=body, headers=kind).status_code == status
 
 
 def _upload(address: str) -> str:

@@ -13,7 +13,6 @@ import pytest
 
 from child_process import finish, fork, kill_when
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, check_settings, read_answers
-from modeling_shirg.evaluation.asking import generation_of
 from modeling_shirg.evaluation.intervals import difference_interval, mean_interval
 from modeling_shirg.evaluation.results import Logged, Plan, guard_verdicts, missing, tabulate, write_results
 from modeling_shirg.evaluation.tasks import TASKS, TaskRows
@@ -112,14 +111,6 @@ def test_a_row_of_every_schema_is_asked_and_scored_by_its_task(tmp_path, schema)
     )
 
 
-def test_lengths_are_those_of_the_published_settings():
-    lengths = {name: generation_of(name, {})["max_new_tokens"] for name in ("vqav2", "textvqa", "chartqa", "docvqa")}
-    assert lengths == {"vqav2": 16, "textvqa": 16, "chartqa": 16, "docvqa": 32}
-    assert generation_of("docvqa", {"max_new_tokens": 8, "steps": None}) == {"max_new_tokens": 8, "steps": 8}
-    assert generation_of("docvqa", {"steps": 16}) == {"max_new_tokens": 32, "steps": 16}
-    assert generation_of("docvqa", {"step_ratio": 0.5}) == {"max_new_tokens": 32, "step_ratio": 0.5}
-
-
 @pytest.mark.parametrize("family", ["chart", "guard"])
 def test_a_limited_family_is_the_first_rows_of_the_whole(family):
     rows, whole = TaskRows(family, limit=len(cells_of(family)) + 3), build_benchmark(family, per_cell=3)
@@ -181,17 +172,6 @@ def test_settings_bind_from_the_first_answer_on(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             check_settings(file, {"split": "test"}, answers)
-
-
-@pytest.mark.parametrize("line", ["{}", "5", '{"row": "0"}', '{"row": 0}', "\udc80"])
-def test_a_line_that_is_no_answer_is_named(tmp_path, line):
-    place = Place("chart", "shirg", "none")
-    with AnswerLog(tmp_path, place, 0) as log:
-        log.append([{"row": 1, "scores": {}}])
-    with log.file.open("ab") as opened:
-        opened.write(line.encode(errors="surrogateescape") + b"\n")
-    with pytest.raises(ValueError, match=r"none.0.jsonl, line 2"):
-        read_answers(tmp_path, place)
 
 
 # The tables

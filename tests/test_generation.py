@@ -23,9 +23,7 @@ from transformers import (
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from fresh_process import run_fresh
 from modeling_shirg.denoising_shirg import (
-    CONFIDENCES,
     DenoisingStep,
     end_answers,
     select_positions,
@@ -35,8 +33,6 @@ from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.generation_shirg_lavida import ShirgGenerationOutput, ShirgLavidaGenerationMixin
 from modeling_shirg.image_inputs_shirg import ShirgImageOutput
 from modeling_shirg.prefix_cache_shirg import CACHE_ARGUMENT
-from tiny_model import tiny_config as tiny_lavida_config
-from tiny_model import tiny_model as tiny_lavida
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SCHEDULE_CASES = json.loads((FIXTURES / "lavida" / "golden" / "schedules.json").read_text())
@@ -357,12 +353,6 @@ def test_rows_of_a_draft_batch_equal_single_runs(model, prompts):
     assert torch.equal(batch[2, -12:], drafts[2])
 
 
-def test_a_complete_draft_needs_no_forward(model, prompts):
-    output = report(model, input_ids=prompts[0], draft_ids=torch.arange(6))
-    assert output.forwards == 0 and output.history.shape == (0, 1, 6) and output.tokens_per_forward.tolist() == [0.0]
-    assert output.sequences[0, -6:].tolist() == list(range(6))
-
-
 # ---------------------------------------------------------------- sampling
 SAMPLED = {"max_new_tokens": 8, "block_length": 4, "do_sample": True, "temperature": 1.5, "remasking": "random"}
 
@@ -427,12 +417,6 @@ def test_confidence_is_the_one_of_all_positions_in_float64(remasking, length, vo
     assert confidence.dtype == torch.float64
 
 
-@pytest.mark.parametrize("remasking", list(CONFIDENCES))
-def test_every_remasking_fills_the_response(model, prompts, remasking):
-    response = model.generate(input_ids=prompts[0], max_new_tokens=8, remasking=remasking)[0, -8:]
-    assert MASK not in response and IMAGE not in response
-
-
 def test_ties_go_to_the_lower_index():
     confidence = torch.tensor([[0.5, 0.9, 0.5, 0.9, 0.5], [0.1, 0.1, 0.1, 0.1, 0.1]])
     masked = torch.tensor([[True, True, True, True, True], [False, True, True, False, True]])
@@ -480,13 +464,6 @@ def test_drafts_are_streamed(model, prompts):
     assert [name for name, _ in plain.events] == ["put", "put", "end"] and plain.events[0][1].shape == (1, 0)
 
 
-def test_spans_mark_the_prefix_and_every_step(model, prompts):
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        model.generate(prompts[0], max_new_tokens=4)
-    names = [event.name for event in profiler.events() if event.name.startswith("shirg.")]
-    assert names == ["shirg.prefix", *["shirg.denoise"] * 4]
-
-
 def test_generate_accepts_the_shared_fields_of_a_stock_config(model, prompts):
     expected = model.generate(input_ids=prompts[0], max_new_tokens=4)
     stock = GenerationConfig(max_new_tokens=4)
@@ -526,24 +503,6 @@ def test_an_argument_replaces_its_stored_counterpart(model, prompts):
 def test_generate_names_what_does_not_fit(model, prompts, kwargs, message):
     with pytest.raises(ValueError, match=message):
         model.generate(**{"input_ids": prompts[0], **kwargs})
-
-
-@pytest.mark.parametrize(("name", "option"), [("mask_token_id", {}), ("eos_token_id", {"stop_at_eos": True})])
-def test_a_missing_special_token_is_an_error(prompts, name, option):
-    config = tiny_config()
-    setattr(config, name, None)
-    with pytest.raises(ValueError, match=f"{name}=None"):
-        TinyModel(config).generate(input_ids=prompts[0], **option)
-
-
-def test_more_positions_than_the_model_knows_are_a_warning(model, prompts, caplog):
-    short = copy.deepcopy(model)
-    short.model.language_model.config.max_position_embeddings = 12
-    with caplog.at_level("WARNING"):
-        short.generate(input_ids=prompts[0], max_new_tokens=4)
-    assert "15 tokens" in caplog.text and "12 positions" in caplog.text
-    with pytest.raises(ValueError, match="max_new_tokens=13 .* 12 positions"):
-        short.generate(input_ids=prompts[0], max_new_tokens=13)
 
 
 # ---------------------------------------------------------------- the configuration
@@ -610,16 +569,6 @@ def test_config_round_trip(tmp_path):
         ShirgGenerationConfig.from_model_config(tiny_config())
 
 
-def test_a_compile_config_is_not_saved_and_an_invalid_change_neither(tmp_path):
-    config = ShirgGenerationConfig(compile_config={"fullgraph": True}, steps=4)
-    assert isinstance(config.compile_config, CompileConfig) and config.compile_config.fullgraph
-    config.save_pretrained(tmp_path)
-    assert ShirgGenerationConfig.from_pretrained(tmp_path).compile_config is None
-    config.temperature = 0.5
-    with pytest.raises(ValueError, match="temperature=0.5 .*do_sample=True"):
-        config.save_pretrained(tmp_path)
-
-
 def test_model_round_trip(model, prompts, tmp_path):
     fresh = copy.deepcopy(model)
     fresh.generation_config = ShirgGenerationConfig(max_new_tokens=6, block_length=3, schedule="linear")
@@ -632,21 +581,6 @@ def test_model_round_trip(model, prompts, tmp_path):
     assert given.generation_config.max_new_tokens == 5
     (tmp_path / "generation_config.json").unlink()
     assert TinyModel.from_pretrained(tmp_path).generation_config == ShirgGenerationConfig()
-
-
-def test_a_saved_folder_generates_where_the_package_is_missing(tmp_path):
-    model = tiny_lavida(tiny_lavida_config())
-    model.generation_config = ShirgGenerationConfig(max_new_tokens=6, schedule="shift", shift=0.5, step_ratio=0.5)
-    model.save_pretrained(tmp_path)
-    code = f"""
-import torch
-from transformers import AutoModelForImageTextToText
-
-model = AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
-print(model.generation_config.shift, *model.generate(torch.arange(5)[None])[0].tolist())
-"""
-    answer = model.generate(torch.arange(5)[None])[0].tolist()
-    assert run_fresh(code).split() == ["0.5", *map(str, answer)]
 
 
 # ---------------------------------------------------------------- fewer forwards
@@ -738,13 +672,6 @@ def assert_compiled_equals_eager(model: TinyModel, backend: str, **kwargs) -> No
     compiled, logits = capture_logits(model, **kwargs, compile_config=config)
     assert torch.equal(compiled.sequences, plain.sequences)
     close(logits, plain_logits)
-
-
-def test_a_whole_step_is_one_graph_that_computes_the_same(model, prompts):
-    input_ids, attention_mask = pad(prompts, "left")
-    kwargs = {"max_new_tokens": 8, "steps": 2}
-    assert_compiled_equals_eager(model, "eager", input_ids=prompts[1], **kwargs)
-    assert_compiled_equals_eager(model, "eager", input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from fresh_process import run_fresh
 FIXTURES = Path(__file__).parent / "fixtures"
 LANDSCAPE = FIXTURES / "lavida" / "golden" / "landscape.png"
 TOY = {"size": {"height": 56, "width": 56}, "fovea_size": 70}
-TILES = {"size": {"height": 28, "width": 28}, "view_policy": "anyres"}
 
 
 @pytest.fixture
@@ -107,22 +106,6 @@ def test_a_padded_view_is_grey_around_the_centred_image():
     assert "fovea_pixel_values" not in out and processor.fovea_size is None
 
 
-def test_mosaic_windows_come_with_the_mosaic():
-    processor = ShirgLavidaImageProcessor(**TILES, image_grid_pinpoints=[[56, 56]], mosaic_grid_size=2)
-    windows = processor([noise(64, 30), noise(30, 64), noise(50, 50)], return_tensors="np")["mosaic_windows"]
-    assert windows.dtype == np.int64
-    assert windows.tolist() == [[2, 2, 1, 3, 0, 4], [2, 2, 0, 4, 1, 3], [2, 2, 0, 4, 0, 4]]
-
-
-def test_salience_is_of_brightness_not_of_one_channel(toy):
-    pixels = np.full((200, 400, 3), 128, dtype=np.uint8)
-    pixels[20:60, 20:60, 1] = np.asarray(noise(40, 40, "L"))  # green counts most, blue least
-    pixels[120:160, 320:360, 0] = np.asarray(noise(40, 40, "L"))
-    pixels[20:60, 320:360, 2] = np.asarray(noise(40, 40, "L"))
-    left, top, right, bottom = toy(Image.fromarray(pixels), fovea_placement="salient")["view_boxes"][0, 1]
-    assert left <= 20 and top <= 20 and right >= 60 and bottom >= 60
-
-
 def test_fovea_placements(toy):
     pixels = np.zeros((300, 400, 3), dtype=np.uint8)
     pixels[200:260, 310:370] = np.asarray(noise(60, 60))
@@ -144,14 +127,6 @@ def test_an_image_is_the_same_alone_and_in_a_batch(toy):
         alone = toy(image, return_tensors="np", fovea_placement="salient")
         for key, value in alone.items():
             np.testing.assert_array_equal(value[0], batch[key][index], err_msg=key)
-
-
-def test_anyres_with_several_canvases_fills_boxes_up_with_zero_area():
-    processor = ShirgLavidaImageProcessor(**TILES, image_grid_pinpoints=[[28, 56], [56, 56]])
-    out = processor([noise(28, 50), noise(60, 60)], return_tensors="np")
-    assert out["pixel_values"].shape == (3 + 5, 3, 28, 28)
-    assert out["view_boxes"].shape == (2, 5, 4) and out["patch_boxes"].shape == (2, 20, 4)
-    assert not out["view_boxes"][0, 3:].any() and out["view_boxes"][1].any(axis=1).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -188,15 +163,6 @@ def test_alpha_is_composited_on_white(mode):
     rgb = rgb_of(image)
     assert (rgb[:, :4] == 255).all()
     np.testing.assert_array_equal(rgb[:, 4:], np.asarray(gray.convert("RGB"))[:, 4:])
-
-
-def test_palette_transparency_is_composited_on_white():
-    image = Image.new("P", (8, 8), 0)
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.paste(1, (4, 0, 8, 8))
-    stored = Image.open(io.BytesIO(encoded(image, transparency=0)))
-    rgb = rgb_of(stored)
-    assert (rgb[:, :4] == 255).all() and (rgb[:, 4:] == [40, 50, 60]).all()
 
 
 def test_deep_pixels_are_scaled_to_eight_bit(toy):

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from configuration_shirg import ShirgLavidaConfig
-from configuration_shirg.geometry_shirg import mosaic_length, mosaic_window, select_best_resolution
 from fixtures.pillow_views import noise
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
@@ -33,19 +30,6 @@ def test_image_tokens_are_the_originals(row):
     assert inputs["pixel_values"].shape == (row["n_views"], 3, 384, 384)
 
 
-@settings(max_examples=200, deadline=None)
-@given(width=st.integers(1, 20_000), height=st.integers(1, 20_000))
-def test_the_window_lies_in_the_mosaic_and_counts_stay_in_range(width, height):
-    config = ShirgLavidaConfig.from_preset("lavida")
-    canvas = select_best_resolution(width, height, config.image_grid_pinpoints)
-    window = mosaic_window(width, height, config.image_grid_pinpoints, 384, 14)
-    rows, columns, top, bottom, left, right = window
-    assert (columns * 384, rows * 384) == canvas
-    assert 0 <= top <= bottom <= rows * 14 and 0 <= left <= right <= columns * 14
-    assert top == rows * 14 - bottom and left == columns * 14 - right
-    assert 196 <= mosaic_length(window, 14) == config.count_image_tokens(width, height) <= 1008
-
-
 @pytest.mark.parametrize("policy", ["pad", "square"])
 @pytest.mark.parametrize(("pooled", "count"), [(14, 197), (None, 730)])
 def test_single_view_modes(policy, pooled, count):
@@ -59,17 +43,6 @@ def test_single_view_modes(policy, pooled, count):
         tokens = model.model.get_image_features(inputs["pixel_values"]).image_tokens[0]
     assert tokens.shape == (count, 32)
     assert torch.equal(tokens[-1], model.model.image_newline)
-
-
-def test_pad_centres_the_image_on_grey_and_says_where_it_lies():
-    processor = tiny_processor(tiny_config("lavida", "full", view_policy="pad", **SINGLE_VIEW)).image_processor
-    views = processor(noise_image(0, 600, 300), return_tensors="pt")
-    grey = 127 / 255 * 2 - 1
-    pixels = views["pixel_values"][0]
-    assert torch.allclose(pixels[:, :90], torch.tensor(grey), atol=1e-6)
-    assert torch.allclose(pixels[:, -90:], torch.tensor(grey), atol=1e-6)
-    assert pixels[:, 100:284].std() > 0.1
-    assert views["view_boxes"].tolist() == [[[0.0, -150.0, 600.0, 450.0]]]
 
 
 def test_newlines_end_every_row_of_the_mosaic_and_the_whole_view_has_none():

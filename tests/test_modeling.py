@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from configuration_shirg import PRESETS
 from configuration_shirg.presets_shirg import preset_fields
@@ -123,17 +122,6 @@ def test_a_wrong_number_of_image_tokens_names_both_counts(change):
         model.generate(**inputs, max_new_tokens=4)
 
 
-def test_placeholders_must_be_whole_images_in_every_prompt():
-    config = tiny_config()
-    model, processor = tiny_model(config), tiny_processor(config)
-    inputs = encode(processor, chat("a", noise_image(0)), chat("a", noise_image(1)))
-    first, second = ((row == config.image_token_id).nonzero() for row in inputs["input_ids"])
-    inputs["input_ids"][0, first[0]] = 65
-    inputs["input_ids"][1, second[-1] + 1] = config.image_token_id
-    with pytest.raises(ValueError, match=r"\[244, 246\]"):
-        model(**inputs)
-
-
 def test_images_without_placeholders_and_placeholders_without_images():
     config = tiny_config()
     model, processor = tiny_model(config), tiny_processor(config)
@@ -149,13 +137,6 @@ def test_images_without_placeholders_and_placeholders_without_images():
         tiles.model.get_image_features(
             inputs["pixel_values"].repeat(5, 1, 1, 1), fovea_pixel_values=inputs["fovea_pixel_values"]
         )
-
-
-def test_views_of_another_geometry_name_the_grids():
-    config = tiny_config()
-    tower = tiny_model(config).model.vision_tower
-    with pytest.raises(ValueError, match="24x24.*13x13 and 16x16"):
-        tower(torch.zeros(1, 3, 336, 336))
 
 
 def test_foveal_positions_start_as_siglip_interpolates_them():
@@ -206,19 +187,6 @@ def test_saved_equals_loaded_and_two_loads_agree(tmp_path):
     assert torch.equal(logits[0], logits[1]) and torch.equal(logits[1], logits[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_checkpoint_without_a_fovea_derives_its_table_on_load(tmp_path, dtype):
-    model = tiny_model(tiny_config("lavida-980"))
-    model.save_pretrained(tmp_path)
-    loaded = ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, config=tiny_config("shirg"), dtype=dtype)
-    tower = loaded.model.vision_tower
-    base = tower.vision_model.embeddings.position_embedding.weight.float()
-    expected = F.interpolate(base.T.reshape(1, -1, 13, 13), size=(16, 16), mode="bicubic").flatten(2)[0].T
-    assert torch.allclose(
-        tower.foveal_position_embedding.weight.float(), expected, atol=1e-2 * expected.abs().max().item()
-    )
-
-
 def test_a_checkpoint_with_another_foveal_grid_derives_its_table_on_load_and_says_so(tmp_path, caplog):
     model = tiny_model(tiny_config("shirg"))
     with torch.no_grad():
@@ -240,12 +208,6 @@ def test_bfloat16_scores_are_float32_and_answers_come_out():
     output = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True, output_selection=True)
     assert output.scores.dtype == torch.float32
     assert output.kept_indices.shape == (1, 181)
-
-
-def test_model_is_built_on_the_meta_device():
-    with torch.device("meta"):
-        model = ShirgLavidaForConditionalGeneration(tiny_config(geometry="full"))
-    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -345,20 +307,6 @@ def test_views_of_a_wrong_size_name_both_shapes(name, shape):
         model.model.get_image_features(inputs["pixel_values"], fovea_pixel_values=inputs["fovea_pixel_values"])
 
 
-def test_views_of_another_preset_name_what_is_needed():
-    foveal = encode(tiny_processor(tiny_config()), chat(QUESTIONS[0], noise_image(0)))
-    del foveal["fovea_pixel_values"]
-    with pytest.raises(ValueError, match="1 views, preset 'lavida-980' needs 5 per image"):
-        tiny_model(tiny_config("lavida-980"))(**foveal)
-
-
-def test_a_preset_without_a_fovea_says_what_a_save_would_lose(tmp_path, caplog):
-    tiny_model(tiny_config("shirg")).save_pretrained(tmp_path)
-    with caplog.at_level("WARNING"):
-        ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, prune_method="lavida")
-    assert "foveal_position_embedding" in caplog.text and "'lavida'" in caplog.text
-
-
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in ("lavida", "lavida-980", "lavida-full")])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_every_system_keeps_the_same_alone_and_in_a_batch(preset, padding_side):
@@ -427,26 +375,6 @@ def test_weights_that_a_checkpoint_lacks_are_an_error_and_not_random_numbers(tmp
     for preset in ("shirg", "shirg-3645"):
         with pytest.raises(ValueError, match=f"(?s)lacks \\d+ tensors .*{part}.*--vision_base"):
             ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, prune_method=preset, **fields)
-
-
-@pytest.mark.parametrize("budget", [0, -5, 10_000])
-def test_impossible_budgets_at_call_time_are_named(budget):
-    config = tiny_config("shirg-mixed")
-    model, processor = tiny_model(config), tiny_processor(config)
-    with pytest.raises(ValueError, match=f"selection_budget={budget}"):
-        model(**encode(processor, chat("?", noise_image(0)), processor_kwargs={"selection_budget": budget}))
-
-
-@pytest.mark.parametrize("preset", ["lavida", "lavida-980", "siglip-672", "pool"])
-def test_a_preset_that_chooses_no_tokens_takes_no_budget_at_call_time(preset):
-    config = tiny_config(preset)
-    with pytest.raises(ValueError, match="selection_budget=5"):
-        tiny_model(config)(
-            **encode(tiny_processor(config), chat("?", noise_image(0)), processor_kwargs={"selection_budget": 5})
-        )
-    inputs = encode(tiny_processor(config), chat("?", noise_image(0)))
-    with pytest.raises(ValueError, match="selection_budget"):
-        tiny_model(config)(**inputs, selection_budget=torch.tensor([5]))
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])

@@ -47,12 +47,6 @@ def test_the_ratio_masked_is_the_time_with_a_floor():
     assert masked_ratio(times).tolist() == pytest.approx([0.001, 0.3007, 0.7003, 1.0])
 
 
-def test_a_row_has_at_least_one_masked_position_however_small_the_time():
-    labels = torch.zeros(5, 8, dtype=torch.int64)
-    noise = 0.5 + 0.5 * _noise(labels)
-    assert complementary_masks(labels, torch.zeros(5), noise, INFILL)[:5].sum(-1).tolist() == [1] * 5
-
-
 def test_the_prompt_does_not_see_the_answer_and_padding_is_seen_by_none():
     labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, 5, 6, -100, -100]])
     attention = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])

@@ -143,20 +143,6 @@ def test_equal_scores_still_give_the_exact_count_and_the_first_positions():
     assert kept_positions(nothing_else_seen, 0.5).sum(-1).tolist() == [10, 10, 10]
 
 
-def test_a_tail_below_the_resolution_of_float32_is_compared_between_layers():
-    tail = torch.linspace(1e-10, 1e-9, 49)
-    scores_LP = torch.stack([torch.cat([torch.tensor([1.0]), tail * factor]) for factor in (0.001, 1.0)])
-    kept_LP = kept_positions(scores_LP, 0.4)
-    assert kept_LP.sum(-1).tolist() == [5, 35] and kept_LP[1, 50 - 31 :].all()
-
-
-@pytest.mark.parametrize("length", [3, 5])
-def test_a_prompt_of_protected_positions_alone(length):
-    assert kept_positions(torch.rand(2, length), 1.0).all()
-    with pytest.raises(ValueError, match=rf"prefix_kv=0.9 .* {2 * length} keys .* {length}/{length}"):
-        kept_positions(torch.rand(2, length), 0.9)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("length", "key_heads"), [(24, 4), (300, 4), (30, 2)])
 def test_scores_are_column_sums_of_the_weights_of_eager_attention(length, key_heads):
@@ -184,11 +170,6 @@ def test_the_prompt_is_read_as_the_stock_model_reads_it(model, prompts, side):
         for layer, expected in zip(cache.layers, stock.layers, strict=True):
             for own, whole in zip(layer.prompt(), (expected.keys, expected.values), strict=True):
                 close(own[row, :, : prompt.shape[1]], whole[0], 1e-5)
-
-
-def test_full_attention_has_no_mask(model, prompts):
-    for runner in (model, eager_copy(model)):
-        assert prefix(runner, torch.cat([prompts[1], prompts[1]])).masks == [None] * LAYERS
 
 
 def test_survivors_stay_in_the_order_of_the_prompt_and_hold_its_rotated_keys(model, prompts):
@@ -266,14 +247,6 @@ def test_padded_rows_equal_single_runs(model, prompts, side, attention, dtype):
     for num_bytes, longest in zip(batch.prefix_bytes, batch.prefix_lengths.amax(-1).tolist(), strict=True):
         scales = 0 if dtype is None else 3 * 4 * (width + HEADS * longest)
         assert num_bytes == 3 * longest * 2 * width * (4 if dtype is None else 1) + scales
-
-
-def test_rows_of_one_length_need_no_padding_to_keep_different_numbers(model):
-    rows = torch.randint(0, 480, (4, 40), generator=seeded(7))
-    rows[1] = rows[1, :1]  # one token repeated: nothing to choose between
-    batch, _ = assert_rows_equal_single_runs(model, list(rows.split(1)), "left", max_new_tokens=8, prefix_kv=0.3)
-    assert batch.prefix_lengths.sum(0).tolist() == [36] * 4
-    assert len({tuple(lengths) for lengths in batch.prefix_lengths.T.tolist()}) > 1
 
 
 def test_blocks_drafts_and_streaming(model, prompts):

@@ -113,11 +113,6 @@ def test_question_is_the_turn_that_holds_the_image(processor):
     assert inputs["image_sizes"][:, 1].tolist() == [31, 32, 33, 34]
 
 
-def test_special_tokens_inside_the_turn_are_no_question(processor):
-    prompt = "<image>a<|mdm_mask|>b<|start_header_id|>c<|startoftext|>d"
-    assert questions(processor, processor(text=prompt, images=picture(), return_tensors="pt"), [0]) == ["abcd"]
-
-
 def test_image_tokens_are_no_question_even_where_the_tokenizer_calls_them_text():
     tokenizer = make_tokenizer(image_token=False)
     tokenizer.add_tokens(["<image>"])
@@ -195,13 +190,6 @@ def test_a_count_mismatch_names_both_counts(processor, prompts, images, message)
 def test_what_is_no_conversation_is_an_error(processor, messages):
     with pytest.raises(ValueError):
         processor.apply_chat_template(messages, tokenize=True, return_dict=True)
-
-
-def test_without_a_template_there_is_no_prompt_to_make(processor):
-    """As in remote code, where the template is the checkpoint's file."""
-    processor.chat_template = None
-    with pytest.raises(ValueError, match="chat template"):
-        processor.apply_chat_template([user("hello")])
 
 
 def test_sanitized_user_text_is_plain_text(processor):

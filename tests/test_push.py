@@ -19,7 +19,7 @@ from adapter_runs import POSITIONS, WITH_ATTENTION, change_report, copy_folder, 
 from child_process import fork, kill_when
 from command_runs import contents
 from fresh_process import run_fresh
-from loopback_hub import Blob, metadata_errors
+from loopback_hub import Blob
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.publishing.publications import publishable
 from shirg_scripts.cli import main
@@ -235,22 +235,6 @@ def test_the_card_says_what_the_report_says(published):
     assert [text for text in said if text not in card] == []
 
 
-def test_every_trust_in_a_card_is_pinned(published, run, base):
-    push(run.folder, "tester/merged", "--merge")
-    push(BUNDLED, "tester/bundled")
-    push(base, "tester/positions", "--position_embeddings")
-    repos = dict.fromkeys(("tester/base", "tester/merged", "tester/bundled", "tester/positions"), "main")
-    for repo_id, branch in {**repos, "tester/charts": "v2"}.items():
-        card = card_of(published, repo_id, branch)
-        calls = re.findall(r"from_pretrained\([^)]*\)", "".join(code_of(card)))
-        assert all("revision=" in call for call in calls if "trust_remote_code" in call), repo_id
-        assert (calls or repo_id == "tester/positions") and f'source = "{repo_id}"' in card
-        assert metadata_errors(ModelCard(card).data.to_dict()) == []
-        # what the card pins is all there but the pin itself
-        old, new = (published.files(repo_id, revision=revision) for revision in (pinned(card), branch))
-        assert {name for name in new if new[name] != old.get(name)} == {"README.md"}
-
-
 # A merged model, a checkpoint, position embeddings
 
 LOAD_ALL = """
@@ -284,16 +268,6 @@ def test_a_stranger_loads_the_merged_model_and_the_position_embeddings(online, b
     data = ModelCard(card_of(online, "tester/merged")).data
     assert data.license == "mit" and data.base_model is None and contents(base) == before
     assert "a local folder, `my-base`" in card_of(online, "tester/merged")
-
-
-def test_a_merged_model_keeps_the_type_of_its_base(run, base, tmp_path):
-    half = str(tmp_path / "half")
-    ShirgLavidaForConditionalGeneration.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(half)
-    folder = change_report(run, tmp_path / "run", base_model={**run.report["base_model"], "name_or_path": half})
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": half}))
-    push(folder, "tester/merged", "--merge", "--dry_run", tmp_path / "out")
-    assert {w.dtype for w in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(("geometry", "grids"), [("toy", [16, 24]), ("full", [32, 48])])
@@ -412,15 +386,6 @@ def test_broken_checkpoints_are_refused(untouched, base, refused, tmp_path):
     assert "model.safetensors" in refused(folder, "tester/charts")
     (folder / "modeling_shirg_lavida.py").unlink()
     assert "has no modeling_shirg_lavida.py" in refused(folder, "tester/charts")
-
-
-def test_flags_without_a_meaning_and_places_that_are_taken_are_refused(untouched, base, run, refused):
-    assert "--base, --merge has no meaning" in refused(base, "tester/x", "--merge", "--base", "tester/other")
-    assert "--base has no meaning" in refused(base, "tester/x", "--position_embeddings", "--base", "tester/other")
-    assert "--position_embeddings has no meaning" in refused(run.folder, "tester/x", "--position_embeddings")
-    assert "holds a model" in refused(base, "tester/other", "--position_embeddings")
-    assert "exists and is public" in refused(base, "tester/other", "--private")
-    assert "license" in refused(base, "tester/new", "--licence", "Apache License, version 2")
 
 
 # Half a push, and the push after another

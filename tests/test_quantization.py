@@ -7,13 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import BitsAndBytesConfig, QuantoConfig
+from transformers import BitsAndBytesConfig
 
 from adapter_runs import PROJECTOR, save_base, save_run
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.backbone_shirg import ShirgLavidaModel
-from modeling_shirg.quantization_shirg import language_model_only
 from modeling_shirg.running.load import load
 from shirg_scripts.cli import main
 from test_ask import BUNDLED, GRID, QUESTION, _report
@@ -109,14 +108,6 @@ def test_modules_that_the_caller_skips_are_the_only_ones(whole):
     assert any("vision_tower" in path for path in found) and not any("language_model" in path for path in found)
 
 
-def test_a_config_is_not_changed_and_others_pass():
-    filled = language_model_only(CONFIGS["nf4"])
-    assert CONFIGS["nf4"].llm_int8_skip_modules is None and "model.vision_tower" in filled.llm_int8_skip_modules
-    assert language_model_only({"load_in_8bit": True}).to_dict() == language_model_only(CONFIGS["int8"]).to_dict()
-    other = QuantoConfig(weights="int8")
-    assert language_model_only(other) is other and language_model_only(None) is None
-
-
 @needs_bitsandbytes
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "same"), [("int8", False), ("nf4", True)])
@@ -167,8 +158,3 @@ def test_without_bitsandbytes_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setattr("modeling_shirg.running.extras.find_spec", lambda name: None)
     assert main(["ask", GRID, QUESTION, "--quantize", "int8"]) == 2
     assert "bitsandbytes is not installed: pip install 'shirg-lavida[quant]'" in capsys.readouterr().err
-
-
-def test_an_unknown_type_is_named():
-    with pytest.raises(ValueError, match="Unknown quantize 'int2'. Known: int8, int4"):
-        load(quantize="int2")

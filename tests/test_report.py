@@ -10,7 +10,7 @@ from PIL import Image
 
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place
 from modeling_shirg.evaluation.report.examples import pick_examples
-from modeling_shirg.evaluation.report.figures import pareto_front, shown
+from modeling_shirg.evaluation.report.figures import shown
 from modeling_shirg.evaluation.report.reported import open_report
 from modeling_shirg.evaluation.results import Logged, Plan, tabulate, write_results
 from modeling_shirg.evaluation.study_plan import read_study
@@ -181,11 +181,6 @@ def test_slides_have_content_and_need_no_other_file(study, evaluation):
         assert "<script" not in text and "<b>none" not in text
 
 
-def test_the_front_has_the_points_that_no_other_beats():
-    points = [(245, 0.5), (245, 0.6), (845, 0.7), (300, 0.55), (900, 0.7)]
-    assert pareto_front(points) == [(245, 0.6), (845, 0.7)]
-
-
 def test_examples_are_of_every_kind(evaluation):
     picks = pick_examples(open_report(evaluation).main)
     right = {pick.kind: tuple(given == pick.gold for given in pick.given) for pick in picks}
@@ -203,13 +198,6 @@ def test_a_folder_that_is_none_and_a_cut_file_are_named(study, tmp_path, capsys)
     (tmp_path / "study.json").write_text('{"status": ')
     assert main(["report", str(tmp_path)]) == 2
     assert str(tmp_path / "study.json") in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["plan", "cpu"])
-def test_packaged_studies_can_be_read(name, tmp_path):
-    plan = read_study(CONFIGS / f"{name}.yaml", tmp_path)
-    systems = {system for table in plan.tables for system in table["systems"]}
-    assert {"lavida-980", "shirg", "shirg:prefix_kv=0.6"} <= systems and len(plan.adapt) > 8
 
 
 @pytest.mark.parametrize(

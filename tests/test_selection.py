@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from modeling_shirg.selection_shirg import (
@@ -84,40 +83,6 @@ def test_scores_of_half_precision_are_computed_in_float32():
         assert torch.equal(scores, _scores(features.float(), attention.float(), of_question, 5, 0.5, 0.3, 0.1))
 
 
-def test_without_a_question_v1_is_a_and_v2_is_08a_minus_01d():
-    features, attention = torch.randn(12, 4), torch.rand(12)
-    a = min_max(attention)
-    assert torch.allclose(_scores(features, attention, None, 5, 0.7, 0.3, 0.0), a)
-    d = min_max(redundancy(features, top_k(a, 5)))
-    assert torch.allclose(_scores(features, attention, None, 5, 0.5, 0.3, 0.1), 0.8 * a - 0.1 * d)
-
-
-@pytest.mark.parametrize("weights", [(0.7, 0.3, 0.0), (0.5, 0.3, 0.1)], ids=["v1", "v2"])
-def test_every_weight_and_every_input_of_the_score_changes_what_is_kept(weights):
-    reads_features = weights[2] > 0
-    torch.manual_seed(0)
-    signals = {"features": torch.randn(64, 6), "attention": torch.rand(64), "relevance": torch.rand(64)}
-
-    def kept(given_weights=weights, **changed):
-        return top_k(_scores(*{**signals, **changed}.values(), 30, *given_weights), 30).tolist()
-
-    for term in range(3 if reads_features else 2):
-        for factor in (0.0, 5.0):
-            changed = [factor * weight if place == term else weight for place, weight in enumerate(weights)]
-            assert kept(changed) != kept()
-    for name in ("attention", "relevance"):
-        assert kept(**{name: signals[name].flip(0)}) != kept()
-    assert kept(relevance=None) != kept()
-    assert (kept(features=signals["features"].flip(0)) != kept()) == reads_features
-
-
-def test_redundancy_is_with_the_tokens_of_the_budget():
-    torch.manual_seed(0)
-    signals = torch.randn(64, 6), torch.rand(64), torch.rand(64)
-    few, many = (_scores(*signals, budget, 0.5, 0.3, 0.1) for budget in (5, 60))
-    assert top_k(few, 30).tolist() != top_k(many, 30).tolist()
-
-
 @pytest.mark.parametrize(("tokens", "kept"), [(1024, 724), (256, 181), (5, 5), (7, 1)])
 def test_controls_keep_exactly_k_distinct_tokens_in_raster_order(tokens, kept):
     drawn = random_draw(ViewTokens(torch.ones(tokens, 1)), kept, SimpleNamespace(selection_seed=0)).indices
@@ -125,16 +90,6 @@ def test_controls_keep_exactly_k_distinct_tokens_in_raster_order(tokens, kept):
         assert len(indices) == kept
         assert (indices.diff() > 0).all()
         assert 0 <= indices.min() and indices.max() < tokens
-
-
-def test_uniform_leaves_no_gap_longer_than_the_others():
-    assert set(uniform_indices(1024, 724, torch.device("cpu")).diff().tolist()) == {1, 2}
-
-
-def test_uniform_keeps_the_middle_of_equal_stretches():
-    assert uniform_indices(10, 4, torch.device("cpu")).tolist() == [1, 3, 6, 8]
-    assert uniform_indices(9, 3, torch.device("cpu")).tolist() == [1, 4, 7]
-    assert uniform_indices(7, 1, torch.device("cpu")).tolist() == [3]
 
 
 def test_random_follows_its_seed():
@@ -217,19 +172,6 @@ def test_signals_of_a_float32_tower_are_computed_in_float32_under_autocast(sourc
         assert torch.nn.functional.cosine_similarity(mixed[name].flatten(), values.flatten(), dim=0) > 0.99
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("geometry", ["toy", "full"])
-def test_selection_of_pages_and_flat_images_does_not_depend_on_the_batch(geometry, dtype):
-    config = tiny_config("shirg", geometry)
-    model, processor = tiny_model(config).to(dtype), tiny_processor(config)
-    images = [Image.new("RGB", (500, 500), "white"), noise_image(1), Image.new("RGB", (1, 1), "red")]
-    images.append(images[0].copy())
-    images[-1].paste("black", (100, 120, 300, 140))
-    chats = [chat(QUESTIONS[number % 3], image) for number, image in enumerate(images)]
-    alone = [_kept(model, encode(processor, one))[0].tolist() for one in chats]
-    assert _kept(model, encode(processor, *chats)).tolist() == alone
-
-
 SWITCHES = [
     ("shirg", "attention_weight", 0.0),
     ("shirg", "text_weight", 0.0),
@@ -298,10 +240,6 @@ def test_every_switch_of_the_config_reaches_the_selection(plain_tokens, preset, 
         assert tokens.shape == plain.shape and not torch.equal(tokens, plain)
     else:
         assert kept != plain_kept
-
-
-def test_the_temperature_changes_no_top_k(plain_tokens):
-    assert _tokens("shirg", selection_temperature=3.0)[0] == plain_tokens["shirg"][0]
 
 
 def test_probe_attention_is_what_the_stock_head_attends_to():

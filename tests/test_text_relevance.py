@@ -12,7 +12,6 @@ from configuration_shirg import PRESETS, ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import run_fresh
 from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.selection_shirg import ViewTokens, shirg_scores
-from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, VISION, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 from tokenizer_fixture import make_relevance_tokenizer, make_tokenizer
 
@@ -94,18 +93,6 @@ def test_relevance_is_the_cosine_of_stock_embeddings(towers):
 
 
 @torch.no_grad()
-def test_the_probe_does_not_enter_a_patch_alone(towers):
-    tower = towers[0].model.vision_tower
-    features = tower(torch.randn(1, 3, 192, 192))[0]
-    before = tower.patch_embeddings(features)
-    probe = tower.vision_model.head.probe
-    kept = probe.clone()
-    probe.add_(1)
-    assert torch.equal(tower.patch_embeddings(features), before)
-    probe.copy_(kept)
-
-
-@torch.no_grad()
 def test_in_bfloat16_scores_are_float32_and_hardly_tie():
     model = tiny_model(siglip_config()).to(torch.bfloat16)
     inputs = encode(siglip_processor(model.config), chat(QUESTIONS[0], noise_image(0)))
@@ -135,15 +122,6 @@ def test_batched_selection_is_the_single_one(preset, padding_side):
     kept, scores = selection(model, encode(processor, *chats))
     assert kept == [row for each, _ in singles for row in each]
     assert torch.allclose(scores, torch.cat([each for _, each in singles]), atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kept_indices_do_not_depend_on_the_batch_in_any_dtype(dtype):
-    config = siglip_config(geometry="full")
-    model, processor = tiny_model(config).to(dtype), siglip_processor(config)
-    chats = [chat(question, noise_image(number)) for number, question in enumerate(QUESTIONS)]
-    alone = [selection(model, encode(processor, one))[0][0] for one in chats]
-    assert selection(model, encode(processor, *chats))[0] == alone
 
 
 def test_selection_follows_the_question_and_the_text_tower():
@@ -193,23 +171,6 @@ def test_a_question_without_its_ids_is_an_error():
         model.generate(**inputs, max_new_tokens=4)
 
 
-@pytest.mark.parametrize("preset", ["pool", "lavida", "lavida-980"])
-def test_presets_without_scores_need_no_ids(preset):
-    config = siglip_config(preset)
-    model, processor = tiny_model(config), tiny_processor(config)
-    assert processor.relevance_tokenizer is None
-    with torch.no_grad():
-        model(**encode(processor, chat(QUESTIONS[0], noise_image(0))), logits_to_keep=1)
-
-
-def test_ids_are_ignored_where_the_config_does_not_read_them():
-    config = siglip_config(text_relevance="lm")
-    model = tiny_model(config)
-    inputs = encode(siglip_processor(config), chat(QUESTIONS[0], noise_image(0)))
-    without = {name: value for name, value in inputs.items() if name != "relevance_input_ids"}
-    assert selection(model, inputs)[0] == selection(model, without)[0]
-
-
 # ---------------------------------------------------------------- config, saving and loading
 
 
@@ -242,14 +203,6 @@ def test_the_config_survives_saving_presets_and_keywords(tmp_path):
     assert ShirgLavidaConfig.from_pretrained(tmp_path, text_relevance="none").text_relevance == "none"
 
 
-def test_configs_without_a_tower_stay_without(tmp_path):
-    tiny_config().save_pretrained(tmp_path)
-    assert ShirgLavidaConfig.from_pretrained(tmp_path).relevance_text_config is None
-    fields = json.loads((tmp_path / "config.json").read_text())
-    assert fields.pop("relevance_text_config") is None
-    assert ShirgLavidaConfig.from_dict(fields).to_dict() == tiny_config().to_dict(), "as saved by earlier versions"
-
-
 @pytest.mark.parametrize("preset", ["shirg", "shirg-784", "uniform", "lavida"])
 def test_every_preset_keeps_the_tower(tmp_path, preset):
     model, load = tiny_model(siglip_config()), ShirgLavidaForConditionalGeneration.from_pretrained
@@ -262,12 +215,6 @@ def test_every_preset_keeps_the_tower(tmp_path, preset):
     assert own.keys() == found.keys() and all(torch.equal(own[name], found[name]) for name in own)
     inputs = encode(siglip_processor(model.config), chat(QUESTIONS[0], noise_image(0)))
     assert selection(again, inputs)[0] == selection(model, inputs)[0]
-
-
-def test_built_on_the_meta_device():
-    with torch.device("meta"):
-        model = ShirgLavidaForConditionalGeneration(siglip_config())
-    assert all(parameter.is_meta for parameter in model.model.relevance_text_model.parameters())
 
 
 # ---------------------------------------------------------------- the processor
@@ -312,12 +259,6 @@ def test_from_config_checks_that_both_fit():
     small = siglip_config(relevance_text_config={**TOWER, "vocab_size": 100})
     with pytest.raises(ValueError, match="has 257 ids, .*vocab_size=100"):
         ShirgLavidaProcessor.from_config(small, tokenizer, relevance_tokenizer=relevance)
-
-
-def test_a_processor_without_it_is_saved_as_before(tmp_path):
-    tiny_processor(tiny_config()).save_pretrained(tmp_path)
-    assert "relevance" not in (tmp_path / "processor_config.json").read_text()
-    assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
 ASK = """
@@ -393,21 +334,3 @@ def test_both_tokenizers_over_the_hub(saved, hub, tmp_path):
     home = {"HF_HOME": str(tmp_path / "home")}
     assert ask(saved, "tester/siglip", env=hub.env | home) == saved["expected"]
     assert ask(saved, "tester/siglip", env=home | {"HF_HUB_OFFLINE": "1"}) == saved["expected"]
-
-
-def test_the_command_takes_a_text_relevance(saved, capsys):
-    answers = {}
-    for given in ("siglip", "lm", "none"):
-        arguments = ["ask", saved["image"], QUESTIONS[0], "--model", saved["source"], "--text-relevance", given]
-        assert main([*arguments, "--json", "--max_new_tokens", "4"]) == 0
-        answers[given] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["kept"][1]
-    assert answers["siglip"] == saved["expected"][1][0]
-    assert len({tuple(kept) for kept in answers.values()}) == 3
-
-
-def test_the_command_names_what_is_missing(saved, capsys):
-    assert main(["ask", saved["image"], "?", "--text_relevance", "siglip"]) == 2
-    assert "--text_tower" in capsys.readouterr().err
-    arguments = ["ask", saved["image"], "?", "--model", saved["source"], "--prune_method", "uniform"]
-    assert main([*arguments, "--text_relevance", "lm"]) == 2
-    assert "prune_method='uniform' scores none" in capsys.readouterr().err
