@@ -54,7 +54,11 @@ def open_run(folder: Path, checkpoint: str | None = None) -> Adapter:
     adapter = Adapter.open(str(source))
     if adapter is None:
         raise ValueError(f"{source} has no {ADAPTER_CONFIG}, so there is no adapter.")
-    _check_finite(adapter.name, load_file(source / ADAPTER_WEIGHTS))
+    weights = load_file(source / ADAPTER_WEIGHTS)
+    _check_finite(adapter.name, weights)
+    lacking = [module for module in adapter.saved_modules if not any(f".{module}." in name for name in weights)]
+    if lacking:
+        raise ValueError(f"{source / ADAPTER_WEIGHTS} lacks its {', '.join(lacking)}, which is in modules_to_save.")
     return replace(adapter, run=run)
 
 
