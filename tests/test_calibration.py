@@ -11,7 +11,6 @@ from huggingface_hub.errors import StrictDataclassError
 from configuration_shirg import ShirgLavidaConfig
 from configuration_shirg.calibration_shirg import check_calibration
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.evaluation.calibrated_folder import joined_calibration
 from modeling_shirg.selection_shirg import ViewTokens, shirg_scores, top_k
 from test_text_relevance import siglip_config, siglip_processor
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
@@ -196,18 +195,6 @@ def test_a_fovea_of_another_size_needs_a_mean_of_its_own():
                 model(**inputs)
     random = tiny_model(tiny_config("random", calibration=model.config.calibration))
     assert torch.isfinite(random(**inputs).logits).all()
-
-
-def test_entries_of_the_same_signal_are_renewed_and_others_stay():
-    old = calibration(-1, attention_entry([0.1] * 256), attention_entry([0.2] * 169, "anyres", 13))
-    new = {"relevance": {"siglip": relevance_entry(1)}, "attention": [attention_entry(None)]}
-    joined = joined_calibration(old, new)
-    assert joined == {
-        "relevance": {"lm": relevance_entry(-1), "siglip": relevance_entry(1)},
-        "attention": [attention_entry([0.2] * 169, "anyres", 13), attention_entry(None)],
-    }
-    assert joined_calibration(None, new) == new
-    check_calibration(joined)
 
 
 class Records(logging.Handler):

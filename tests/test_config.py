@@ -143,19 +143,5 @@ def test_preset_lavida_restores_the_views_of_training(tmp_path):
     assert config.with_preset("lavida-980").view_policy == "anyres"
 
 
-def test_what_is_asked_for_wins_over_the_views_of_training():
-    config = tiny_config("shirg", lavida_views=VIEWS).with_preset("lavida", pooled_grid_size=7)
-    assert (config.view_policy, config.pooled_grid_size, config.lavida_views) == ("square", 7, VIEWS)
-    lavida = config.with_preset("lavida", lavida_views=None)
-    assert (lavida.view_policy, lavida.pooled_grid_size) == ("anyres", 7)
-
-
-@pytest.mark.parametrize("preset", ["shirg", "lavida"])
-@pytest.mark.parametrize("views", [{}, {"view_policy": "pad"}, {**VIEWS, "fovea_size": 224}, list(VIEWS)])
-def test_views_of_training_are_exactly_the_view_fields(preset, views):
-    with pytest.raises((ValueError, StrictDataclassError), match="lavida_views"):
-        tiny_config(preset, lavida_views=views)
-
-
 def test_language_model_is_always_bidirectional():
     assert ShirgLavidaConfig.from_preset("shirg", text_config={"is_causal": True}).text_config.is_causal is False

@@ -1,7 +1,6 @@
 """Named LoRA footprints: exactly what they say is trained, counted truly, saved and loaded, and never mixed."""
 
 import copy
-import re
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from modeling_shirg.training.footprints import (
     check_trainable,
     group_of,
     load_adapter,
-    lora_config,
     named_footprint,
     trainable_counts,
 )
@@ -106,17 +104,6 @@ def test_the_default_footprint_of_the_full_size_model_has_three_million_lora_wei
     assert 0.0004 < counts.share < 0.0006
 
 
-def test_shirg_fixed_trains_its_coordinate_embedding():
-    adapted = _adapted("shirg-fixed", "shirg-fixed")
-    assert trainable_counts(adapted).groups["coordinates"] == 4 * 128 + 128 + 128 * 32 + 32
-    with pytest.raises(ValueError, match="'shirg-fixed' trains the coordinate embedding.*'shirg' does not have"):
-        _adapted("shirg-fixed", "shirg")
-
-
-def test_presets_without_a_fovea_have_no_positions_to_train():
-    assert set(trainable_counts(_adapted(preset="lavida-980")).groups) == {"projector", "vision"}
-
-
 def test_rank_and_alpha():
     for name, changes, rank, alpha in (
         ("shirg-extra", {}, 64, 128),
@@ -146,15 +133,6 @@ def test_rank_and_alpha():
 def test_an_unknown_footprint_names_the_nearest(arguments, message):
     with pytest.raises(ValueError, match=message):
         named_footprint(*arguments)
-
-
-def test_blocks_that_are_not_projected_are_left_out_and_named(caplog):
-    shallow = tiny_model(tiny_config(vision_config={**VISION, "num_hidden_layers": 5}))
-    with caplog.at_level("WARNING"):
-        pattern = lora_config(named_footprint("shirg-extra"), shallow).target_modules
-    layer = "model.vision_tower.vision_model.encoder.layers.{}.self_attn.q_proj"
-    assert re.fullmatch(pattern, layer.format(3)) and not re.fullmatch(pattern, layer.format(4))
-    assert "blocks [4, 5] are left out" in caplog.text
 
 
 def test_a_tensor_that_was_unfrozen_or_frozen_by_accident_is_named():

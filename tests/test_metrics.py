@@ -1,6 +1,5 @@
 """Scores of answers: hand-computed cases, other implementations, and `evaluate.load` on a folder without a network."""
 
-import copy
 import random
 
 import evaluate
@@ -9,7 +8,7 @@ import pytest
 from modeling_shirg.evaluation.metrics import METRICS, metric_folder
 from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, relaxed_accuracy, token_f1
 from modeling_shirg.evaluation.metrics.cider_scores import cider
-from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, normalize, vqa_accuracy
+from modeling_shirg.evaluation.metrics.vqa_scores import normalize, vqa_accuracy
 
 
 @pytest.mark.parametrize(
@@ -109,17 +108,6 @@ def test_vqa_accuracy(prediction, golds, score):
     assert vqa_accuracy(prediction, golds) == pytest.approx(score)
 
 
-def test_vqa_accuracy_leaves_the_row_as_it_was():
-    answers = [
-        {"answer": "Two cars" if i % 2 else " 2 cars", "answer_confidence": "yes", "answer_id": i + 1}
-        for i in range(10)
-    ]
-    before = copy.deepcopy(answers)
-    assert gold_texts(answers)[:2] == [" 2 cars", "Two cars"]
-    assert vqa_accuracy("2 cars", gold_texts(answers)) == 1.0
-    assert answers == before
-
-
 @pytest.mark.parametrize(
     ("prediction", "golds", "match", "f1"),
     [
@@ -135,20 +123,6 @@ def test_vqa_accuracy_leaves_the_row_as_it_was():
 def test_exact_match_and_token_f1(prediction, golds, match, f1):
     assert exact_match(prediction, golds) == match
     assert token_f1(prediction, golds) == pytest.approx(f1)
-
-
-@pytest.mark.parametrize("score", [exact_match, token_f1, relaxed_accuracy, anls, vqa_accuracy])
-@pytest.mark.parametrize("golds", ["red", [], ()])
-def test_golds_are_a_list_of_texts(score, golds):
-    with pytest.raises(ValueError, match="list of at least one text"):
-        score("red", golds)
-
-
-def test_cider_of_one_word_answers():
-    exact = cider(["red", "blue", "five"], [["red"], ["blue"], ["six"]])
-    assert exact == pytest.approx([2.5, 2.5, 0.0])  # one phrase length of four can match
-    assert cider(["red"], [["red"]]) == [0.0]  # nothing is rare among one question
-    assert cider(["Red", "x"], [["red"], ["y"]]) == pytest.approx([2.5, 0.0])
 
 
 def test_cider_agrees_with_pycocoevalcap():

@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -211,14 +210,6 @@ def test_truncation_that_cuts_image_tokens_is_an_error(processor):
     assert questions(processor, inputs, [0]) == ["que"]
 
 
-def test_return_types(processor):
-    prompts, images = ["<image>a", "<image>bcd"], [picture(), picture()]
-    assert isinstance(processor(text=prompts, images=images, return_tensors="np")["question_mask"], np.ndarray)
-    ragged = processor(text=prompts, images=images, padding=False)
-    assert ragged["question_mask"] == [[0] * COUNT + [1], [0] * COUNT + [1] * 3]
-    assert "input_ids" not in processor(images=images)
-
-
 def test_decoding_strips_answers_but_not_prompts(processor):
     answers = processor.tokenizer([" a cat.<|eot_id|><|endoftext|>", "two \n<|eot_id|>"], padding=True)["input_ids"]
     assert processor.post_process_image_text_to_text(torch.tensor(answers)) == ["a cat.", "two"]
@@ -248,16 +239,6 @@ def test_from_config():
         ShirgLavidaProcessor.from_config(ShirgLavidaConfig.from_preset("shirg", image_token_id=7), make_tokenizer())
     with pytest.raises(ValueError, match="'<image>'.*add_tokens"):
         ShirgLavidaProcessor.from_config(config, make_tokenizer(image_token=False))
-
-
-def test_another_image_token_is_counted_and_saved():
-    tokenizer = make_tokenizer(image_token=False)
-    tokenizer.add_tokens(["<img>"], special_tokens=True)
-    image_processor = ShirgLavidaImageProcessor(size={"height": 28, "width": 28}, fovea_size=42)
-    processor = ShirgLavidaProcessor(image_processor, tokenizer, image_token="<img>", num_image_tokens=COUNT)
-    inputs = processor(text="<image>a<img>b", images=picture(), return_tensors="pt")
-    assert (inputs["input_ids"] == IMAGE_ID).sum() == COUNT and questions(processor, inputs, [0]) == ["<image>ab"]
-    assert processor.to_dict()["image_token"] == "<img>"
 
 
 @pytest.mark.parametrize("preset", ["shirg", "lavida-980"])

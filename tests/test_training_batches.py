@@ -11,7 +11,7 @@ from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg.objective_shirg import complementary_masks
 from modeling_shirg.training.augment import MAX_SCALE, augmented
 from modeling_shirg.training.collator import RowCollator
-from modeling_shirg.training.draws import RowDraws, RowKey, StepKey
+from modeling_shirg.training.draws import RowDraws, RowKey
 from modeling_shirg.training.encoder import RowEncoder
 from tiny_model import chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
 
@@ -108,12 +108,6 @@ def test_every_answer_of_a_conversation_is_learned_and_the_last_is_filled(proces
     ]
 
 
-def test_a_system_turn_is_not_learned(processor):
-    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
-    batch = collator(processor, answer_length=1)([item(0, messages=[system, *answered("Which?", "B")])])
-    assert learned(batch) == ids(processor, "B<|eot_id|>")
-
-
 def test_a_template_that_rewrites_an_answer_later_is_refused(processor):
     template = "{% for m in messages %}{{ m['role'] }}{{ messages | length }}{% endfor %}"
     changed = tiny_processor(tiny_config())
@@ -143,17 +137,6 @@ def test_a_row_longer_than_the_context_is_an_error_that_names_row_lengths_and_li
     with pytest.raises(ValueError, match=rf"Row 1 of test .*{length - 28} .*245 .* 28 in it, {length} .*{length - 1}"):
         collator(processor, max_length=length - 1)(ITEMS)
     assert collator(processor, max_length=length)([ITEMS[1]])["input_ids"].shape[1] == length
-
-
-def test_the_filling_ends_at_the_limit(processor):
-    whole = collator(processor)([ITEMS[0]])["input_ids"].shape[1]
-    cut = collator(processor, max_length=whole - 2)([ITEMS[0]])
-    assert cut["input_ids"].shape[1] == whole - 2 and learned(cut)[-1] == END_OF_TEXT
-
-
-def test_the_largest_budget_counts_for_the_length(processor):
-    most = collator(processor, budgets=(100, 256), answer_length=1).encoder
-    assert most.lengths(answered("a", "b"), [(9, 9)]).image == 64 + 256
 
 
 # Independence
@@ -225,36 +208,10 @@ def test_epoch_row_repeat_and_seed_each_change_the_draws(processor):
             assert not torch.equal(first[name], other[name]), name
 
 
-def test_rows_of_different_sources_share_no_draws():
-    draws = RowDraws(0)
-    keys = [RowKey(epoch, row, repeat) for epoch in (0, 1) for row in (0, 1, 2**40, 2**40 + 1) for repeat in (0, 1)]
-    assert len({float(draws.diffusion_time(key)) for key in keys}) == len(keys)
-
-
-def test_draws_are_the_same_in_every_process():
-    """Numbers that another process printed: a run that is resumed elsewhere masks the same tokens."""
-    key = RowKey(epoch=2, row=2**40 + 7)
-    assert float(RowDraws(3).diffusion_time(key)) == pytest.approx(0.2581323, abs=1e-6)
-    assert RowDraws(3).mask_noise(key, 3).tolist() == pytest.approx([0.2158332, 0.7983578, 0.0083244], abs=1e-6)
-    assert RowDraws(3, token_dropout=0.5).dropped_tokens(key, 1, 6).nonzero()[0].tolist() == [1, 4, 5]
-    assert RowDraws(3, budgets=(1, 2, 3)).step_options(StepKey(1, 5)) == {"selection_budget": 1}
-
-
 def test_the_answers_noise_does_not_depend_on_the_number_of_image_tokens(processor):
     batches = [collator(processor, budgets=(budget,))([ITEMS[0]]) for budget in (100, 181)]
     noise = [batch["mask_noise"][batch["labels"] != -100] for batch in batches]
     assert torch.equal(*noise) and batches[0]["mask_noise"].shape != batches[1]["mask_noise"].shape
-
-
-def test_times_and_noise_are_uniform():
-    draws = RowDraws(0)
-    times = np.array([draws.diffusion_time(RowKey(0, row)) for row in range(2000)])
-    noise = np.concatenate([draws.mask_noise(RowKey(0, row), 50) for row in range(100)])
-    for values in (times, noise):
-        assert abs(values.mean() - 0.5) < 0.03 and abs(values.std() - 12**-0.5) < 0.02
-        assert values.min() >= 0 and values.max() < 1
-    gumbel = np.stack([draws.selection_noise(RowKey(0, row), 0, 5_000) for row in range(20)])
-    assert abs(gumbel.mean() - 0.5772) < 0.03 and abs(gumbel.std() - np.pi / 6**0.5) < 0.03
 
 
 # Token dropout, Gumbel noise, budgets, fovea sizes
@@ -301,14 +258,6 @@ def test_rows_of_two_steps_in_one_batch_are_refused(processor):
     assert collator(processor)(ITEMS[1:])
 
 
-def test_step_draws_depend_on_epoch_and_step():
-    draws = RowDraws(0, budgets=(1, 2, 3))
-    keys = [StepKey(epoch, step) for epoch in (0, 1) for step in range(40)]
-    budgets = np.array([draws.step_options(key)["selection_budget"] for key in keys]).reshape(2, 40)
-    assert len({tuple(row) for row in budgets.tolist()}) == 2
-    assert all(set(row) == {1, 2, 3} for row in budgets.tolist())
-
-
 def test_validation_rows_get_the_draws_of_the_loss_alone(processor):
     drawn = collator(processor, **MANY_DRAWS, budgets=(60,), fovea_sizes=(256,))([item(0, is_training=False)])
     assert_same(drawn, collator(processor)([item(0)]))
@@ -346,11 +295,6 @@ def test_a_box_places_the_fovea_and_is_scaled_with_the_image(processor):
     assert (left + right) / 2 == pytest.approx(510 * scale, abs=1) and (top + bottom) / 2 == pytest.approx(
         610 * scale, abs=1
     )
-
-
-def test_a_preset_without_a_fovea_ignores_boxes():
-    processor = tiny_processor(tiny_config("lavida-980"))
-    assert collator(processor)([item(0, fovea_boxes=[[1.0, 1.0, 5.0, 5.0]])])
 
 
 def test_augmentation_changes_size_sharpness_and_contrast_within_limits_and_never_flips():

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 
@@ -25,9 +24,9 @@ from modeling_shirg.scenes import scene
 from modeling_shirg.training import mixture
 from modeling_shirg.training.arguments import DataArguments
 from modeling_shirg.training.encoder import RowEncoder
-from modeling_shirg.training.mixture import epoch_order, load_rows, rows_per_source
+from modeling_shirg.training.mixture import load_rows
 from modeling_shirg.training.reading import BadRow, ImageFiles
-from modeling_shirg.training.sources import LCS_FILE, read_specs
+from modeling_shirg.training.sources import LCS_FILE
 from tiny_model import noise_image, tiny_config, tiny_processor
 
 ROOT = Path(__file__).parent.parent
@@ -215,17 +214,6 @@ def test_several_images_of_a_row_and_images_named_within_the_text(tmp_path):
     assert [image.size for image in found[1]["images"]] == [(30, 30), (31, 30)]
 
 
-def test_exif_rotation_and_transparency_are_read_as_at_inference(tmp_path):
-    file = write_rows(tmp_path, 2)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    noise_image(0, 60, 40).save(tmp_path / "0.png", exif=exif)
-    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "1.png")
-    images = {item["row"]: item["images"][0] for item in items(load(file))}
-    assert images[0].size == (40, 60)
-    assert images[1].mode == "RGB" and images[1].getpixel((0, 0)) == (255, 255, 255)
-
-
 def test_a_hub_data_set_is_read_over_http(hub, tmp_path):
     code = """
 import datasets
@@ -312,15 +300,6 @@ def test_too_many_bad_rows_are_an_error_that_names_share_limit_and_rows(tmp_path
     assert len(load(file, max_bad_share=0.15)) == 17
 
 
-def test_a_truncated_image_in_a_parquet_file_is_a_bad_row(tmp_path):
-    whole = png(noise_image(0, 50, 50))
-    lines = [{"image": {"bytes": data, "path": None}, "question": "a", "answer": "b"} for data in (whole, whole[:900])]
-    features = datasets.Features({"image": IMAGE, "question": STRING, "answer": STRING})
-    datasets.Dataset.from_list(lines, features=features).to_parquet(tmp_path / "rows.parquet")
-    (bad,) = load(tmp_path / "rows.parquet", max_bad_share=0.5).report()["skipped"]
-    assert bad["row"] == 1 and "unreadable image" in bad["reason"]
-
-
 def test_a_restart_does_not_read_good_rows_again_but_sees_mended_images(tmp_path, monkeypatch):
     file = write_rows(tmp_path, 10, row4={"image": "late.png"})
     assert len(load(file, max_bad_share=0.1)) == 9
@@ -330,14 +309,6 @@ def test_a_restart_does_not_read_good_rows_again_but_sees_mended_images(tmp_path
     assert len(reads) == 1
     noise_image(0, 30, 30).save(tmp_path / "late.png")
     assert len(load(file, max_bad_share=0)) == 10
-
-
-def test_rows_are_measured_again_for_another_processor(tmp_path):
-    file = write_rows(tmp_path, 1)
-    shirg, full = (RowEncoder(tiny_processor(tiny_config(preset)), 8, 600) for preset in ("shirg", "lavida-full"))
-    assert len(load(file, encoder=shirg)) == 1
-    with pytest.raises(ValueError, match="too long.*845.*limit of 600"):
-        load(file, encoder=full)
 
 
 def test_a_row_that_breaks_after_the_check_is_an_error_and_not_replaced(tmp_path):
@@ -439,24 +410,6 @@ def test_ocr_share_is_the_share_of_rows_from_text_dense_sources(weights):
         assert [each["per_epoch"] for each in rows.report()["sources"]] == expected
 
 
-def test_rows_per_source_follow_the_shares_and_never_exceed_what_there_is():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        counts, parts = rng.integers(1, 50, size=4).tolist(), rng.integers(1, 90, size=4).tolist()
-        shares = [Fraction(part, sum(parts)) for part in parts]
-        rows = rows_per_source(counts, shares, None)
-        assert all(row <= count for row, count in zip(rows, counts, strict=True))
-        assert all(abs(row - sum(rows) * share) < 1 for row, share in zip(rows, shares, strict=True))
-        assert any((sum(rows) + 1) * share > count for share, count in zip(shares, counts, strict=True))
-        assert sum(rows_per_source(counts, shares, 77)) == 77
-
-
-def test_rows_of_a_source_are_a_draw_of_the_seed(tmp_path):
-    file = write_rows(tmp_path, 30)
-    draws = [set(names(load(f"{file},rows=7", seed=seed))) for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2] and len(draws[2]) == 7
-
-
 def test_a_mixture_file_says_what_the_flags_of_the_command_say(tmp_path):
     grid, guard = "synthetic:entity_grid,rows=6,weight=2", "synthetic:guard,rows=6,weight=1"
     entry = {"source": "synthetic", "path": "entity_grid", "rows": 6, "weight": 2}
@@ -469,17 +422,6 @@ def test_a_mixture_file_says_what_the_flags_of_the_command_say(tmp_path):
     (tmp_path / "mix.yaml").write_text("sources: []")
     with pytest.raises(ValueError, match="mix.yaml must hold one key, data"):
         load(data_config=str(tmp_path / "mix.yaml"))
-
-
-def test_the_plans_mixture_has_558_thousand_rows_and_50_thousand_text_dense_ones():
-    specs = read_specs([], str(ROOT / "scripts/configs/mixture_608k.yaml"))
-    assert [spec.source for spec in specs if not spec.text_dense] == ["lcs"]
-    assert sum(spec.rows for spec in specs if spec.text_dense) == 50_000
-
-
-def test_the_order_of_an_epoch_is_the_same_in_every_process():
-    """Numbers that another process printed."""
-    assert epoch_order([6, 5], [6, 5], seed=3, epoch=2)[:5, :2].tolist() == [[1, 2], [0, 5], [0, 2], [1, 1], [0, 1]]
 
 
 # Validation

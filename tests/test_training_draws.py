@@ -1,10 +1,7 @@
 """What training changes in the model's forward: a fovea of another size, noise on the ranking, dropped tokens."""
 
-import copy
-
 import pytest
 import torch
-from torch.nn import functional as F
 
 from modeling_shirg.vision_shirg import resampled_positions
 from tiny_model import QUESTIONS, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
@@ -131,23 +128,3 @@ def test_draws_that_do_not_fit_are_refused_by_name(preset, given, words):
     with pytest.raises(ValueError) as error:
         model(**inputs, **given)
     assert all(word in str(error.value) for word in words), error.value
-
-
-def test_a_view_of_another_size_needs_to_be_announced():
-    model, inputs = _inputs("shirg", fovea_size=336)
-    del inputs["fovea_size"]
-    with pytest.raises(ValueError, match="224"):
-        model(**inputs)
-
-
-@torch.no_grad()
-def test_positions_are_added_in_the_type_of_the_patches():
-    model, inputs = _inputs("shirg")
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    half.model.vision_tower.foveal_position_embedding.float()  # as PEFT holds what it trains
-    plain = copy.deepcopy(model).to(torch.bfloat16)
-    pixels = inputs["fovea_pixel_values"]
-    features, _ = half.model.vision_tower(pixels)
-    assert features.dtype == torch.bfloat16
-    expected, _ = plain.model.vision_tower(pixels)
-    assert F.cosine_similarity(features.float(), expected.float(), dim=-1).min() > 0.99

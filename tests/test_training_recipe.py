@@ -6,25 +6,22 @@ from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from PIL import Image
 from safetensors import safe_open
 from torch import nn
-from transformers import EvalPrediction
 
 from configuration_shirg import PRESETS
-from modeling_shirg.training.alignment import ShirgLavidaForAlignment, contrastive_losses, same_text
+from modeling_shirg.training.alignment import contrastive_losses, same_text
 from modeling_shirg.training.arguments import DataArguments, ModelArguments
 from modeling_shirg.training.footprints import apply_footprint, named_footprint
 from modeling_shirg.training.gradient_check import GradientCheck
 from modeling_shirg.training.run_folder import closing_facts, is_finished, last_complete_checkpoint, run_settings
-from modeling_shirg.training.trainer import ShirgTrainer, answer_tokens, check_rows, mean_loss, optimizer_groups
+from modeling_shirg.training.trainer import ShirgTrainer, optimizer_groups
 from modeling_shirg.training.trainer_arguments import ShirgTrainingArguments, parse_arguments
 from shirg_scripts import cli
-from tiny_model import TEXT, chat, encode, noise_image, tiny_config, tiny_model, tiny_processor
+from tiny_model import tiny_config, tiny_model
 from training_run import facts, losses, output_of, run, save_base
 
 
@@ -111,17 +108,6 @@ def test_module_groups_have_their_learning_rates_and_biases_no_decay():
             expected = 2e-4 if "projector" in name else 1e-3 if "position" in name else 1.8e-5
             assert of[id(parameter)]["lr"] == expected, name
             assert of[id(parameter)]["weight_decay"] == (0.0 if name in biases else 1e-4), name
-
-
-def test_infill_tokens_are_not_counted_as_answers():
-    labels = torch.tensor([[-100, 7, 265, 8]])
-    assert answer_tokens(labels, 265).tolist() == [[False, True, False, True]]
-    assert answer_tokens(labels, None).sum() == 3
-
-
-def test_the_validation_loss_weighs_answer_tokens_alike():
-    sums, counts = np.array([6.0, 1.0]), np.array([3, 1])
-    assert mean_loss(EvalPrediction(predictions=sums, label_ids=counts)) == {"loss": 7 / 4}
 
 
 # What a run does
@@ -225,19 +211,6 @@ def test_the_alignment_stage_learns_and_the_diffusion_stage_starts_from_it(base,
     assert status == 2 and "per_device_train_batch_size must be at least 2, got 1" in said
 
 
-def test_rows_that_all_have_the_same_answer_teach_nothing_and_that_is_said(caplog):
-    config = tiny_config()
-    model, processor = ShirgLavidaForAlignment(config).eval(), tiny_processor(config)
-    inputs = encode(processor, chat("Which?", noise_image(0)), chat("Which?", noise_image(1)))
-    labels = torch.full_like(inputs["input_ids"], -100)
-    labels[:, -3:] = torch.tensor([[7, 8, 9], [7, 8, 10]])
-    with caplog.at_level("WARNING"):
-        assert model(**inputs, labels=labels, temperature=0.07).loss > 0 and not caplog.text
-        labels[1] = labels[0]
-        assert model(**inputs, labels=labels, temperature=0.07).loss == 0
-    assert "All 2 rows of a forward have the same answer" in caplog.text
-
-
 def test_contrastive_losses_are_those_of_the_formula():
     torch.manual_seed(0)
     images, texts = torch.randn(4, 8), torch.randn(4, 8)
@@ -330,67 +303,6 @@ def test_what_cannot_be_trained_is_said_before_training(base, tmp_path, argument
     status, said = output_of(model=base, output_dir=tmp_path / "run", **arguments)
     assert status == 2 and "Traceback" not in said
     assert message in said
-
-
-def test_a_fovea_size_that_calibration_says_nothing_of_is_said_before_training(tmp_path):
-    entry = {"view_policy": "foveal", "grid": 16, "source": "map", "mean": [0.1] * 256}
-    facts = ("verdict", "decided", "held_out", "held_out_corrected", "data", "prune_method")
-    calibration = {"relevance": {}, "attention": [entry | dict.fromkeys(facts, "made up")]}
-    base = save_base(tmp_path / "base", calibration=calibration)
-    status, said = output_of(model=base, output_dir=tmp_path / "run", fovea_sizes=[224, 256])
-    assert status == 2 and "says nothing of 18x18 patches" in said and "--option calibration=null" in said
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_was_unfrozen_by_accident_is_named(base, tmp_path, monkeypatch):
-    freeze = apply_footprint
-
-    def forgetful(model, *args):
-        adapted = freeze(model, *args)
-        model.lm_head.requires_grad_(True)
-        return adapted
-
-    monkeypatch.setattr("modeling_shirg.training.run_parts.apply_footprint", forgetful)
-    for check in (False, True):
-        status, said = output_of(model=base, output_dir=tmp_path / "run", check_gradients=check)
-        assert status == 2 and "1 tensors outside the footprint would be trained" in said and "lm_head" in said
-    assert not list(tmp_path.glob("run/*"))
-
-
-def test_a_failed_start_leaves_the_folder_free(base, tmp_path):
-    status, _ = output_of(model=base, output_dir=tmp_path / "run", footprint="shirg-fixed")
-    assert status == 2
-    run(model=base, output_dir=tmp_path / "run", max_steps=2, footprint="projector")
-
-
-def test_a_warm_up_longer_than_the_run_is_said(caplog):
-    twenty_steps = ["--effective_batch_size", "4", "--num_train_epochs", "2"]
-    with caplog.at_level("WARNING"):
-        check_rows(range(40), _arguments(*twenty_steps, "--warmup_steps", "19"))
-        assert not caplog.text
-        check_rows(range(40), _arguments(*twenty_steps, "--warmup_steps", "20"))
-    assert "has 20 steps and warmup_steps=20.0: the learning rate is never at its peak" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [("rows.jsonl", "", "is empty"), ("rows.json", "[]", "it has no rows"), ("rows.jsonl", "\n", "it has no rows")],
-)
-def test_an_empty_data_set_is_an_error(base, tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    status, said = output_of(model=base, output_dir=tmp_path / "run", data=[tmp_path / name])
-    assert status == 2 and name in said and message in said and "Traceback" not in said, said
-
-
-def test_an_answer_longer_than_the_context_is_an_error(tmp_path):
-    base = save_base(tmp_path / "base", text_config={**TEXT, "max_position_embeddings": 520})
-    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
-    row = {"image": "a.png", "question": "What?", "answer": "x" * 400}
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(8)))
-    status, said = output_of(
-        model=base, output_dir=tmp_path / "run", data=[tmp_path / "rows.jsonl"], validation_rows=None
-    )
-    assert status == 2 and "more than the limit of 520" in said and "Traceback" not in said
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_the_last_checkpoint_stays(base, tmp_path, monkeypatch):
