@@ -171,7 +171,7 @@ def test_the_launchers_start_it_unchanged(base, whole, tmp_path, launcher):
 
 
 @pytest.mark.slow
-def test_the_bundled_checkpoint_learns_another_fovea(tmp_path):
+def test_the_bundled_checkpoint_learns_another_system(tmp_path):
     config = files("shirg_scripts") / "configs" / "tiny.yaml"
     command = [sys.executable, "-m", "shirg_scripts.cli", "train", str(config), "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
