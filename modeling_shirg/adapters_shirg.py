@@ -6,13 +6,13 @@ and shapes can be checked.
 """
 
 import json
-import math
 import os
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 from huggingface_hub import ResolvedRevision
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available, logging
@@ -24,9 +24,8 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 RUN_FILE = "run.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Facts that run.json must hold, and those of its base model.
-_RUN_FACTS = {"base_model": dict, "prune_method": str, "config_overrides": dict, "config": dict}
-_BASE_FACTS = ("name_or_path", "revision", "fingerprint")
+_RUN_FACTS = {"base_model", "prune_method", "config_overrides", "config"}
+_REMEDY = "Load the adapter itself with from_pretrained, which takes the base and the system of its training."
 # Config fields of the checkpoint and of its loss. All other fields make the system.
 _NOT_SYSTEM = {
     "vision_config",
@@ -47,27 +46,16 @@ _NOT_SYSTEM = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in a folder or on the Hub.
+    """An adapter in a folder or on the Hub."""
 
-    Args:
-        name: the folder or the Hub id.
-        hub: the arguments that find its files there.
-        config: adapter_config.json.
-        run: run.json, or `None`.
-    """
-
-    name: str
-    hub: dict[str, Any] = field(repr=False)  # may hold a token
-    config: dict[str, Any]
-    run: dict[str, Any] | None
+    name: str  # the folder or the Hub id
+    hub: dict[str, Any] = field(repr=False)  # the arguments that find its files on the Hub; may hold a token
+    config: dict[str, Any]  # adapter_config.json
+    run: dict[str, Any] | None  # run.json
 
     @classmethod
     def open(cls, name: str, **hub) -> "Adapter | None":
-        """The adapter at `name`; `None` if there is none.
-
-        Raises:
-            ValueError: its files do not parse, or it was trained on a folder that is not here.
-        """
+        """The adapter at `name`; `None` if there is none. Files that do not parse are a `ValueError`."""
         config_file = find_adapter_config_file(name, **hub)
         if config_file is None:
             return None
@@ -101,27 +89,12 @@ class Adapter:
         if self.run is None:
             return base_config
         config = base_config.with_preset(self.run["prune_method"], **self.run["config_overrides"])
-        facts, trained = geometry_facts(config), self.run["config"]
-        wrong = [
-            f"{name}={trained[name]}, here {facts[name]}"
-            for name in facts
-            if name in trained and trained[name] != facts[name]
-        ]
-        if wrong:
+        if differences := _differences(self.run["config"], geometry_facts(config)):
             raise ValueError(
-                f"{self.name} was trained with {'; '.join(wrong)}: prune_method={self.run['prune_method']!r} gives "
-                f"another geometry on this base ({base_config.name_or_path or 'unnamed'}). Is it the right base?"
+                f"{self.name} was trained with {differences}: prune_method={self.run['prune_method']!r} gives another "
+                f"geometry on this base ({base_config.name_or_path or 'unnamed'}). Is it the right base?"
             )
         return config
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the adapter's tensors, by their names in the model."""
-        file = cached_file(self.name, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False, **self.hub)
-        if file is None:
-            raise ValueError(f"{self.name} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
-        with open(file, "rb") as opened:
-            header, _ = safetensors_header(opened, file)
-        return {plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
 
     def check_base(self, model: nn.Module) -> None:
         """Raises a `ValueError` if the weights of `model` are not those of the training."""
@@ -134,27 +107,20 @@ class Adapter:
             base = self.base_name if self.base_revision is None else f"{self.base_name} at {self.base_revision}"
             raise ValueError(
                 f"{self.name} was trained on other base weights, those of {base} (fingerprint {wanted[:12]}); this "
-                f"model's are {model.config.name_or_path or 'unnamed'} (fingerprint {found[:12]}). Load the adapter "
-                "itself with from_pretrained, which takes its own base."
+                f"model's are {model.config.name_or_path or 'unnamed'} (fingerprint {found[:12]}). {_REMEDY}"
             )
 
-    def check_system(self, config: PreTrainedConfig, any_system: bool) -> None:
-        """Raises a `ValueError` with the fields in which `config` is another system; `any_system` only warns."""
-        expected = self.system(config)
-        trained = {name: getattr(expected, name) for name in _differing(expected, config)}
-        if not trained:
-            return
-        facts, here = geometry_facts(expected), geometry_facts(config)
-        trained |= {name: facts[name] for name in facts if facts[name] != here[name]}
-        differences = (f"{n}={v!r}, here {here.get(n, getattr(config, n, None))!r}" for n, v in trained.items())
-        message = f"{self.name} was trained under another system: {'; '.join(differences)}."
-        if not any_system:
-            raise ValueError(f"{message} With any_system=True this is a warning; else {self._remedy()}")
-        logger.warning(message)
-
     def check_complete(self) -> dict[str, tuple[int, ...]]:
-        """`shapes()`, after checking that every module of modules_to_save is there."""
-        shapes = self.shapes()
+        """Shapes of the adapter's tensors by their names in the model, every module of modules_to_save among them."""
+        file = cached_file(self.name, ADAPTER_WEIGHTS, _raise_exceptions_for_missing_entries=False, **self.hub)
+        if file is None:
+            raise ValueError(f"{self.name} has no {ADAPTER_WEIGHTS}: only safetensors are read.")
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = tensors.keys()
+                shapes = {plain_name(name): tuple(tensors.get_slice(name).get_shape()) for name in names}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no safetensors file ({error}). Is the download complete?") from None
         for module in self.saved_modules:
             if not any(module in name.split(".") for name in shapes):
                 raise ValueError(
@@ -164,34 +130,29 @@ class Adapter:
         return shapes
 
     def check_shapes(self, model: nn.Module) -> None:
-        """Raises a `ValueError` naming the first tensor that is missing, has no place in `model`, or another shape."""
-        shapes = self.check_complete()
+        """Raises a `ValueError` that names the first tensor for which `model` has no place of its shape."""
         weights = {plain_name(name): tuple(weight.shape) for name, weight in model.named_parameters()}
-        for name, shape in shapes.items():
-            module = next((part for part in self.saved_modules if part in name.split(".")), None)
+        for name, shape in self.check_complete().items():
             target, lora, factor = name.partition(".lora_")
             ours = weights.get(f"{target}.weight" if lora else name)
-            if ours is None and module is None:
-                raise ValueError(f"{self.name} adapts {target}, which this model does not have. Is it the right base?")
-            if ours is None:
-                raise ValueError(
-                    f"{self.name} has a {module}, which prune_method={model.config.prune_method!r} has no use for: "
-                    f"{self._remedy()}"
-                )
-            if lora:
+            if lora and ours is not None:
                 ours = shape[:1] + ours[1:] if factor == "A.weight" else ours[:1] + shape[1:]
             if shape != ours:
-                remedy = "Is it the right base?" if module is None else self._remedy()
-                there, here = _size(module, shape), _size(module, ours)
-                raise ValueError(f"{self.name} has {name} of {there}, this model's is of {here}: {remedy}")
+                raise ValueError(
+                    f"{self.name} has {name} of the shape {shape}, this model with prune_method="
+                    f"{model.config.prune_method!r} has {ours or 'no such tensor'}. {_REMEDY}"
+                )
 
-    def _remedy(self) -> str:
-        system = "" if self.run is None else f" (prune_method={self.run['prune_method']!r})"
-        return f"load the adapter itself with from_pretrained, which takes the system that it was trained for{system}."
+    def check_system(self, config: PreTrainedConfig, any_system: bool) -> None:
+        """Raises a `ValueError` with the fields in which `config` is another system; `any_system` only warns."""
+        differences = _differences(_system_facts(self.system(config)), _system_facts(config))
+        if differences and not any_system:
+            raise ValueError(f"{self.name} was trained under another system: {differences}. {_REMEDY}")
+        if differences:
+            logger.warning(f"{self.name} was trained under another system: {differences}.")
 
     def check(self, model: nn.Module, any_system: bool = False) -> None:
-        """Raises a `ValueError` unless the adapter fits `model`: base weights, shapes and, without `any_system`, the
-        system."""
+        """Raises a `ValueError` unless base weights, shapes and system of the adapter fit `model`."""
         self.check_base(model)
         self.check_shapes(model)
         self.check_system(model.config, any_system)
@@ -199,31 +160,21 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What `from_pretrained` has to load.
-
-    Args:
-        adapter: the adapter, or `None`.
-        path: folder or Hub id of the base model.
-        saved: the config that is saved there.
-        config: the config to build.
-        chosen: whether the caller chose fields of the system.
-        kwargs: the other arguments.
-    """
+    """What `from_pretrained` has to load."""
 
     adapter: Adapter | None
-    path: Any
-    saved: PreTrainedConfig
-    config: PreTrainedConfig
-    chosen: bool
-    kwargs: dict[str, Any]
+    path: Any  # folder or Hub id of the base model
+    saved: PreTrainedConfig  # the config that is saved there
+    config: PreTrainedConfig  # the config to build
+    chosen: bool  # whether the caller chose fields of the system
+    kwargs: dict[str, Any]  # the other arguments
 
 
 def resolve(config_class: type, path, config: PreTrainedConfig | str | None, kwargs: dict[str, Any]) -> Resolved:
     """What `from_pretrained(path, config=config, **kwargs)` means.
 
-    An adapter is loaded on its own base, at the commit that it was trained on unless `kwargs` name another, under the
-    system that it was trained for. Fields that are chosen win: those in `kwargs`, or those in which `config` differs
-    from what the base has saved.
+    An adapter is loaded on its own base, at the commit of its training unless `kwargs` name another, under the system
+    of its training. Chosen fields win: those in `kwargs`, or those in which `config` differs from the base's own.
     """
     adapter, path, kwargs = _split_adapter(path, dict(kwargs))
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
@@ -245,7 +196,7 @@ def resolve(config_class: type, path, config: PreTrainedConfig | str | None, kwa
 
 
 def _split_adapter(path, kwargs: dict[str, Any]) -> tuple[Adapter | None, Any, dict[str, Any]]:
-    """The adapter that is meant, the base to load in its place, and that base's arguments."""
+    """The adapter at `path`, if there is one, and the base model to load with its arguments."""
     given = dict(kwargs.get("adapter_kwargs") or {})
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     # The Auto classes have looked for an adapter, and hand over its base as `path` and the base's revision.
@@ -294,12 +245,9 @@ def geometry_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def attach(model: nn.Module, source: str, name: str, trainable: bool, hub: dict[str, Any]) -> None:
-    """Put the adapter at `source` into `model` as `name` and use it alone.
+    """Put the adapter at `source` into `model` as `name` and use it alone; a file that lacks tensors is an error.
 
     PEFT is called directly: the adapter methods of transformers 5.24 ask for a PEFT release newer than 0.21.
-
-    Raises:
-        ValueError: the adapter's file lacks tensors; the model is left without it.
     """
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.functional import delete_adapter
@@ -324,7 +272,7 @@ def attach(model: nn.Module, source: str, name: str, trainable: bool, hub: dict[
 
 
 def activate(model: nn.Module, name: str, trainable: bool) -> None:
-    """Use adapter `name` alone: modules that it does not replace are the base's, whatever other adapters replace."""
+    """Use adapter `name` alone. Modules that it does not replace are the base's, whatever other adapters replace."""
     from peft.functional import set_adapter
 
     set_adapter(model, name, inference_mode=not trainable)
@@ -335,12 +283,12 @@ def _system_fields(config: PreTrainedConfig) -> list[str]:
 
 
 def _differing(config: PreTrainedConfig, other: PreTrainedConfig) -> list[str]:
-    """Fields of the system that `config` and `other` have not in common."""
+    """Fields of the system in which the configs differ."""
     return [name for name in _system_fields(config) if getattr(config, name) != getattr(other, name)]
 
 
 def _replaced(config: PreTrainedConfig, system: PreTrainedConfig, except_for: list[str]) -> PreTrainedConfig:
-    """`config` with the system of `system`, apart from the fields `except_for`."""
+    """`config` with all system fields of `system` but `except_for`."""
     replaced = deepcopy(config)
     for name in set(_system_fields(config)) - set(except_for):
         setattr(replaced, name, getattr(system, name))
@@ -348,34 +296,14 @@ def _replaced(config: PreTrainedConfig, system: PreTrainedConfig, except_for: li
     return replaced
 
 
-def _size(module: str | None, shape: tuple[int, ...]) -> str:
-    """A tensor's size in words; positions by their grid."""
-    if module != "foveal_position_embedding" or len(shape) != 2:
-        return f"the shape {shape}"
-    side = math.isqrt(shape[0])
-    return f"{side}x{side} positions"
+def _system_facts(config: PreTrainedConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _system_fields(config)} | geometry_facts(config)
 
 
-def safetensors_header(opened: BinaryIO, name: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """Of each tensor in an open safetensors file `dtype`, `shape` and `data_offsets`, and where its data begins.
-
-    Args:
-        opened: the file at its beginning, on this machine or elsewhere.
-        name: what the error calls it.
-
-    Raises:
-        ValueError: it is none, or ends too early.
-    """
-    try:
-        length = int.from_bytes(opened.read(8), "little")
-        header = dict(json.loads(opened.read(length)))
-        header.pop("__metadata__", None)
-        complete = all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values())
-    except (ValueError, TypeError, OverflowError, MemoryError):
-        complete = False
-    if not complete:
-        raise ValueError(f"{name} is no safetensors file. Is the download complete?")
-    return header, 8 + length
+def _differences(trained: dict[str, Any], here: dict[str, Any]) -> str:
+    """The facts of a training that are others here, for an error message."""
+    known = {name: value for name, value in trained.items() if name in here}
+    return "; ".join(f"{name}={value!r}, here {here[name]!r}" for name, value in known.items() if value != here[name])
 
 
 def _read_object(path: str) -> dict[str, Any]:
@@ -390,15 +318,9 @@ def _read_object(path: str) -> dict[str, Any]:
 
 
 def read_run(path: str) -> dict[str, Any]:
-    """The run.json at `path`.
-
-    Raises:
-        ValueError: it does not parse, or lacks what an adapter is loaded by.
-    """
+    """The run.json at `path`, with the facts that an adapter is loaded by."""
     run = _read_object(path)
-    wrong = [name for name, kind in _RUN_FACTS.items() if not isinstance(run.get(name), kind)]
-    if not wrong:
-        wrong = [f"base_model.{name}" for name in _BASE_FACTS if name not in run["base_model"]]
-    if wrong:
-        raise ValueError(f"{path} has no proper {', '.join(wrong)}: is it the run.json that `shirg train` writes?")
+    missing = sorted(_RUN_FACTS - set(run))
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}: is it the run.json that `shirg train` writes?")
     return run

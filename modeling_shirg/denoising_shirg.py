@@ -1,9 +1,6 @@
 """The arithmetic of denoising: how many tokens a step fills, which tokens it predicts, which predictions it keeps, and
 where an answer ends.
 
-Pure functions of plain tensors, without model and generation config: `DenoisingStep` maps a response and its logits
-to the next response.
-
 Shape suffixes: B batch, L block length, M positions of a block that a step predicts, V vocabulary, N denoising steps
 of a block, X further axes.
 """
@@ -76,13 +73,8 @@ CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | No
 class DenoisingStep:
     """A denoising step as a function of a response and its logits: predict, keep the most confident, end the answer.
 
-    Low precision would bias the draw and the confidence: both are float64 (arXiv:2409.02908), a few positions at a
-    time.
-
-    Args:
-        config: a `ShirgGenerationConfig` with `mask_token_id` and `suppress_tokens`.
-        generator: source of the draws; `None` is torch's default. With a list, one generator per row, a row draws for
-            its own masked positions alone, so a row of a batch draws the numbers that it draws alone.
+    Low precision would bias the draw and the confidence: both are float64 (arXiv:2409.02908). With a list of
+    generators, one per row, a row of a batch draws the numbers that it draws alone.
     """
 
     def __init__(self, config: GenerationConfig, generator: torch.Generator | list[torch.Generator] | None = None):
@@ -99,12 +91,9 @@ class DenoisingStep:
         """The response after the step.
 
         Args:
-            response_BR: the response before.
-            positions_BM: positions of the logits, as `masked_positions` orders them: the first `num_masked[b]` of row
-                b are masked.
+            positions_BM: positions of the logits; the first `num_masked[b]` of row b are masked.
             logits_BMV: overwritten.
             counts_B: how many positions of each row to fill, more where predictions reach `confidence_threshold`.
-            num_masked: see `positions_BM`.
         """
         tokens_BM, confidence_BM = self.predict(logits_BMV, num_masked)
         counts_B = counts_B.to(response_BR.device)
@@ -156,16 +145,13 @@ class DenoisingStep:
 
 
 def masked_positions(masked_BL: torch.Tensor, most: int) -> torch.LongTensor:
-    """The indices of each row's masked positions, ascending, `(B, most)`; a row with fewer goes on with others.
-
-    `most` is the largest number of masked positions in a row, which the caller knows without asking the device.
-    """
+    """The indices of each row's masked positions, ascending, `(B, most)`; a row with fewer goes on with others."""
     return masked_BL.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
 
 
 def select_positions(confidence_BM: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
     """The `counts_B[b]` positions of row b with the largest confidence, as a boolean `(B, M)`, but none of -inf. Ties
-    go to the lower index, so the choice does not depend on the device's sorting."""
+    go to the lower index."""
     order_BM = confidence_BM.sort(dim=-1, descending=True, stable=True).indices
     rank_BM = order_BM.argsort(dim=-1)
     return (rank_BM < counts_B[:, None]) & (confidence_BM != -torch.inf)

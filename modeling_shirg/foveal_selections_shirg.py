@@ -2,8 +2,7 @@
 `shirg-adaptive`, and the coordinate embedding.
 
 All are SHIRG's own definitions. The merging follows the idea of ToMe (Bolya et al., 2210.09461), not its algorithm.
-Everything a selection decides is float32 and made of sorts, sums and products of single numbers, so it depends neither
-on the batch nor on autocast. Only `adaptive` synchronises with the device. Ties go to the lower index.
+Ties go to the lower index.
 
 Shape suffixes: V views, N patches of one view (N = side * side, raster order), K tokens, D vision width, P pixels per
 side, H and W rows and columns, F any number of features.
@@ -99,12 +98,10 @@ def edge_scores(view: ViewTokens, config: Any) -> torch.Tensor:
     (`patch_edges`). Every term is min-max normalised.
     """
     scores_N = _relevance_term(view, config) + config.variance_weight * min_max(local_variance(view.features))
-    return scores_N if config.edge_weight == 0.0 else scores_N + config.edge_weight * min_max(view.edges.float())
+    return scores_N + config.edge_weight * min_max(view.edges.float())
 
 
 def _relevance_term(view: ViewTokens, config: Any) -> torch.Tensor:
-    if config.text_weight == 0.0:
-        return torch.zeros(len(view.features), device=view.features.device)
     return config.text_weight * min_max((view.attention if view.relevance is None else view.relevance).float())
 
 
@@ -132,7 +129,7 @@ def local_variance(features_ND: torch.Tensor) -> torch.Tensor:
 def center_distance(features_ND: torch.Tensor) -> torch.Tensor:
     """Distance of each patch to the centre of the view in patches, float32 (N,)."""
     side = view_side(len(features_ND))
-    row_N, column_N = _rows_and_columns(side, features_ND.device)
+    row_N, column_N = rows_and_columns(side, features_ND.device)
     middle = (side - 1) / 2
     return ((row_N - middle).square() + (column_N - middle).square()).sqrt()
 
@@ -156,16 +153,16 @@ def patch_edges(pixels_V3PP: torch.Tensor, patch_size: int) -> torch.Tensor:
     return energy_VHW.unflatten(1, (side, patch_size)).unflatten(3, (side, patch_size)).mean((2, 4)).flatten(1)
 
 
-def block_ids(side: int, device: torch.device, block: int = BLOCK) -> torch.Tensor:
-    """Which `block` x `block` block each patch is in, int64 (N,); the last of a row or column may be smaller."""
-    row_N, column_N = _rows_and_columns(side, device)
-    return row_N // block * side + column_N // block
+def block_ids(side: int, device: torch.device) -> torch.Tensor:
+    """The 4x4 block that each patch is in, int64 (N,); the last of a row or column may be smaller."""
+    row_N, column_N = rows_and_columns(side, device)
+    return row_N // BLOCK * side + column_N // BLOCK
 
 
-def region_ids(side: int, device: torch.device, regions: int = REGIONS) -> torch.Tensor:
-    """Which of `regions` x `regions` regions of the view each patch is in, int64 (N,); a small grid has fewer."""
-    row_N, column_N = _rows_and_columns(side, device)
-    return row_N * regions // side * regions + column_N * regions // side
+def region_ids(side: int, device: torch.device) -> torch.Tensor:
+    """Which of 4x4 regions of the view each patch is in, int64 (N,); a small grid has fewer."""
+    row_N, column_N = rows_and_columns(side, device)
+    return row_N * REGIONS // side * REGIONS + column_N * REGIONS // side
 
 
 def keeping_order(scores_N: torch.Tensor, groups_N: torch.Tensor | None = None) -> torch.Tensor:
@@ -198,26 +195,19 @@ def neighbor_pairs(kept_N: torch.Tensor, scores_N: torch.Tensor, threshold: floa
     """
     own_N = torch.arange(len(scores_N), device=scores_N.device)
     partner_N, free_N = own_N.clone(), kept_N.clone()
-    for first, second in _neighbor_rounds(own_N):
+    grid_HW = _on_grid(own_N)
+    across = [(grid_HW[:, start:-1:2].flatten(), grid_HW[:, start + 1 :: 2].flatten()) for start in (0, 1)]
+    down = [(grid_HW[start:-1:2].flatten(), grid_HW[start + 1 :: 2].flatten()) for start in (0, 1)]
+    for first, second in across + down:
         close = (scores_N[first] - scores_N[second]).abs() < threshold
         paired = close & free_N[first] & free_N[second]
-        partner_N[first], partner_N[second] = (
-            torch.where(paired, second, partner_N[first]),
-            torch.where(paired, first, partner_N[second]),
-        )
-        free_N[first], free_N[second] = free_N[first] & ~paired, free_N[second] & ~paired
+        partner_N[first] = torch.where(paired, second, partner_N[first])
+        partner_N[second] = torch.where(paired, first, partner_N[second])
+        free_N = free_N & (partner_N == own_N)
     gap_N = (scores_N - scores_N[partner_N]).abs().masked_fill(partner_N <= own_N, torch.inf)
     rank_N = _scattered(own_N, gap_N.argsort(stable=True))
     begins_N = (partner_N > own_N) & (rank_N < most)
     return torch.where(begins_N | begins_N[partner_N], partner_N, own_N)
-
-
-def _neighbor_rounds(own_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Four rounds of (first, second) patches that are neighbours; within a round no patch comes twice."""
-    grid_HW = _on_grid(own_N)
-    across = [(grid_HW[:, start:-1:2].flatten(), grid_HW[:, start + 1 :: 2].flatten()) for start in (0, 1)]
-    down = [(grid_HW[start:-1:2].flatten(), grid_HW[start + 1 :: 2].flatten()) for start in (0, 1)]
-    return across + down
 
 
 def _merged(scores_N: torch.Tensor, order_N: torch.Tensor, budget: int, threshold: float) -> Selection:
@@ -237,7 +227,7 @@ def _merged(scores_N: torch.Tensor, order_N: torch.Tensor, budget: int, threshol
 def _summarised(
     scores_N: torch.Tensor, order_N: torch.Tensor, regions_N: torch.Tensor, num_regions: int, budget: int
 ) -> Selection:
-    """`mixed` given the keeping order; needs a budget of at least one token per region."""
+    """`mixed` given the keeping order."""
     place_N = torch.arange(len(scores_N), device=scores_N.device)
     # How many tokens there are if the patches up to each place are kept: a complete region has no summary.
     completes_N = _first_of_groups(regions_N[order_N].flip(0)).flip(0)
@@ -251,25 +241,16 @@ def _summarised(
     return Selection(indices_K, scores_N, _rows_of_sum_1(weights_KN))
 
 
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero; the model's `_init_weights` knows it by its class."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
 class CoordinateEmbedding(nn.Module):
     """Embedding of a token's box in the image, added to its feature before the projector: two linear layers.
 
-    The last layer starts at zero, so the embedding changes nothing until it is trained.
+    The model's `_init_weights` sets the last layer to zero, so the embedding changes nothing until it is trained.
     """
 
     def __init__(self, feature_size: int, hidden_size: int = 128):
         super().__init__()
         self.linear_in = nn.Linear(4, hidden_size)
-        self.linear_out = ZeroLinear(hidden_size, feature_size)
+        self.linear_out = nn.Linear(hidden_size, feature_size)
 
     def forward(self, boxes: torch.Tensor) -> torch.Tensor:
         """Boxes (x, y, w, h) in 0..1, shape (..., 4), to embeddings of shape (..., D)."""
@@ -288,7 +269,7 @@ def _on_grid(values: torch.Tensor) -> torch.Tensor:
     return values.unflatten(0, (view_side(len(values)), -1))
 
 
-def _rows_and_columns(side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rows_and_columns(side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and column of each patch, int64 (N,) each."""
     own_N = torch.arange(side * side, device=device)
     return own_N // side, own_N % side
@@ -302,7 +283,7 @@ def _window_sums(values_HWF: torch.Tensor) -> torch.Tensor:
 
 
 def _scattered(values_N: torch.Tensor, order_N: torch.Tensor) -> torch.Tensor:
-    """Values in the order `order_N` of the patches, back in raster order, (N,)."""
+    """Values in the order `order_N` of the patches, put back in raster order, (N,)."""
     return torch.empty_like(values_N).scatter_(0, order_N, values_N)
 
 

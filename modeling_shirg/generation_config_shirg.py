@@ -115,8 +115,7 @@ class ShirgGenerationConfig(GenerationConfig):
         remasking (`"low_confidence"`, `"random"`, `"entropy"` or `"margin"`, defaults to `"low_confidence"`): which
             predictions a step keeps, see `CONFIDENCES`.
         confidence_threshold (`float`, *optional*): a step also keeps every prediction of at least this probability, in
-            (0, 1], beyond the schedule: fewer forwards, at the risk that predictions do not fit each other (Fast-dLLM,
-            arXiv:2505.22618).
+            (0, 1]: fewer forwards, at the risk that predictions do not fit each other (Fast-dLLM, arXiv:2505.22618).
         stop_at_eos (`bool`, defaults to `False`): when everything before an end-of-text token is filled, the masks
             after it become end-of-text without further forwards. The text up to there stays the same.
         do_sample (`bool`, defaults to `False`): draw tokens instead of taking the most probable one.
@@ -131,15 +130,13 @@ class ShirgGenerationConfig(GenerationConfig):
         dual_cache (`bool`, defaults to `False`): within a block, compute only the block's tokens after its first step,
             on the keys and values that the rest of the response had then (Fast-dLLM): an approximation.
         compile_config (`CompileConfig` or `dict`, *optional*): run denoising steps under `torch.compile` with these
-            arguments. The first answer of a length waits for the compiler. Not saved with a model.
+            arguments. Not saved with a model.
         suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token.
         return_dict_in_generate (`bool`, defaults to `False`): return a `ShirgGenerationOutput` instead of ids.
         output_history (`bool`, defaults to `False`): also return the response after every step.
         output_selection (`bool`, defaults to `False`): also return which image tokens were kept, and their scores.
         bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): `None` is the model config's.
 
-    Raises:
-        ValueError: an unknown argument, or values that cannot work together; the message names them.
     """
 
     def __init__(self, **kwargs):

@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file, logging
 
+from .adapters_shirg import HUB_ARGUMENTS
 from .denoising_shirg import DenoisingStep, masked_positions, transfer_table
 from .generation_config_shirg import ShirgGenerationConfig, overridden_fields
 from .image_inputs_shirg import IMAGE_INPUTS
@@ -32,32 +33,26 @@ logger = logging.get_logger(__name__)
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
 # Speed only: on a CPU the LM head is twice as slow for 12 rows as for 16, so 4 to 15 rows are padded to 16.
 _PRODUCT_ROWS, _FEW_ROWS = 16, 3
-# Arguments of `from_pretrained` that find generation_config.json beside the weights.
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
 class ShirgGenerationOutput(ModelOutput):
-    """
-    Args:
-        sequences (`torch.LongTensor` of shape `(B, P + R)`): prompt and response ids; `(B, R)`, the response alone,
-            when the prompt was given as `inputs_embeds` only.
-        forwards (`int`): number of denoising forwards; the prefix pass is not one.
-        tokens_per_forward (`torch.FloatTensor` of shape `(B,)`): masks of the first response, per denoising forward.
-        history (`torch.LongTensor` of shape `(forwards, B, R)`, *optional*): the response after each forward.
-        kept_indices, scores (*optional*): those of `ShirgImageOutput`, with `output_selection=True`.
-        prefix_bytes (`list[int]`, *optional*): bytes of the prompt's keys and values in each layer.
-        prefix_lengths (`torch.LongTensor` of shape `(layers, B)`, *optional*): number of prompt positions that each
-            row keeps in each layer, padding not counted. Without `use_cache` there is neither.
-    """
+    """What `generate` returns with `return_dict_in_generate=True`."""
 
+    # Prompt and response ids, (B, P + R); the response alone, (B, R), where the prompt was given as embeddings only.
     sequences: torch.LongTensor | None = None
+    # Number of denoising forwards; the prefix pass is not one.
     forwards: int | None = None
+    # Masks of the first response per denoising forward, (B,).
     tokens_per_forward: torch.FloatTensor | None = None
+    # The response after each forward, (forwards, B, R), with `output_history=True`.
     history: torch.LongTensor | None = None
-    kept_indices: Any = None
-    scores: Any = None
+    # Those of `ShirgImageOutput`, with `output_selection=True`.
+    kept_indices: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+    # Bytes of the prompt's keys and values in each layer; `None` without `use_cache`.
     prefix_bytes: list[int] | None = None
+    # Number of prompt positions, without padding, that each row keeps in each layer, (layers, B).
     prefix_lengths: torch.LongTensor | None = None
 
 
@@ -72,12 +67,7 @@ class _Prompt:
 
 
 class ShirgLavidaGenerationMixin:
-    """`generate` for a bidirectional language model behind a vision prefix; a base before `PreTrainedModel`.
-
-    The model provides `model.prepare_inputs_embeds(input_ids, **image_inputs) -> (inputs_embeds_BPD, image_outputs)`,
-    where `image_outputs` is `None` or a `ShirgImageOutput`; `model.language_model`, which takes `is_causal` and is
-    bidirectional; `model.get_input_embeddings()`; and `lm_head`.
-    """
+    """`generate` for a bidirectional language model behind a vision prefix; a base before `PreTrainedModel`."""
 
     generation_config_class = ShirgGenerationConfig
 
@@ -130,9 +120,6 @@ class ShirgLavidaGenerationMixin:
         Returns:
             Ids `(B, P + R)`, or `(B, R)` when only `inputs_embeds` were given; a `ShirgGenerationOutput` with
             `return_dict_in_generate=True`.
-
-        Raises:
-            ValueError: unknown arguments, or shapes and values that do not fit; the message names them.
         """
         # 0. Prepare
         ids = {"input_ids": input_ids, "draft_ids": draft_ids, "inputs_embeds": inputs_embeds}
@@ -237,9 +224,7 @@ class ShirgLavidaGenerationMixin:
         if input_ids is None and inputs_embeds is None:
             raise ValueError("generate needs input_ids or inputs_embeds.")
         if input_ids is not None:
-            if input_ids.ndim != 2:
-                raise ValueError(f"input_ids must have the shape (B, P), got {tuple(input_ids.shape)}.")
-            _check_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0])
+            _check_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0], dimensions=(2,))
         if inputs_embeds is None:
             return self.model.prepare_inputs_embeds(input_ids, **images)
         given = sorted(name for name, value in images.items() if value is not None)
@@ -278,10 +263,7 @@ class ShirgLavidaGenerationMixin:
         response_positions_BR = last_B[:, None] + 1 + torch.arange(response_length, device=device)
         length = int(last_B.max()) + 1 + response_length
         if known is not None and length > known:
-            logger.warning_once(
-                f"Prompt and response are {length} tokens long; the language model knows {known} positions, so the "
-                "answer may make no sense."
-            )
+            logger.warning_once(f"The answer may make no sense: {length} tokens, but {known} positions are known.")
         return _Prompt(embeds_BPD, None if mask_BP.all() else mask_BP, positions_BP, response_positions_BR)
 
     def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> PrefixCache:
@@ -339,7 +321,7 @@ class ShirgLavidaGenerationMixin:
             self.generation_config = ShirgGenerationConfig(**generation_config.to_diff_dict())
         elif pretrained_model_name_or_path is not None:
             # A file that is there and cannot be read is an error.
-            hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             silent = {"_raise_exceptions_for_missing_entries": False}
             if cached_file(pretrained_model_name_or_path, "generation_config.json", **hub, **silent) is not None:
                 self.generation_config = ShirgGenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
@@ -351,9 +333,9 @@ def _check_types(kind: type, **arguments: Any) -> None:
             raise TypeError(f"{name} must be a {kind.__name__}, got {value!r:.100}.")
 
 
-def _check_ids(name: str, ids: torch.Tensor, size: int) -> None:
-    if ids.ndim not in (1, 2) or ids.is_floating_point():
-        raise ValueError(f"{name} must hold integer ids, got {ids.dtype} {tuple(ids.shape)}.")
+def _check_ids(name: str, ids: torch.Tensor, size: int, dimensions: tuple[int, ...] = (1, 2)) -> None:
+    if ids.ndim not in dimensions or ids.is_floating_point():
+        raise ValueError(f"{name} must hold integer ids of {dimensions} axes, got {ids.dtype} {tuple(ids.shape)}.")
     if ids.numel() and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
             f"{name} hold ids from {ids.min()} to {ids.max()}, the model has 0 to {size - 1}: are they of its "

@@ -1,8 +1,7 @@
 """SHIRG-LaViDa: a masked-diffusion vision-language model with selection of visual tokens under a fixed budget.
 
-The way of one question: views -> vision tower -> selection -> projector -> (base views only) bilinear pooling ->
-spliced into the prompt (backbone_shirg.py) -> bidirectional language model -> denoising loop
-(generation_shirg_lavida.py). This file holds the forward pass and the training loss.
+backbone_shirg.py leads from views to prompt embeddings, generation_shirg_lavida.py from the prompt to an answer. This
+file holds the forward pass and the training loss.
 
 Shape suffixes: B prompts, L prompt tokens, C language model width, M masked answer tokens.
 """
@@ -24,18 +23,14 @@ from .prefix_cache_shirg import CACHE_ARGUMENT
 
 @dataclass
 class ShirgLavidaOutput(CausalLMOutputWithPast):
-    """Output of the model: that of transformers' causal language models, and what follows.
+    """The output of transformers' causal language models, with what training and selection report.
 
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): with labels.
-        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): token logits, or of the kept positions only; with
-            labels `(M, vocab_size)`, those of the masked positions in row-major order.
-        masked_positions (`torch.BoolTensor` of shape `(2 * B, L)`, *optional*): with labels, which answer tokens were
-            masked, in the first use of every example and in the second.
-        kept_indices, scores (*optional*): see `ShirgImageOutput`; with `output_selection=True`.
+    With labels `logits` is `(M, vocab_size)`, at the masked positions in row-major order.
     """
 
+    # Which answer tokens were masked, in the first use of every example and in the second, (2 * B, L), with labels.
     masked_positions: torch.BoolTensor | None = None
+    # Those of `ShirgImageOutput`, with `output_selection=True`.
     kept_indices: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
 
@@ -158,11 +153,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         attention_mask: torch.Tensor | None,
         position_ids: torch.LongTensor | None,
     ) -> tuple[torch.BoolTensor, torch.Tensor, torch.Tensor | None, torch.LongTensor | None]:
-        """Both uses of every example: masked positions (2B, L), embeddings, attention mask and positions of 2B rows.
-
-        Raises:
-            ValueError: shapes do not fit, there is nothing to predict, or a 4D mask meets `prefix_lm_loss`.
-        """
+        """Both uses of every example: masked positions (2B, L), embeddings, attention mask and positions of 2B rows."""
         if labels.shape != inputs_embeds.shape[:2]:
             raise ValueError(f"labels {tuple(labels.shape)} do not fit prompts of {tuple(inputs_embeds.shape[:2])}.")
         if mask_noise is None:
@@ -187,11 +178,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         return masked_2BL, inputs_embeds, attention_mask, position_ids
 
     def _prepared_mask(self, mask_BHLL: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """A 4D attention mask as every attention kernel that takes one reads it: what is added to the scores.
-
-        Raises:
-            ValueError: the mask is neither bool nor floating-point, or flash attention would ignore it.
-        """
+        """A 4D attention mask as what is added to the scores, which eager attention and SDPA read alike."""
         language_config = self.model.language_model.config
         if is_flash_attention_requested(language_config):
             raise ValueError(
@@ -211,6 +198,3 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
 def _kept_positions(hidden_BLC: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The last `logits_to_keep` positions, or these positions; 0 is all (transformers' own is of 5.22)."""
     return hidden_BLC[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
-
-
-__all__ = ["ShirgLavidaForConditionalGeneration", "ShirgLavidaModel", "ShirgLavidaPreTrainedModel"]

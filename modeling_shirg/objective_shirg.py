@@ -21,11 +21,7 @@ def masked_ratio(t_B: torch.Tensor) -> torch.Tensor:
 
 
 def check_draws(labels_BL: torch.LongTensor, t_B: torch.Tensor | None, noise_BL: torch.Tensor | None) -> None:
-    """The caller's diffusion times and draws fit the labels; `None` is what the model draws itself.
-
-    Raises:
-        ValueError: a shape differs, or a value is not finite or outside 0..1.
-    """
+    """Raises a `ValueError` unless the caller's diffusion times and draws fit the labels."""
     needed = {"diffusion_time": (t_B, labels_BL.shape[:1]), "mask_noise": (noise_BL, labels_BL.shape)}
     for name, (values, shape) in needed.items():
         if values is None:
@@ -82,7 +78,7 @@ def prefix_lm_mask(labels_BL: torch.LongTensor, attention_mask_BL: torch.Tensor 
 def additive_mask(sees_BHLL: torch.BoolTensor, like: torch.Tensor) -> torch.Tensor:
     """What attention adds to its scores, 0 where seen and the least number elsewhere, in the dtype of `like`.
 
-    Every kernel that takes a 4D mask reads this one alike; a bool one is added as 1 and 0 by eager attention.
+    Eager attention would add a bool mask as 1 and 0.
     """
     hidden_BHLL = ~sees_BHLL.to(like.device)
     return torch.zeros_like(hidden_BHLL, dtype=like.dtype).masked_fill(hidden_BHLL, torch.finfo(like.dtype).min)
@@ -110,12 +106,9 @@ def diffusion_loss(
         masked_2BL: what `complementary_masks` returned.
         t_B: diffusion time of each example.
         weighting: `"none"` is the plain mean over all masked tokens, as in LaViDa's code. `"inverse_t"` is LLaDA's
-            (2502.09992, eq. 5): each token over the ratio it was masked with, each row over its number of targets.
-            Unbiased over t but for two things, because `complementary_masks` masks with slightly other probabilities
-            than that ratio p(t). The position of the row's least draw is masked even where the draw is above p, which
-            adds (1 - p)^L / L to every position's probability: too large by 16% for rows of L = 12 (prompt and
-            padding count), by 0.3% for 200. The second use masks with 1 - p(t), less than the p(1 - t) that it is
-            divided by because of the floor `MIN_RATIO`: too small by 0.3% at any length.
+            (2502.09992, eq. 5): each token over the ratio it was masked with, each row over its number of targets. The
+            mean over t is too large by 16% for rows of 12 tokens and by 0.3% for 200, because a row's least draw is
+            always masked, and too small by 0.3% at any length, because the second use knows no floor `MIN_RATIO`.
     """
     losses_M = token_losses(logits_MV, labels_BL, masked_2BL)
     if weighting == "none":
