@@ -153,7 +153,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         attention_mask: torch.Tensor | None,
         position_ids: torch.LongTensor | None,
     ) -> tuple[torch.BoolTensor, torch.Tensor, torch.Tensor | None, torch.LongTensor | None]:
-        """Both uses of every example: masked positions (2B, L), embeddings, attention mask and positions of 2B rows."""
+        """Both uses of every example, 2B rows: masked positions, embeddings, attention mask and positions."""
         if labels.shape != inputs_embeds.shape[:2]:
             raise ValueError(f"labels {tuple(labels.shape)} do not fit prompts of {tuple(inputs_embeds.shape[:2])}.")
         if mask_noise is None:
