@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .adapters_shirg import Adapter, activate, attach, resolve
 from .configuration_shirg_lavida import ShirgLavidaConfig
-from .foveal_selections_shirg import CoordinateEmbedding, patch_edges
+from .foveal_selections_shirg import CoordinateEmbedding, ZeroLinear, patch_edges
 from .image_inputs_shirg import ImageInputs, ShirgImageOutput
 from .published_selections_shirg import METHODS
 from .quantization_shirg import language_model_only
@@ -69,9 +69,9 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, FovealPositionEmbedding):
             init.copy_(module.weight, module.interpolated_base())
-        elif isinstance(module, CoordinateEmbedding):
-            init.zeros_(module.linear_out.weight)
-            init.zeros_(module.linear_out.bias)
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, ShirgLavidaModel):
             init.normal_(module.image_newline, std=module.image_newline.numel() ** -0.5)
         else:
@@ -267,7 +267,6 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             needs: fields of `ViewTokens` to fill besides `features`.
             text_relevance: how patches are compared with the question; by default the config's way.
             calibrated: whether the signals are corrected as the config's calibration says.
-            image_inputs: fields of `ImageInputs`.
         """
         config, images = self.config, ImageInputs.collect(image_inputs)
         if not config.selects:
@@ -288,8 +287,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     def _image_features(self, images: ImageInputs, question_ILC: torch.Tensor | None) -> ShirgImageOutput:
         config, method = self.config, self.method
         self._check_views(images)
-        assert images.dropped_tokens is None or config.selects, "the preset selects no tokens to draw among"
-        assert images.selection_noise is None or (method is not None and method.ranks), "the preset ranks no patches"
+        assert images.dropped_tokens is None or config.selects, "the training's collator checks this"
+        if images.selection_noise is not None and (method is None or not method.ranks):
+            raise ValueError(f"selection_noise was given, but preset {config.prune_method!r} ranks no patches.")
         if not config.selects:
             return ShirgImageOutput(image_tokens=self._all_tokens(images))
         global_ITC = None

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig
 
-# ---------------------------------------------------------------- how many tokens per step
 # Monotone maps of [0, 1] onto itself; `None` is not a map, see `transfer_counts`. The logit-normal map is the
 # distribution function of the standard logit-normal.
 SCHEDULES: dict[str | None, Callable[[torch.Tensor, float], torch.Tensor] | None] = {
@@ -29,9 +28,6 @@ def transfer_counts(num_masks: int, steps: int, schedule: str | None = None, shi
     With a schedule f: the differences of `int(f(i / steps) * num_masks)`, at least 1 each, the surplus taken back one
     at a time from the entries above 1 in turn, and the whole reversed; at most `num_masks` steps. f is evaluated in
     float32 on the CPU: the truncation makes the counts depend on the precision.
-
-    Returns:
-        At most `steps` counts >= 0 that sum to `num_masks`.
     """
     if schedule is None:
         return [num_masks // steps + (step < num_masks % steps) for step in range(steps)]
@@ -59,7 +55,6 @@ def transfer_table(
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
 
 
-# ---------------------------------------------------------------- which tokens
 # Confidence of predicted tokens from the probabilities at their positions, by `remasking`; a step keeps the largest.
 # `margin` is the distance of the two largest probabilities, `None` a uniform draw.
 CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
@@ -157,7 +152,6 @@ def select_positions(confidence_BM: torch.Tensor, counts_B: torch.Tensor) -> tor
     return (rank_BM < counts_B[:, None]) & (confidence_BM != -torch.inf)
 
 
-# ---------------------------------------------------------------- where an answer ends
 def end_answers(response_BR: torch.LongTensor, mask_token_id: int, end_ids: Sequence[int]) -> torch.LongTensor:
     """The response with `end_ids[0]` in place of masks, in rows where all masks come after an end-of-text."""
     if not end_ids:

@@ -17,9 +17,6 @@ from torch.nn import functional as F
 
 from .selection_shirg import Selection, ViewTokens, min_max, selection_method, shirg_scores, top_k
 
-# ITU-R 601, the grey of PIL's mode "L".
-_GREY = (0.299, 0.587, 0.114)
-
 # `shirg-fixed` covers blocks of 4x4 patches, `shirg-mixed` 4x4 regions of the view.
 BLOCK = 4
 REGIONS = 4
@@ -33,10 +30,9 @@ def fixed(view: ViewTokens, budget: int, config: Any) -> Selection:
        `coverage=False` leaves the blocks out.
     2. The first `budget` patches are kept.
     3. Kept neighbours whose scores differ by less than `merge_threshold` become pairs (`neighbor_pairs`), each one
-       token: the mean of both, placed at the better patch. A patch is in at most one pair. `merging=False` ends here.
-    4. Each pair frees a place, which the next patch in keeping order takes. Patches that refill are not merged.
-
-    There are at most as many pairs as patches to refill from; among more pairs, those of the closest scores merge.
+       token: the mean of both, placed at the better patch. `merging=False` ends here.
+    4. Each pair frees a place, which the next patch in keeping order takes. Patches that refill are not merged, so
+       there are at most as many pairs as patches to refill from.
     """
     scores_N = distance_scores(view, config)
     blocks_N = block_ids(view_side(len(scores_N)), scores_N.device)
@@ -53,10 +49,8 @@ def mixed(view: ViewTokens, budget: int, config: Any) -> Selection:
     The view has 4x4 regions. The patches are put in keeping order: the best of each region, best first, then all
     others, best first (`coverage=False` leaves the regions out). The first n patches are kept, and each region that
     drops a patch gets one summary token, the mean of its dropped patches, placed at the best of them. n is the largest
-    number for which both together are `budget` tokens. One more kept patch costs one more token, or none where the
-    patch is the last of its region and replaces the summary, so such an n always exists.
-
-    `summaries=False`, or a budget below two tokens per region, keeps the first `budget` patches in keeping order.
+    number for which both together are `budget` tokens. `summaries=False`, or a budget below two tokens per region,
+    keeps the first `budget` patches in keeping order.
     """
     scores_N = edge_scores(view, config)
     side = view_side(len(scores_N))
@@ -114,10 +108,7 @@ def neighbor_similarity(features_ND: torch.Tensor) -> torch.Tensor:
 
 
 def local_variance(features_ND: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of the patches in each 3x3 window to their mean, float32 (N,).
-
-    A window at the border is cut to the patches that exist.
-    """
+    """Mean squared distance of the patches in each 3x3 window, cut at the border, to their mean, float32 (N,)."""
     # A variance does not change with the origin; with one patch there, equal features have exactly none.
     features_HWD = _on_grid(features_ND.float() - features_ND[:1].float())
     num_HW1 = _window_sums(torch.ones_like(features_HWD[..., :1]))
@@ -138,12 +129,11 @@ def center_distance(features_ND: torch.Tensor) -> torch.Tensor:
 def patch_edges(pixels_V3PP: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Edge density of every patch, float32 (V, N): the mean of gx^2 + gy^2 by the 3x3 Sobel operator.
 
-    The grey is that of the normalised pixels. Border pixels are repeated outside the view. Pixels at the right and the
-    bottom that no patch covers are ignored.
+    Border pixels are repeated outside the view. Pixels at the right and the bottom that no patch covers are ignored.
     """
     side = min(pixels_V3PP.shape[-2:]) // patch_size
     red_VHW, green_VHW, blue_VHW = pixels_V3PP.float()[..., : side * patch_size, : side * patch_size].unbind(1)
-    grey_VHW = _GREY[0] * red_VHW + _GREY[1] * green_VHW + _GREY[2] * blue_VHW
+    grey_VHW = 0.299 * red_VHW + 0.587 * green_VHW + 0.114 * blue_VHW  # ITU-R 601, as PIL's mode "L"
     padded = F.pad(grey_VHW[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     smooth_down = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     smooth_across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
@@ -166,11 +156,7 @@ def region_ids(side: int, device: torch.device) -> torch.Tensor:
 
 
 def keeping_order(scores_N: torch.Tensor, groups_N: torch.Tensor | None = None) -> torch.Tensor:
-    """All patches in the order in which they are kept, int64 (N,).
-
-    Best first; with `groups_N` the best patch of each group comes before all others, so that the first K patches touch
-    as many groups as K patches can.
-    """
+    """All patches best first, int64 (N,); with `groups_N` the best patch of each group comes before all others."""
     order_N = scores_N.argsort(descending=True, stable=True)
     if groups_N is None:
         return order_N
@@ -178,7 +164,7 @@ def keeping_order(scores_N: torch.Tensor, groups_N: torch.Tensor | None = None) 
 
 
 def _first_of_groups(groups_N: torch.Tensor) -> torch.Tensor:
-    """Which elements are the first of their group, bool (N,)."""
+    """True at the first element of each group, bool (N,)."""
     by_group_N = groups_N.argsort(stable=True)
     grouped_N = groups_N[by_group_N]
     starts_N = torch.ones_like(groups_N, dtype=torch.bool)
@@ -191,7 +177,7 @@ def neighbor_pairs(kept_N: torch.Tensor, scores_N: torch.Tensor, threshold: floa
 
     A pair is two kept 4-neighbours whose scores differ by less than `threshold`. Pairs are made in four rounds: those
     that begin in even columns, in odd columns, in even rows, in odd rows. Of more than `most` pairs those of the
-    closest scores stay, and among equally close pairs those that begin first in raster order.
+    closest scores stay.
     """
     own_N = torch.arange(len(scores_N), device=scores_N.device)
     partner_N, free_N = own_N.clone(), kept_N.clone()
@@ -241,16 +227,20 @@ def _summarised(
     return Selection(indices_K, scores_N, _rows_of_sum_1(weights_KN))
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that the model's `_init_weights` sets to zero."""
+
+
 class CoordinateEmbedding(nn.Module):
     """Embedding of a token's box in the image, added to its feature before the projector: two linear layers.
 
-    The model's `_init_weights` sets the last layer to zero, so the embedding changes nothing until it is trained.
+    The last layer starts at zero, so the embedding changes nothing until it is trained.
     """
 
     def __init__(self, feature_size: int, hidden_size: int = 128):
         super().__init__()
         self.linear_in = nn.Linear(4, hidden_size)
-        self.linear_out = nn.Linear(hidden_size, feature_size)
+        self.linear_out = ZeroLinear(hidden_size, feature_size)
 
     def forward(self, boxes: torch.Tensor) -> torch.Tensor:
         """Boxes (x, y, w, h) in 0..1, shape (..., 4), to embeddings of shape (..., D)."""

@@ -232,6 +232,3 @@ class ShirgGenerationConfig(GenerationConfig):
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
         """Not supported: a model config holds no generation arguments, `PreTrainedModel` starts from the defaults."""
         raise NotImplementedError("ShirgGenerationConfig does not read generation arguments from a model config.")
-
-
-__all__ = ["GENERATION_DEFAULTS", "ShirgGenerationConfig"]

@@ -1,10 +1,8 @@
 """Generation by denoising: a response of fixed length starts as mask tokens and is filled block by block.
 
 The prompt (image tokens included) is encoded once, alone, into a key/value cache: the response sees the prompt and all
-of itself, the prompt never sees the response, so the cache stays valid for every step (LaViDa, arXiv:2505.16839). Each
-step predicts every masked position of the current block and keeps the most confident predictions; the rest stays
-masked (LLaDA, arXiv:2502.09992). `ShirgLavidaGenerationMixin.generate` has the order of the steps, denoising_shirg.py
-the arithmetic of one, prefix_cache_shirg.py the cache.
+of itself, the prompt never sees the response, so the cache stays valid for every step (LaViDa, arXiv:2505.16839).
+`generate` has the order of the steps, denoising_shirg.py the arithmetic of one, prefix_cache_shirg.py the cache.
 
 Shape suffixes: B batch, P prompt length, R response length, L block length, M positions that a step predicts, N tokens
 of a pass, D hidden size, V vocabulary.
@@ -98,8 +96,7 @@ class ShirgLavidaGenerationMixin:
             c. Record and stream the response.
         3. Return.
 
-        A row gives the tokens that it gives alone, however it is padded. Without `stop_at_eos` there is no handling
-        of the end-of-text token.
+        A row gives the tokens that it gives alone, however it is padded.
 
         Args:
             input_ids (`(B, P)`): the prompt, with image placeholders already expanded.
@@ -353,6 +350,3 @@ def _start_response(
     elif draft_ids.shape not in (shape, shape[1:]):
         raise ValueError(f"draft_ids must have the shape {shape[1:]} or {shape}, got {tuple(draft_ids.shape)}.")
     return draft_ids.to(device=device, dtype=torch.int64).expand(shape).clone()
-
-
-__all__ = ["ShirgGenerationOutput", "ShirgLavidaGenerationMixin"]

@@ -20,22 +20,6 @@ def masked_ratio(t_B: torch.Tensor) -> torch.Tensor:
     return (1 - MIN_RATIO) * t_B + MIN_RATIO
 
 
-def check_draws(labels_BL: torch.LongTensor, t_B: torch.Tensor | None, noise_BL: torch.Tensor | None) -> None:
-    """Raises a `ValueError` unless the caller's diffusion times and draws fit the labels."""
-    needed = {"diffusion_time": (t_B, labels_BL.shape[:1]), "mask_noise": (noise_BL, labels_BL.shape)}
-    for name, (values, shape) in needed.items():
-        if values is None:
-            continue
-        if values.shape != shape:
-            raise ValueError(
-                f"{name} has the shape {tuple(values.shape)}, labels of {tuple(labels_BL.shape)} need {tuple(shape)}: "
-                f"one value per {'example' if len(shape) == 1 else 'position'}, used for both halves."
-            )
-        if not ((values >= 0) & (values <= 1)).all():  # not a number is neither
-            low, high = values.min().item(), values.max().item()
-            raise ValueError(f"{name} must be finite and lie in 0..1, got values from {low} to {high}.")
-
-
 def first_masked(t_B: torch.Tensor, noise_BL: torch.Tensor) -> torch.BoolTensor:
     """Positions that are masked in the first use of every example if they are targets, bool (B, L)."""
     cutoff_B1 = torch.maximum(masked_ratio(t_B)[:, None], noise_BL.amin(-1, keepdim=True))

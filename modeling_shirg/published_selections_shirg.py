@@ -59,9 +59,8 @@ def topv(
 
     The cost of a source and a target patch is the sum of three terms, each scaled to 0..1: the L2 distance of the
     source's input to the target's layer-normed output, 1 - exp(-d^2 / 2 sigma^2) of their distance d on the grid, and,
-    weighted by `centre_weight`, the source's distance to the centre. A patch scores the mass that it gives. In a
-    balanced plan every source gives 1 / N, so this is the semi-relaxed plan: every target draws 1 / N from the sources
-    that are cheap for it.
+    weighted by `centre_weight`, the source's distance to the centre. Every target draws 1 / N from the sources that
+    are cheap for it (the semi-relaxed plan), and a patch scores the mass that it gives.
 
     The best patches are kept, and so is every fourth of the others in raster order, together the budget. Under a
     quarter of the patches that leaves no room for a best one: there the recovered patches lie further apart.
@@ -117,10 +116,10 @@ def visionzip(view: ViewTokens, budget: int, config: Any, *, contextual_share: f
 def vispruner(view: ViewTokens, budget: int, config: Any, *, attention_share: float = 0.5, pace: int = 8) -> Selection:
     """VisPruner (ICCV 2025, arXiv 2412.01818): a share by attention, the rest by removing near-duplicates.
 
-    What attention did not keep is split into every first and every second patch, in the order of attention as in the
-    authors' code. The `pace` patches of the first half that are most similar to any of the second half are dropped;
-    again with those that are left, until as many are left as the budget wants. Of equally similar patches the more
-    attended stays. (The authors' code reorders the patches after every pass; here they keep their order.)
+    What attention did not keep is split into every first and every second patch, in the order of attention. The `pace`
+    patches of the first half that are most similar to any of the second half are dropped; this is repeated until as
+    many are left as the budget wants. (The authors' code reorders the patches after every pass; here they keep their
+    order.)
     """
     important = int(budget * attention_share)
     attention_N = view.attention.float()
@@ -160,10 +159,8 @@ def cdpruner(view: ViewTokens, budget: int, config: Any) -> Selection:
 
     The kernel is diag(r) S diag(r), S the cosines of the features, r the relevance from 0 to 1 plus 1e-6, so that no
     patch is impossible; r is 1 without a question. A step keeps the patch that adds most to the log-determinant, the
-    largest pivot of an incremental Cholesky factor, in O(N K).
-
-    More patches than the features have dimensions leave no pivot but rounding errors, which the paper does not treat:
-    here the process then starts afresh among the patches that are left.
+    largest pivot of an incremental Cholesky factor. Where no pivot is left but rounding errors (more patches than
+    dimensions), which the paper does not treat, the process starts afresh among the patches that are left.
     """
     cosines_NN = _cosines(view.features)
     relevance_N = torch.ones_like(cosines_NN[0]) if view.relevance is None else min_max(view.relevance.float()) + 1e-6
