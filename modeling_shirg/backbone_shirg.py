@@ -102,7 +102,6 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         config: PreTrainedConfig,
         saved: PreTrainedConfig,
         output_loading_info: bool = False,
-        ignore_mismatched_sizes: bool = False,
         quantization_config: Any = None,
         **kwargs,
     ):
@@ -125,10 +124,9 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(path, *args, config=config, **kwargs)
         mismatched = {str(key[0]) for key in info["mismatched_keys"]}
         other = sorted(key for key in mismatched if "foveal_position_embedding" not in key)
-        if other and not ignore_mismatched_sizes:
+        if other:
             raise ValueError(f"{path} has tensors of other shapes than the config's, such as {', '.join(other[:3])}.")
-        missing = {str(key) for key in info["missing_keys"]} - set(other)
-        missing = sorted(key for key in missing if not any(name in key for name in derived))
+        missing = sorted(key for key in map(str, info["missing_keys"]) if not any(name in key for name in derived))
         if missing:
             raise ValueError(
                 f"{path} lacks {len(missing)} tensors that the config asks for, such as {', '.join(missing[:3])}. Is "
@@ -144,11 +142,9 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         is_trainable: bool = False,
         adapter_kwargs: dict | None = None,
     ) -> None:
-        """Load an adapter that fits this model, and use it alone from now on.
+        """Load an adapter that fits this model, from a folder or the Hub, and use it alone from now on.
 
         Args:
-            peft_model_id: folder or Hub id.
-            adapter_name: its name in this model, `"default"` by default.
             any_system: accept an adapter trained under another system of the same grids, with a warning.
             is_trainable: leave the adapter's weights trainable.
             adapter_kwargs: where on the Hub: `revision`, `token`, `cache_dir`, ...
@@ -158,7 +154,7 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         attach(self, peft_model_id, adapter_name or "default", is_trainable, hub)
 
     def set_adapter(self, adapter_name: list[str] | str) -> None:
-        """Use this adapter alone: modules that it does not replace are the base's, whatever other adapters replace."""
+        """Use one adapter alone. Modules that it does not replace are the base's, whatever other adapters replace."""
         if self._hf_peft_config_loaded and isinstance(adapter_name, str) and adapter_name in self.peft_config:
             activate(self, adapter_name, trainable=True)
         else:
@@ -462,8 +458,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     def _image_output(
         self, tokens_ITC: torch.Tensor, selections: list[Selection] | None, num_selected: int, num_patches: int
     ) -> ShirgImageOutput:
-        """The report, the views of each image side by side. A view that keeps less than its share (`adaptive`) leaves
-        the end of its share unused."""
+        """The report, the views of each image side by side; `adaptive` may leave the end of a view's share unused."""
         if selections is None:
             return ShirgImageOutput(image_tokens=tokens_ITC.unbind(0))
         views = self.config.num_selected_views
@@ -480,7 +475,6 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             image_tokens=tokens_ITC.unbind(0),
             kept_indices=kept_IK,
             scores=scores_IN,
-            probabilities=None if scores_IN is None else (scores_IN / self.config.selection_temperature).softmax(-1),
             used_tokens=used_IT,
         )
 
@@ -522,7 +516,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         return torch.full((len(pixels) // config.num_base_views,), length)
 
     def _image_rows(self, placeholder_BL: torch.Tensor, images: ImageInputs) -> torch.Tensor:
-        """The prompt that each image stands in, int64 (I,), after checking that every prompt holds whole images."""
+        """The prompt that each image stands in, int64 (I,). Prompts that do not hold whole images are an error."""
         lengths_I = self._image_lengths(images)
         counts_B = placeholder_BL.sum(-1).cpu()
         ends_I, ends_B = lengths_I.cumsum(0), counts_B.cumsum(0)

@@ -56,10 +56,10 @@ class ShirgGenerationOutput(ModelOutput):
 
 @dataclass
 class _Prompt:
-    """The constants of one call. `mask_BP` is `None` when nothing is padded: attention then needs no mask."""
+    """The prompt of one call, and the positions of the response after it."""
 
     embeds_BPD: torch.Tensor
-    mask_BP: torch.Tensor | None
+    mask_BP: torch.Tensor | None  # `None` where nothing is padded
     positions_BP: torch.Tensor
     response_positions_BR: torch.Tensor
 
@@ -99,19 +99,19 @@ class ShirgLavidaGenerationMixin:
         A row gives the tokens that it gives alone, however it is padded.
 
         Args:
-            input_ids (`(B, P)`): the prompt, with image placeholders already expanded.
-            attention_mask (`(B, P)`, *optional*): 0 marks padding, on either side. `None` is all ones.
-            inputs_embeds (`(B, P, D)`, *optional*): the prompt's embeddings, images included, instead of computing
-                them; `input_ids` then only lend their ids to the returned sequences.
-            position_ids (`(B, P)`, *optional*): by default they count the prompt's real tokens from 0. The response
-                goes on after the largest of a row.
+            input_ids: the prompt, with image placeholders already expanded, (B, P).
+            attention_mask: 0 marks padding, on either side, (B, P).
+            inputs_embeds: the prompt's embeddings, images included, (B, P, D); `input_ids` then only lend their ids to
+                the returned sequences.
+            position_ids: by default they count the prompt's real tokens from 0, (B, P). The response goes on after the
+                largest of a row.
             generation_config: replaces the model's; token ids that it leaves at `None` still come from the model.
-            streamer (*optional*): gets the prompt, the draft after each forward if it is a `TextDiffusionStreamer`,
-                and the response. Batch size 1 only.
-            generator (*optional*): source of randomness of `do_sample` and `remasking="random"`, or one per row; a row
-                with its own generator gives what it gives alone.
-            draft_ids (`(R,)` or `(B, R)`, *optional*): a response with gaps: mask ids are filled, all others stay.
-                Sets `max_new_tokens`. Each row follows the schedule of its own number of masks.
+            streamer: gets the prompt, the draft after each forward if it is a `TextDiffusionStreamer`, and the
+                response. Batch size 1 only.
+            generator: source of randomness of `do_sample` and `remasking="random"`, or one per row; a row with its own
+                generator gives what it gives alone.
+            draft_ids: a response with gaps, (R,) or (B, R): mask ids are filled, all others stay. Sets
+                `max_new_tokens`. Each row follows the schedule of its own number of masks.
             **kwargs: fields of `ShirgGenerationConfig`, which override it, and the image arguments of `forward`.
 
         Returns:

@@ -55,6 +55,8 @@ class ImageInputs:
         values = getattr(self, name)
         if values is None:
             return None
+        if not isinstance(values, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, as processor(..., {name}=...) returns it, got {values!r}.")
         distinct = sorted(set(values.flatten().tolist()))
         if len(distinct) != 1:
             raise ValueError(f"All images of a batch need the same {name}, got {distinct}.")
@@ -76,8 +78,6 @@ class ShirgImageOutput(ModelOutput):
     kept_indices: torch.LongTensor | None = None
     # The score of every patch, float32 (I, N); `None` for methods without a score.
     scores: torch.FloatTensor | None = None
-    # `softmax(scores / selection_temperature)`, (I, N).
-    probabilities: torch.FloatTensor | None = None
     # False at image tokens that stand for nothing, (I, T); `None` where all are used. Only `adaptive` leaves some.
     used_tokens: torch.BoolTensor | None = None
     # False at the placeholders of unused tokens, which attention must not see, (B, L).

@@ -45,9 +45,7 @@ class PrefixLayer(CacheLayerMixin):
 
     is_compileable = True
 
-    def __init__(
-        self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, room: int, stored: torch.dtype | None = None
-    ):
+    def __init__(self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, room: int, stored: torch.dtype | None):
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys_BGKE.dtype, keys_BGKE.device, True
         self.prompt_length, self.room, self.stored = keys_BGKE.shape[-2], room, stored
@@ -65,7 +63,7 @@ class PrefixLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (B, G, K + R, E) of the prompt and the response, with these in their place."""
+        """Keys and values (B, G, K + R, E) of the prompt and the response, with the given ones in their place."""
         if self.stored is not None:
             keys = _restore(self.keys, self.key_scales, self.dtype)
             values = _restore(self.values, self.value_scales, self.dtype)
@@ -144,7 +142,7 @@ def encode_prefix(
         for length in real_BP.sum(-1).tolist():  # raises before any work
             prefix_budget(ratio, num_layers, length)
     cache, hidden_BPD, scores_LBP = DynamicCache(config=language_model.config), embeds_BPD, []
-    mask = _attention_mask(language_model, embeds_BPD, mask_BP)
+    mask = create_bidirectional_mask(language_model.config, embeds_BPD, mask_BP, **{CACHE_ARGUMENT: None})
     rotary = language_model.rotary_emb(embeds_BPD, position_ids=position_ids_BP)
     for layer in language_model.layers:
         input_BPD = hidden_BPD
@@ -163,7 +161,8 @@ def encode_prefix(
         layer.keys = layer.values = None  # their memory is free for the next layer's
         layers.append(PrefixLayer(*states, room, dtype))
         mask_BK = F.pad(mask_BK, (0, room), value=True)
-        masks.append(_attention_mask(language_model, response_like_BRD, mask_BK, Cache(layers=layers[-1:])))
+        past = {CACHE_ARGUMENT: Cache(layers=layers[-1:])}
+        masks.append(create_bidirectional_mask(language_model.config, response_like_BRD, mask_BK, **past))
     rotary = language_model.rotary_emb(response_like_BRD, position_ids=position_ids_BR)
     return PrefixCache(layers, masks, rotary, kept_LBP.sum(-1))
 
@@ -266,13 +265,6 @@ def _survivors(kept_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return order_BP.gather(-1, slots_K.minimum(counts_B1 - 1)), slots_K < counts_B1
 
 
-def _attention_mask(
-    language_model: nn.Module, embeds_BND: torch.Tensor, mask_BK: torch.Tensor | None, past: Cache | None = None
-) -> torch.Tensor | None:
-    """The mask over a layer's keys as the model's attention takes it; `None` where all keys are seen."""
-    return create_bidirectional_mask(language_model.config, embeds_BND, mask_BK, **{CACHE_ARGUMENT: past})
-
-
 def _narrow(states: torch.Tensor, dtype: torch.dtype, dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The states as `dtype`, and the scales of int8, which are shared along `dim`."""
     if dtype.is_floating_point:
@@ -289,4 +281,4 @@ def _narrow(states: torch.Tensor, dtype: torch.dtype, dim: int) -> tuple[torch.T
 
 
 def _restore(stored: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    return stored.to(dtype) if scales is None else (stored * scales).to(dtype)
+    return (stored if scales is None else stored * scales).to(dtype)

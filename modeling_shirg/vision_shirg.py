@@ -78,7 +78,12 @@ class ShirgVisionTower(nn.Module):
         signals = {}
         with torch.no_grad(), full_precision(hidden_VND):
             if "attention" in needs:
-                signals["attention"] = self._attention(before_VND, hidden_VND)
+                if self.attention_source == "map":
+                    signals["attention"] = self.probe_attention(hidden_VND)
+                elif self.attention_source == "received":
+                    signals["attention"] = self.received_attention(before_VND)
+                else:
+                    signals["attention"] = hidden_VND.float().norm(dim=-1)
             if "inputs" in needs:
                 signals["inputs"] = before_VND.detach()
             if "keys" in needs:
@@ -87,31 +92,15 @@ class ShirgVisionTower(nn.Module):
                 signals["keys"] = keys_VND.float().unflatten(-1, (layer.self_attn.num_heads, -1)).mean(-2)
         return hidden_VND, signals
 
-    def _attention(self, before_VND: torch.Tensor, features_VND: torch.Tensor) -> torch.Tensor:
-        if self.attention_source == "map":
-            return self.probe_attention(features_VND)
-        if self.attention_source == "received":
-            return self.received_attention(before_VND)
-        return features_VND.float().norm(dim=-1)
-
     def _embed(self, pixels_V3PP: torch.Tensor, any_grid: bool) -> torch.Tensor:
         embeddings = self.vision_model.embeddings
         patches_VDgg = embeddings.patch_embedding(pixels_V3PP.to(embeddings.patch_embedding.weight.dtype))
         grid = patches_VDgg.shape[-1]
-        tables = {self.base_grid: embeddings.position_embedding}
-        if self.foveal_position_embedding is not None:
-            tables[self.foveal_position_embedding.grid] = self.foveal_position_embedding
-        positions_of = tables.get(grid)
-        if positions_of is None and any_grid:
-            positions_of = self.foveal_position_embedding
-        if positions_of is None:
-            raise ValueError(
-                f"A view of {pixels_V3PP.shape[-1]} pixels has {grid}x{grid} patches, but this model has position "
-                f"embeddings for {' and '.join(f'{side}x{side}' for side in tables)}. Use the processor that belongs "
-                "to this config."
-            )
+        foveal = self.foveal_position_embedding
+        positions_of = embeddings.position_embedding if grid == self.base_grid else foveal
+        assert any_grid or positions_of.num_embeddings == grid**2, f"no positions for {grid}x{grid} patches"
         positions_ND = positions_of(torch.arange(positions_of.num_embeddings, device=pixels_V3PP.device))
-        if grid not in tables:
+        if positions_of.num_embeddings != grid**2:
             positions_ND = resampled_positions(positions_ND, grid)
         return patches_VDgg.flatten(2).transpose(1, 2) + positions_ND.to(patches_VDgg.dtype)
 

@@ -18,8 +18,6 @@ from modeling_shirg.evaluation.selection_quality import (
     selection_quality,
 )
 from modeling_shirg.foveal_selections_shirg import (
-    CoordinateEmbedding,
-    ZeroLinear,
     adaptive,
     block_ids,
     center_distance,
@@ -87,7 +85,7 @@ def _view(side: int, seed: int = 0, levels: int | None = None, question: bool = 
 
 
 def _score_only(scores: torch.Tensor) -> tuple[ViewTokens, dict]:
-    """A view and the options with which the score of `fixed_selection` is `min_max(scores)`."""
+    """A view and options for `fixed_selection` whose score is `min_max(scores)`."""
     view = ViewTokens(torch.ones(len(scores), 2), relevance=scores)
     return view, {"text_weight": 1.0, "neighbor_weight": 0.0, "center_weight": 0.0}
 
@@ -154,12 +152,12 @@ def _same(first: Selection, second: Selection) -> bool:
 # Exact counts
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", (1, 2, 3, 5, *SIDES))
 @settings(max_examples=10)
 @given(data=st.data())
 def test_every_budget_is_met_exactly(side, data):
     patches = side * side
-    budget = data.draw(st.integers(1, patches) | st.integers(patches - 40, patches) | st.integers(1, 160))
+    budget = data.draw(st.integers(1, patches) | st.integers(max(patches - 40, 1), patches))
     levels = data.draw(st.sampled_from([None, 1, 4]))
     view = _view(side, data.draw(st.integers(0, 99)), levels, question=data.draw(st.booleans()))
     coverage, other = data.draw(st.booleans()), data.draw(st.sampled_from([True, True, False]))
@@ -167,34 +165,18 @@ def test_every_budget_is_met_exactly(side, data):
     _check(mixed_selection(view, budget, coverage=coverage, summaries=other), budget, patches)
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7])
-def test_every_budget_of_a_small_grid_is_met_exactly(side):
-    for levels in (None, 1, 3):
-        view = _view(side, side, levels)
-        for budget in range(1, side * side + 1):
-            for select in (fixed_selection, mixed_selection):
-                _check(select(view, budget), budget, side * side)
-
-
 @pytest.mark.parametrize("select", [fixed_selection, mixed_selection, adaptive_selection])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_selections_are_the_same_again_under_autocast_and_from_half_precision(select, dtype):
     view = _view(16, 3)
-    given_dtype = ViewTokens(
-        view.features.to(dtype), view.attention.to(dtype), view.relevance.to(dtype), edges=view.edges.to(dtype)
-    )
-    same_values = ViewTokens(
-        given_dtype.features.float(),
-        given_dtype.attention.float(),
-        given_dtype.relevance.float(),
-        edges=given_dtype.edges.float(),
-    )
-    expected = select(same_values, 100)
+    half = ViewTokens(**{name: None if value is None else value.to(dtype) for name, value in vars(view).items()})
+    full = ViewTokens(**{name: None if value is None else value.float() for name, value in vars(half).items()})
+    expected = select(full, 100)
     assert expected.scores.dtype == torch.float32
-    assert _same(select(given_dtype, 100), expected)
+    assert _same(select(half, 100), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        assert _same(select(given_dtype, 100), expected)
-        assert merged_values(given_dtype.features, expected).dtype == dtype
+        assert _same(select(half, 100), expected)
+        assert merged_values(half.features, expected).dtype == dtype
     if expected.merge_weights is not None:
         with torch.autocast("cpu", torch.bfloat16):
             mixed = merged_values(view.features, expected)
@@ -249,13 +231,6 @@ def test_local_variance_is_that_of_the_window_cut_to_the_view():
     assert local_variance(torch.full((36, 4), 0.1)).tolist() == [0.0] * 36
 
 
-def test_center_distance_is_symmetric_and_largest_in_the_corners():
-    distance = center_distance(torch.ones(16, 1)).reshape(4, 4)
-    assert torch.equal(distance, distance.flip(0)) and torch.equal(distance, distance.T)
-    assert distance[0, 0].item() == distance.max().item() == pytest.approx(1.5 * 2**0.5)
-    assert center_distance(torch.ones(9, 1))[4].item() == 0.0
-
-
 @pytest.mark.parametrize("question", [True, False])
 def test_the_distance_score_and_the_edge_score_follow_their_formulas(question):
     view = _view(13, question=question)
@@ -274,41 +249,6 @@ def test_features_that_are_all_alike_add_no_noise_to_the_scores():
     assert distance_scores(view, _config(center_weight=0.0)).tolist() == [0.0] * 169
 
 
-def _swapped(values: torch.Tensor) -> torch.Tensor:
-    return values.flip(0)
-
-
-@pytest.mark.parametrize("select", [fixed_selection, mixed_selection, adaptive_selection])
-def test_every_weight_changes_the_selection(select):
-    weights = {
-        fixed_selection: ("text_weight", "neighbor_weight", "center_weight"),
-        mixed_selection: ("variance_weight", "text_weight", "edge_weight"),
-        adaptive_selection: ("attention_weight", "text_weight", "diversity_weight"),
-    }[select]
-    kept = {name: tuple(select(_view(16, 5), 100, **{name: 0.0}).indices.tolist()) for name in weights}
-    kept["all"] = tuple(select(_view(16, 5), 100).indices.tolist())
-    assert len(set(kept.values())) == 4
-
-
-@pytest.mark.parametrize(
-    ("select", "inputs"),
-    [
-        (fixed_selection, ("features", "relevance")),
-        (mixed_selection, ("features", "relevance", "edges")),
-        (adaptive_selection, ("features", "relevance", "attention")),
-    ],
-)
-def test_every_input_changes_the_selection(select, inputs):
-    view = _view(16, 5)
-    kept = select(view, 100).indices.tolist()
-    for name in inputs:
-        other = dataclasses.replace(view, **{name: _swapped(getattr(view, name))})
-        assert select(other, 100).indices.tolist() != kept, name
-    assert select(dataclasses.replace(view, relevance=None), 100).indices.tolist() != kept
-    without = dataclasses.replace(view, relevance=None, attention=_swapped(view.attention))
-    assert not _same(select(without, 100), select(dataclasses.replace(view, relevance=None), 100))
-
-
 def test_with_a_question_the_attention_does_not_matter_and_without_it_stands_in():
     view = _view(13)
     for select in (fixed_selection, mixed_selection):
@@ -324,23 +264,11 @@ def test_patch_edges_are_the_mean_sobel_energy_of_the_grey():
     kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     energy = sum(F.conv2d(padded, each[None, None]).square() for each in (kernel, kernel.T))
-    edges = patch_edges(pixels, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        edges = patch_edges(pixels, 4)
     assert edges.shape == (2, 9) and edges.dtype == torch.float32
     assert torch.allclose(edges, F.avg_pool2d(energy, 4).flatten(1), rtol=1e-4)
-    # A view alone, and under autocast, gives what it gives in a batch.
     assert torch.equal(patch_edges(pixels[1:], 4)[0], edges[1])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(patch_edges(pixels, 4), edges)
-    assert patch_edges(pixels.bfloat16(), 4).dtype == torch.float32
-    assert patch_edges(torch.full((1, 3, 8, 8), 0.3), 4).tolist() == [[0.0] * 4]
-
-
-def test_patch_edges_are_where_the_step_is():
-    pixels = torch.zeros(1, 3, 12, 12)
-    pixels[..., 6:] = 1.0
-    edges = patch_edges(pixels, 4).reshape(3, 3)
-    # gx is 4 in the two columns at the step, of which each middle patch holds both.
-    assert edges.tolist() == [[0.0, 8.0, 0.0]] * 3
 
 
 # Coverage
@@ -362,20 +290,6 @@ def test_coverage_is_the_best_of_each_block_then_the_best_of_all(side, levels):
         assert len({blocks[patch] for patch in kept}) == min(budget, num_blocks)
         free = fixed_selection(view, budget, merging=False, coverage=False, **options).indices.tolist()
         assert free == sorted(_best_first(scores.tolist())[:budget])
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_coverage_holds_where_the_scores_would_leave_most_blocks_empty(side):
-    scores = torch.arange(side * side).float()
-    view, options = _score_only(scores)
-    blocks, num_blocks = _blocks(side), math.ceil(side / 4) ** 2
-    for budget in (num_blocks, side * side // 3):
-        for merging in (False, True):
-            selection = fixed_selection(view, budget, merging=merging, **options)
-            touched = {blocks[patch] for group in _members(selection) for patch in group}
-            assert len(touched) == num_blocks
-    free = fixed_selection(view, side * side // 3, coverage=False, merging=False, **options).indices.tolist()
-    assert len({blocks[patch] for patch in free}) < num_blocks
 
 
 def test_regions_are_sixteen_nearly_equal_parts_of_the_view():
@@ -442,49 +356,6 @@ def test_merging_is_what_its_steps_say(side, levels, threshold):
     assert merged_somewhere
 
 
-def test_no_pair_is_missed_where_there_is_room():
-    """The pairs are maximal: of two kept neighbours of close scores at least one is in a pair."""
-    side, budget = 24, 192
-    view, options = _score_only(_view(side, 2).relevance)
-    first_kept = set(fixed_selection(view, budget, merging=False, **options).indices.tolist())
-    selection = fixed_selection(view, budget, **options)
-    paired = {p for group in _members(selection) if len(group) == 2 for p in group}
-    assert len(paired) > budget // 4
-    for patch in first_kept - paired:
-        close = [q for q in _neighbors(patch, side) if abs(selection.scores[patch] - selection.scores[q]) < 0.05]
-        assert not set(close) & (first_kept - paired)
-
-
-def test_the_freed_places_go_to_the_next_best_and_nothing_kept_is_lost():
-    side, budget = 13, 60
-    view = _view(side, 1)
-    before = fixed_selection(view, budget, merging=False)
-    after = fixed_selection(view, budget)
-    covered = sorted(patch for group in _members(after) for patch in group)
-    num_pairs = len(covered) - budget
-    assert num_pairs > 5
-    assert covered == fixed_selection(view, budget + num_pairs, merging=False).indices.tolist()
-    assert set(before.indices.tolist()) <= set(covered)
-
-
-def test_merging_conserves_area_weighted_sums_of_features_and_boxes():
-    side, budget = 16, 120
-    view = _view(side, 4)
-    selection = fixed_selection(view, budget)
-    groups = _members(selection)
-    areas = torch.tensor([float(len(group)) for group in groups])
-    assert 2.0 in areas.tolist()
-    together = torch.tensor(sorted(patch for group in groups for patch in group))
-    sums = (merged_values(view.features, selection) * areas[:, None]).sum(0)
-    assert torch.allclose(sums, view.features[together].sum(0), atol=1e-4)
-    row, column = torch.arange(side * side) // side, torch.arange(side * side) % side
-    boxes = torch.stack([column / side, row / side, *torch.full((2, side * side), 1 / side)], dim=1)
-    merged = merged_values(boxes, selection)
-    for group, box, feature in zip(groups, merged, merged_values(view.features, selection), strict=True):
-        assert torch.allclose(box, boxes[list(group)].mean(0))
-        assert torch.allclose(feature, view.features[list(group)].mean(0), atol=1e-6)
-
-
 def test_merged_values_of_an_unmixed_selection_are_the_patches_own_and_pass_gradients():
     view = _view(8)
     plain = fixed_selection(view, 20, merging=False)
@@ -495,13 +366,6 @@ def test_merged_values_of_an_unmixed_selection_are_the_patches_own_and_pass_grad
     merged_values(features, selection).sum().backward()
     expected = selection.merge_weights.sum(0)[:, None].expand_as(features)
     assert torch.allclose(features.grad, expected)
-
-
-def test_a_threshold_of_zero_merges_nothing():
-    view = _view(13, levels=2)
-    selection = fixed_selection(view, 60, merge_threshold=0.0)
-    assert selection.indices.tolist() == fixed_selection(view, 60, merging=False).indices.tolist()
-    assert all(len(group) == 1 for group in _members(selection))
 
 
 # Summary tokens
@@ -543,39 +407,6 @@ def test_summaries_are_the_means_of_what_each_region_drops(side, levels, coverag
         assert torch.allclose(merged_values(view.features, selection), means, atol=1e-5)
 
 
-@pytest.mark.parametrize(("side", "budget"), [(48, 512), (48, 768), (48, 1024), (24, 128), (24, 192), (24, 256)])
-def test_every_region_keeps_a_token_and_every_patch_is_in_one(side, budget):
-    view = _view(side, 11)
-    top_left = torch.zeros(side, side)
-    top_left[: side // 2, : side // 2] = 9.0
-    view = dataclasses.replace(view, edges=top_left.flatten() + torch.rand(side * side) / 9)
-    selection = mixed_selection(view, budget)
-    _check(selection, budget, side * side)
-    groups, regions = _members(selection), _regions(side)
-    kept = [group[0] for group in groups if len(group) == 1]
-    assert {regions[patch] for patch in kept} == set(regions.values())
-    assert sorted(patch for group in groups for patch in group) == list(range(side * side))
-    assert all(len({regions[patch] for patch in group}) == 1 for group in groups)
-    edges_alone = {"variance_weight": 0.0, "text_weight": 0.0, "summaries": False}
-    for coverage, touched in ((False, 4), (True, 16)):
-        unmixed = mixed_selection(view, side * side // 5, coverage=coverage, **edges_alone)
-        assert unmixed.merge_weights is None
-        assert len({regions[patch] for patch in unmixed.indices.tolist()}) == touched
-
-
-def test_a_region_that_drops_nothing_gives_its_place_to_the_next_best():
-    """An 8x8 view has regions of 2x2 patches: the first one is best by far, and complete."""
-    scores = torch.zeros(8, 8)
-    scores[:2, :2] = 5.0
-    scores[7, 7] = 1.0
-    view = ViewTokens(torch.randn(64, 3), relevance=scores.flatten())
-    selection = mixed_selection(view, 34, variance_weight=0.0, edge_weight=0.0)
-    groups = _members(selection)
-    assert [group for group in groups if set(group) <= {0, 1, 8, 9}] == [(0,), (1,), (8,), (9,)]
-    # 34 = 19 kept (16 bests and the 3 others of the first region) + 15 summaries.
-    assert sum(len(group) == 3 for group in groups) == 15 and sum(len(group) == 1 for group in groups) == 19
-
-
 # Adaptive
 
 
@@ -605,22 +436,6 @@ def test_adaptive_stays_in_its_bounds_and_follows_the_salience():
 
 
 # Coordinate embedding
-
-
-def test_the_coordinate_embedding_is_a_no_op_until_it_is_trained():
-    embedding = CoordinateEmbedding(6)
-    assert [tuple(p.shape) for p in embedding.parameters()] == [(128, 4), (128,), (6, 128), (6,)]
-    assert isinstance(embedding.linear_out, ZeroLinear)
-    boxes, features = torch.rand(2, 5, 4), torch.randn(2, 5, 6)
-    assert torch.equal(features + embedding(boxes), features)
-    assert embedding.bfloat16()(boxes).dtype == torch.bfloat16
-    embedding = CoordinateEmbedding(6)
-    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
-    for _ in range(2):
-        (features + embedding(boxes)).square().mean().backward()
-        optimizer.step()
-    assert embedding.linear_in.weight.grad.any()
-    assert not torch.equal(embedding(boxes)[0, 0], embedding(boxes)[0, 1])
 
 
 # Quality

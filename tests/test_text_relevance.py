@@ -93,32 +93,6 @@ def test_relevance_is_the_cosine_of_stock_embeddings(towers):
     assert torch.allclose(selection(model, inputs)[1][0], expected, atol=1e-3)
 
 
-@torch.no_grad()
-def test_the_probe_does_not_enter_a_patch_alone(towers):
-    tower = towers[0].model.vision_tower
-    features = tower(torch.randn(1, 3, 192, 192))[0]
-    before = tower.patch_embeddings(features)
-    probe = tower.vision_model.head.probe
-    kept = probe.clone()
-    probe.add_(1)
-    assert torch.equal(tower.patch_embeddings(features), before)
-    probe.copy_(kept)
-
-
-@torch.no_grad()
-def test_in_bfloat16_scores_are_float32_and_hardly_tie():
-    model = tiny_model(siglip_config()).to(torch.bfloat16)
-    inputs = encode(siglip_processor(model.config), chat(QUESTIONS[0], noise_image(0)))
-    features = model.model.vision_tower(inputs["fovea_pixel_values"])[0]
-    embeddings = model.model.vision_tower.patch_embeddings(features)
-    assert features.dtype == torch.bfloat16 and embeddings.dtype == torch.float32
-    given = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    for scores in (selection(model, inputs)[1][0], model.model.get_view_tokens(**given)[0].relevance):
-        assert scores.dtype == torch.float32
-        assert len(scores.unique()) > 250
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
-
-
 # ---------------------------------------------------------------- the whole model
 
 
@@ -161,14 +135,6 @@ def test_selection_follows_the_question_and_the_text_tower():
     assert selection(model, first)[0] != kept
 
 
-def test_generate_and_forward_select_the_same():
-    config = siglip_config()
-    model, processor = tiny_model(config), siglip_processor(config)
-    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
-    output = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True, output_selection=True)
-    assert output.kept_indices.tolist() == selection(model, inputs)[0]
-
-
 def test_an_empty_question_moves_the_weight_to_the_attention():
     config = siglip_config()
     model, processor = tiny_model(config), siglip_processor(config)
@@ -200,14 +166,6 @@ def test_presets_without_scores_need_no_ids(preset):
     assert processor.relevance_tokenizer is None
     with torch.no_grad():
         model(**encode(processor, chat(QUESTIONS[0], noise_image(0))), logits_to_keep=1)
-
-
-def test_ids_are_ignored_where_the_config_does_not_read_them():
-    config = siglip_config(text_relevance="lm")
-    model = tiny_model(config)
-    inputs = encode(siglip_processor(config), chat(QUESTIONS[0], noise_image(0)))
-    without = {name: value for name, value in inputs.items() if name != "relevance_input_ids"}
-    assert selection(model, inputs)[0] == selection(model, without)[0]
 
 
 # ---------------------------------------------------------------- config, saving and loading
@@ -242,14 +200,6 @@ def test_the_config_survives_saving_presets_and_keywords(tmp_path):
     assert ShirgLavidaConfig.from_pretrained(tmp_path, text_relevance="none").text_relevance == "none"
 
 
-def test_configs_without_a_tower_stay_without(tmp_path):
-    tiny_config().save_pretrained(tmp_path)
-    assert ShirgLavidaConfig.from_pretrained(tmp_path).relevance_text_config is None
-    fields = json.loads((tmp_path / "config.json").read_text())
-    assert fields.pop("relevance_text_config") is None
-    assert ShirgLavidaConfig.from_dict(fields).to_dict() == tiny_config().to_dict(), "as saved by earlier versions"
-
-
 @pytest.mark.parametrize("preset", ["shirg", "shirg-784", "uniform", "lavida"])
 def test_every_preset_keeps_the_tower(tmp_path, preset):
     model, load = tiny_model(siglip_config()), ShirgLavidaForConditionalGeneration.from_pretrained
@@ -262,12 +212,6 @@ def test_every_preset_keeps_the_tower(tmp_path, preset):
     assert own.keys() == found.keys() and all(torch.equal(own[name], found[name]) for name in own)
     inputs = encode(siglip_processor(model.config), chat(QUESTIONS[0], noise_image(0)))
     assert selection(again, inputs)[0] == selection(model, inputs)[0]
-
-
-def test_built_on_the_meta_device():
-    with torch.device("meta"):
-        model = ShirgLavidaForConditionalGeneration(siglip_config())
-    assert all(parameter.is_meta for parameter in model.model.relevance_text_model.parameters())
 
 
 # ---------------------------------------------------------------- the processor
@@ -312,12 +256,6 @@ def test_from_config_checks_that_both_fit():
     small = siglip_config(relevance_text_config={**TOWER, "vocab_size": 100})
     with pytest.raises(ValueError, match="has 257 ids, .*vocab_size=100"):
         ShirgLavidaProcessor.from_config(small, tokenizer, relevance_tokenizer=relevance)
-
-
-def test_a_processor_without_it_is_saved_as_before(tmp_path):
-    tiny_processor(tiny_config()).save_pretrained(tmp_path)
-    assert "relevance" not in (tmp_path / "processor_config.json").read_text()
-    assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
 ASK = """
