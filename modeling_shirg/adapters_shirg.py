@@ -1,8 +1,7 @@
 """Adapters: the base weights and the system that an adapter was trained on, and whether it fits a model.
 
 An adapter is PEFT's two files and, beside them, run.json: the base model with the fingerprint of its weights, and the
-system (`prune_method`, and the config fields that differ from that preset on that base). Without run.json only names
-and shapes can be checked.
+system. Without run.json only names and shapes can be checked.
 """
 
 import json

@@ -267,18 +267,10 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         config, images = self.config, ImageInputs.collect(image_inputs)
         if not config.selects:
             raise ValueError(f"Preset {config.prune_method!r} selects no tokens: it has no views to select from.")
-        source = text_relevance or config.text_relevance
-        features_VND, signals = self._encode(self._selected_pixels(images), needs)
-        projected_VNC = None
-        if "relevance" in needs and source == "lm":
-            projected_VNC = self.multi_modal_projector(features_VND)
         embeds_BLC = self.get_input_embeddings()(input_ids)
         rows_I = self._image_rows(input_ids == config.image_token_id, images)
-        if "relevance" in needs:
-            question_ILC = embeds_BLC[rows_I.to(embeds_BLC.device)]
-            with full_precision(features_VND):
-                signals["relevance"] = self._relevance(source, features_VND, projected_VNC, images, question_ILC)
-        return self._view_tokens(features_VND, signals, source if calibrated else None)
+        question_ILC = embeds_BLC[rows_I.to(embeds_BLC.device)]
+        return self._read_views(images, question_ILC, needs, text_relevance or config.text_relevance, calibrated)[2]
 
     def _image_features(self, images: ImageInputs, question_ILC: torch.Tensor | None) -> ShirgImageOutput:
         config, method = self.config, self.method
@@ -292,11 +284,9 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if config.view_policy == "foveal" and config.scaffold:
             global_ITC = self._pooled(self.multi_modal_projector(self._encode(images.pixel_values)[0]))
         needs = frozenset() if method is None else method.needs
-        any_grid = images.fovea_size is not None
-        features_VND, signals = self._encode(self._selected_pixels(images), needs, any_grid)
+        features_VND, projected_VNC, views = self._read_views(images, question_ILC, needs, config.text_relevance)
         global_from_view = config.view_policy == "whole" and config.scaffold
-        projected_VNC = None
-        if method is None or global_from_view or ("relevance" in needs and config.text_relevance == "lm"):
+        if projected_VNC is None and (method is None or global_from_view):
             projected_VNC = self.multi_modal_projector(features_VND)
         if global_from_view:
             global_ITC = self._pooled(projected_VNC)
@@ -306,7 +296,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             selected_IKC = pool_square(projected_VNC, side)
         else:
             with record_function("shirg.select"):
-                selections = self._select(features_VND, signals, projected_VNC, images, question_ILC, budget)
+                selections = [method.select(view, budget // config.num_selected_views, config) for view in views]
             selected_VKC = self._selected_tokens(features_VND, projected_VNC, selections, images.patch_boxes)
             share = budget // config.num_selected_views
             padded_VKC = torch.stack([F.pad(tokens, (0, 0, 0, share - len(tokens))) for tokens in selected_VKC])
@@ -325,9 +315,6 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if "edges" in needs:
             signals["edges"] = patch_edges(pixels_V3PP, self.config.vision_config.patch_size)
         return features_VND, signals
-
-    def _selected_pixels(self, images: ImageInputs) -> torch.Tensor:
-        return images.fovea_pixel_values if self.config.view_policy == "foveal" else images.pixel_values
 
     def _all_tokens(self, images: ImageInputs) -> tuple[torch.Tensor, ...]:
         """Image tokens where none is dropped: pooled if the config says so, then joined."""
@@ -359,28 +346,34 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             images.append(torch.cat([views_VNC[0], mosaic_TC]))
         return tuple(images)
 
-    @torch.no_grad()
-    def _select(
+    def _read_views(
         self,
-        features_VND: torch.Tensor,
-        signals: dict[str, torch.Tensor],
-        projected_VNC: torch.Tensor | None,
         images: ImageInputs,
         question_ILC: torch.Tensor | None,
-        budget: int,
-    ) -> list[Selection]:
-        """What each view keeps. A method gets one view at a time, so that no view depends on its batch."""
-        config, method = self.config, self.method
-        if images.selection_noise is not None:
-            # Ranking by score + T g equals ranking by score / T + g.
-            noise_VN = images.selection_noise.float().reshape(features_VND.shape[:2])
-            signals["noise"] = config.selection_temperature * noise_VN
-        if "relevance" in method.needs:
-            with full_precision(features_VND):
-                relevance_V = self._relevance(config.text_relevance, features_VND, projected_VNC, images, question_ILC)
-            signals["relevance"] = relevance_V
-        views = self._view_tokens(features_VND, signals, config.text_relevance)
-        return [method.select(view, budget // config.num_selected_views, config) for view in views]
+        needs: Collection[str],
+        source: str,
+        calibrated: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, list[ViewTokens]]:
+        """Of the views that tokens are selected from: features (V, N, D), the projected features if the relevance by
+        `source` reads them, and what a method reads of each view alone, so that no view depends on its batch."""
+        pixels_V3PP = images.fovea_pixel_values if self.config.view_policy == "foveal" else images.pixel_values
+        features_VND, signals = self._encode(pixels_V3PP, needs, images.fovea_size is not None)
+        by_words = "relevance" in needs and source == "lm"
+        projected_VNC = self.multi_modal_projector(features_VND) if by_words else None
+        with record_function("shirg.select"), torch.no_grad(), full_precision(features_VND):
+            if images.selection_noise is not None:
+                # Ranking by score + T g equals ranking by score / T + g.
+                noise_VN = images.selection_noise.float().reshape(features_VND.shape[:2])
+                signals["noise"] = self.config.selection_temperature * noise_VN
+            if "relevance" in needs:
+                signals["relevance"] = self._relevance(source, features_VND, projected_VNC, images, question_ILC)
+            if calibrated:
+                self._correct(signals, source)
+        views = [
+            ViewTokens(features_ND, **{name: signal[view] for name, signal in signals.items()})
+            for view, features_ND in enumerate(features_VND)
+        ]
+        return features_VND, projected_VNC, views
 
     def _relevance(
         self,
@@ -411,25 +404,15 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             relevance_V.append(relevance_N)
         return relevance_V
 
-    def _view_tokens(
-        self, features_VND: torch.Tensor, signals: dict[str, Any], calibrated_for: str | None
-    ) -> list[ViewTokens]:
-        """What a method reads of each view: the attention without its calibrated mean at each position, the relevance
-        with its calibrated sign for the source `calibrated_for`; `None` leaves both as they are."""
+    def _correct(self, signals: dict[str, Any], source: str) -> None:
+        """Subtract the calibrated mean from the attention, and give the relevance its calibrated sign."""
         config, method = self.config, self.method
-        attention_VN, relevance_V = signals.get("attention"), signals.get("relevance")
-        if calibrated_for is not None:
-            if attention_VN is not None and (method is None or method.corrects_attention):
-                mean = config.attention_mean(math.isqrt(attention_VN.shape[1]))
-                if mean is not None:
-                    mean_N = torch.tensor(mean, dtype=torch.float32, device=attention_VN.device)
-                    signals = {**signals, "attention": attention_VN - mean_N}
-            if relevance_V is not None and config.relevance_sign(calibrated_for) < 0:
-                signals = {**signals, "relevance": [None if signal is None else -signal for signal in relevance_V]}
-        return [
-            ViewTokens(features_ND, **{name: signal[view] for name, signal in signals.items()})
-            for view, features_ND in enumerate(features_VND)
-        ]
+        if "attention" in signals and (method is None or method.corrects_attention):
+            mean = config.attention_mean(math.isqrt(signals["attention"].shape[1]))
+            if mean is not None:
+                signals["attention"] = signals["attention"] - signals["attention"].new_tensor(mean)
+        if "relevance" in signals and config.relevance_sign(source) < 0:
+            signals["relevance"] = [None if signal is None else -signal for signal in signals["relevance"]]
 
     def _selected_tokens(
         self,
@@ -471,12 +454,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             scores_IN = torch.stack([s.scores for s in selections]).reshape(-1, views * num_patches)
         if any(len(s.indices) < share for s in selections):
             used_IT = F.pad(kept_IK >= 0, (tokens_ITC.shape[1] - num_selected, 0), value=True)
-        return ShirgImageOutput(
-            image_tokens=tokens_ITC.unbind(0),
-            kept_indices=kept_IK,
-            scores=scores_IN,
-            used_tokens=used_IT,
-        )
+        return ShirgImageOutput(tokens_ITC.unbind(0), kept_IK, scores_IN, used_IT)
 
     def _check_views(self, images: ImageInputs) -> None:
         """Raises a `ValueError` that names both shapes where the processor of another preset made the pixels."""

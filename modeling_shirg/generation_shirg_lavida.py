@@ -23,7 +23,7 @@ from .adapters_shirg import HUB_ARGUMENTS
 from .denoising_shirg import DenoisingStep, masked_positions, transfer_table
 from .generation_config_shirg import ShirgGenerationConfig, overridden_fields
 from .image_inputs_shirg import IMAGE_INPUTS
-from .prefix_cache_shirg import PREFIX_DTYPES, PrefixCache, encode_prefix, run_layers
+from .prefix_cache_shirg import PrefixCache, encode_prefix
 
 logger = logging.get_logger(__name__)
 
@@ -264,18 +264,8 @@ class ShirgLavidaGenerationMixin:
         return _Prompt(embeds_BPD, None if mask_BP.all() else mask_BP, positions_BP, response_positions_BR)
 
     def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> PrefixCache:
-        prefix = encode_prefix(
-            self.model.language_model,
-            prompt.embeds_BPD,
-            prompt.mask_BP,
-            prompt.positions_BP,
-            prompt.response_positions_BR,
-            ratio=config.prefix_kv,
-            dtype=None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype],
-        )
-        if config.compile_config is not None:
-            prefix.run_layers = torch.compile(run_layers, **config.compile_config.to_dict())
-        return prefix
+        positions = prompt.positions_BP, prompt.response_positions_BR
+        return encode_prefix(self.model.language_model, prompt.embeds_BPD, prompt.mask_BP, *positions, config)
 
     def _response_logits(
         self,

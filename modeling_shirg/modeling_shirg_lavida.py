@@ -158,6 +158,10 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         mask_C = self.get_input_embeddings()(labels.new_tensor(self.config.mask_token_id)).to(inputs_embeds.dtype)
         inputs_embeds = torch.where(masked_2BL[..., None], mask_C, inputs_embeds.repeat(2, 1, 1))
         if self.config.prefix_lm_loss:
+            if attention_mask is not None and attention_mask.ndim != 2:
+                raise ValueError(
+                    f"prefix_lm_loss=True makes the 4D mask itself: give attention_mask (B, L), got {attention_mask.ndim}D."
+                )
             attention_mask = prefix_lm_mask(labels, attention_mask)
         if attention_mask is not None:
             attention_mask = attention_mask.expand(len(labels), *attention_mask.shape[1:])

@@ -31,12 +31,8 @@ def complementary_masks(
 ) -> torch.BoolTensor:
     """Which targets are masked in the first and in the second use of every example, bool (2 * B, L).
 
-    Args:
-        labels_BL: `IGNORED` where nothing is predicted. Infill tokens are no targets either.
-        t_B: diffusion time of each example, 0..1.
-        noise_BL: uniform draws in 0..1; a position is masked first where its draw is at most the ratio, and the
-            position of the row's least draw always is.
-        infill_token_id: LLaDA's fill-in-the-middle placeholder; `None` without one.
+    A target is masked first where its uniform draw in 0..1 is at most the ratio of the example's time, and always at
+    the row's least draw. Infill tokens (LLaDA's fill-in-the-middle placeholder) are no targets.
     """
     first_BL = first_masked(t_B, noise_BL)
     targets_BL = labels_BL != IGNORED
@@ -84,15 +80,9 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Loss of the masked tokens, a scalar, computed in float32.
 
-    Args:
-        logits_MV: logits at the masked positions.
-        labels_BL: labels of the examples.
-        masked_2BL: what `complementary_masks` returned.
-        t_B: diffusion time of each example.
-        weighting: `"none"` is the plain mean over all masked tokens, as in LaViDa's code. `"inverse_t"` is LLaDA's
-            (2502.09992, eq. 5): each token over the ratio it was masked with, each row over its number of targets. The
-            mean over t is too large by 16% for rows of 12 tokens and by 0.3% for 200, because a row's least draw is
-            always masked, and too small by 0.3% at any length, because the second use knows no floor `MIN_RATIO`.
+    The weighting `"none"` is the plain mean over all masked tokens, as in LaViDa's code. `"inverse_t"` is LLaDA's
+    (2502.09992, eq. 5): each token over the ratio it was masked with, each row over its number of targets. Its mean
+    over t is too large by 16% for rows of 12 tokens and by 0.3% for 200, because a row's least draw is always masked.
     """
     losses_M = token_losses(logits_MV, labels_BL, masked_2BL)
     if weighting == "none":

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 # Types that `prefix_dtype` names.
-PREFIX_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+PREFIX_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 # Tokens at either end of a prompt that every layer keeps.
 _PROTECTED_FIRST, _PROTECTED_LAST = 4, 1
 # Queries whose attention is held at once, for all heads of one row.
@@ -126,16 +127,16 @@ def encode_prefix(
     mask_BP: torch.Tensor | None,
     position_ids_BP: torch.LongTensor,
     position_ids_BR: torch.LongTensor,
-    ratio: float | None = None,
-    dtype: torch.dtype | None = None,
+    config: GenerationConfig,
 ) -> PrefixCache:
     """The prompt's keys and values from one pass over the prompt, without padding.
 
     Args:
         mask_BP: true at real tokens; `None` where nothing is padded.
         position_ids_BP, position_ids_BR: of the prompt and of the response.
-        ratio, dtype: the generation arguments `prefix_kv` and `prefix_dtype`.
+        config: a `ShirgGenerationConfig`.
     """
+    ratio, dtype = config.prefix_kv, PREFIX_DTYPES[config.prefix_dtype]
     num_layers, evicts = len(language_model.layers), ratio not in (None, 1)
     real_BP = torch.ones(embeds_BPD.shape[:2], dtype=torch.bool) if mask_BP is None else mask_BP.cpu()
     if evicts:
@@ -164,7 +165,10 @@ def encode_prefix(
         past = {CACHE_ARGUMENT: Cache(layers=layers[-1:])}
         masks.append(create_bidirectional_mask(language_model.config, response_like_BRD, mask_BK, **past))
     rotary = language_model.rotary_emb(response_like_BRD, position_ids=position_ids_BR)
-    return PrefixCache(layers, masks, rotary, kept_LBP.sum(-1))
+    cache = PrefixCache(layers, masks, rotary, kept_LBP.sum(-1))
+    if config.compile_config is not None:
+        cache.run_layers = torch.compile(run_layers, **config.compile_config.to_dict())
+    return cache
 
 
 def run_layers(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .foveal_selections_shirg import center_distance, rows_and_columns, view_side
+from .foveal_selections_shirg import rows_and_columns, view_side
 from .selection_shirg import METHODS, Selection, ViewTokens, min_max, selection_method, top_k, uniform_indices
 
 
@@ -65,11 +65,12 @@ def topv(
     The best patches are kept, and so is every fourth of the others in raster order, together the budget. Under a
     quarter of the patches that leaves no room for a best one: there the recovered patches lie further apart.
     """
-    grid_N2 = torch.stack(rows_and_columns(view_side(len(view.features)), view.features.device), dim=-1).float()
+    side = view_side(len(view.features))
+    grid_N2 = torch.stack(rows_and_columns(side, view.features.device), dim=-1).float()
     target_ND = F.layer_norm(view.features.float(), view.features.shape[-1:])
     cost_NN = min_max(torch.cdist(view.inputs.float(), target_ND))
     cost_NN += min_max(1 - torch.exp(-torch.cdist(grid_N2, grid_N2).square() / (2 * sigma**2)))
-    cost_NN += centre_weight * min_max(center_distance(view.features))[:, None]
+    cost_NN += centre_weight * min_max((grid_N2 - (side - 1) / 2).norm(dim=-1))[:, None]
     scores_N = (-cost_NN / epsilon).softmax(dim=0).mean(dim=1)
     return Selection(_best_and_recovered(scores_N, budget, every), scores_N)
 
@@ -89,9 +90,8 @@ def visionzip(view: ViewTokens, budget: int, config: Any, *, contextual_share: f
     """VisionZip (arXiv 2412.04467): the dominant patches by attention, the others merged into contextual tokens.
 
     Dominant to contextual is 54 to 10. Of the others, evenly spread ones are targets, and each of the rest joins the
-    target whose key is most similar to its own; a contextual token is the plain mean of its patches and stands at its
+    target whose key is most similar to its own; a contextual token is the mean of its patches and stands at its
     target. (The authors' code adds the mean of the joining patches to the target, which doubles the features' norm.)
-    Budgets under 4 have no contextual token.
     """
     contextual = int(budget * contextual_share + 0.5)
     attention_N = view.attention.float()

@@ -1,8 +1,7 @@
 """Which tokens of a view are kept: the registry of methods, SHIRG's score, exact top-K and the controls.
 
 A method is a pure function of one view of one image. Selection runs once per image, before any text is generated, so
-the prefix cache of a bidirectional language model stays valid. Scores are float32, kept tokens stay in raster order,
-and ties go to the lower index.
+the prefix cache stays valid. Scores are float32, kept tokens stay in raster order, and ties go to the lower index.
 
 Shape suffixes: N patches of one view, K kept patches, D vision width, C width of the shared space, Q question
 tokens, I rows, F any number of features.
@@ -72,10 +71,7 @@ METHODS: dict[str, SelectionMethod] = {}
 
 
 def selection_method(name: str, *needs: str, corrects_attention: bool = True, ranks: bool = False) -> Callable:
-    """Decorator that enters `(view, budget, config) -> Selection` into `METHODS` under `name`.
-
-    The method runs in float32, without autocast and without gradients.
-    """
+    """Decorator that enters a function into `METHODS`; it then runs in float32, without autocast and gradients."""
 
     def enter(select: Callable[..., Selection]) -> Callable[..., Selection]:
         @wraps(select)
@@ -122,13 +118,11 @@ def shirg_scores(view: ViewTokens, budget: int, config: Any) -> torch.Tensor:
         scores_N = (config.attention_weight + config.text_weight) * attention_N
     else:
         scores_N = config.attention_weight * attention_N + config.text_weight * min_max(view.relevance.float())
-    if config.diversity_weight == 0.0:
-        return scores_N
     return scores_N - config.diversity_weight * min_max(redundancy(view.features, top_k(scores_N, budget)))
 
 
 def min_max(scores_N: torch.Tensor) -> torch.Tensor:
-    """Scores mapped to 0..1; scores that differ by no more than rounding errors become 0."""
+    """Scores mapped to 0..1; scores that differ by rounding errors alone become 0."""
     low, high = scores_N.amin(), scores_N.amax()
     rounding = 1e-6 * scores_N.abs().amax()
     return torch.where(high - low > rounding, (scores_N - low) / (high - low), torch.zeros_like(scores_N))

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 from configuration_shirg import ShirgLavidaProcessor
 from modeling_shirg import ShirgLavidaForConditionalGeneration
+from modeling_shirg.generation_config_shirg import ShirgGenerationConfig
 from modeling_shirg.prefix_cache_shirg import (
     CACHE_ARGUMENT,
     PrefixCache,
@@ -75,7 +76,8 @@ def prefix(model: TinyModel, prompt: torch.Tensor, mask: torch.Tensor | None = N
     response = positions.amax(-1, keepdim=True) + 1 + torch.arange(8)
     language_model = model.model.language_model
     mask = None if mask is None else mask.bool()
-    return encode_prefix(language_model, language_model.embed_tokens(prompt), mask, positions, response, **options)
+    config = ShirgGenerationConfig(**options)
+    return encode_prefix(language_model, language_model.embed_tokens(prompt), mask, positions, response, config)
 
 
 # ---------------------------------------------------------------- which positions are kept
@@ -167,7 +169,7 @@ def test_the_prompt_is_read_as_the_stock_model_reads_it(model, prompts, side):
 
 def test_survivors_stay_in_the_order_of_the_prompt_and_hold_its_rotated_keys(model, prompts):
     stock, scores_LP = read(model, prompts[1])
-    cache = prefix(model, prompts[1], ratio=0.5)
+    cache = prefix(model, prompts[1], prefix_kv=0.5)
     for layer, expected, kept_P in zip(cache.layers, stock.layers, kept_positions(scores_LP, 0.5), strict=True):
         keys, values = layer.prompt()
         assert torch.equal(keys, expected.keys[:, :, kept_P]) and torch.equal(values, expected.values[:, :, kept_P])
