@@ -159,9 +159,8 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         inputs_embeds = torch.where(masked_2BL[..., None], mask_C, inputs_embeds.repeat(2, 1, 1))
         if self.config.prefix_lm_loss:
             if attention_mask is not None and attention_mask.ndim != 2:
-                raise ValueError(
-                    f"prefix_lm_loss=True makes the 4D mask itself: give attention_mask (B, L), got {attention_mask.ndim}D."
-                )
+                got = f"{attention_mask.ndim}D"
+                raise ValueError(f"prefix_lm_loss=True makes a 4D mask itself: give attention_mask (B, L), got {got}.")
             attention_mask = prefix_lm_mask(labels, attention_mask)
         if attention_mask is not None:
             attention_mask = attention_mask.expand(len(labels), *attention_mask.shape[1:])
