@@ -1,8 +1,7 @@
 """Adapters: the base weights and the system that an adapter was trained on, and whether it fits a model.
 
 An adapter is PEFT's two files and, beside them, run.json: the base model with the fingerprint of its weights, and the
-system (`prune_method`, and the config fields that differ from that preset on that base). Without run.json only names
-and shapes can be checked.
+system. Without run.json only names and shapes can be checked.
 """
 
 import json
@@ -25,9 +24,8 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 RUN_FILE = "run.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Facts that run.json must hold, and those of its base model.
-_RUN_FACTS = {"base_model": dict, "prune_method": str, "config_overrides": dict, "config": dict}
-_BASE_FACTS = ("name_or_path", "revision", "fingerprint")
+_RUN_FACTS = {"base_model", "prune_method", "config_overrides", "config"}
+_REMEDY = "Load the adapter itself with from_pretrained, which takes the base and the system of its training."
 # Config fields of the checkpoint and of its loss. All other fields make the system.
 _NOT_SYSTEM = {
     "vision_config",
@@ -48,27 +46,16 @@ _NOT_SYSTEM = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in a folder or on the Hub.
+    """An adapter in a folder or on the Hub."""
 
-    Args:
-        name: the folder or the Hub id.
-        hub: the arguments that find its files there.
-        config: adapter_config.json.
-        run: run.json, or `None`.
-    """
-
-    name: str
-    hub: dict[str, Any] = field(repr=False)  # may hold a token
-    config: dict[str, Any]
-    run: dict[str, Any] | None
+    name: str  # the folder or the Hub id
+    hub: dict[str, Any] = field(repr=False)  # the arguments that find its files on the Hub; may hold a token
+    config: dict[str, Any]  # adapter_config.json
+    run: dict[str, Any] | None  # run.json
 
     @classmethod
     def open(cls, name: str, **hub) -> "Adapter | None":
-        """The adapter at `name`; `None` if there is none.
-
-        Raises:
-            ValueError: its files do not parse, or it was trained on a folder that is not here.
-        """
+        """The adapter at `name`; `None` if there is none. Files that do not parse are a `ValueError`."""
         config_file = find_adapter_config_file(name, **hub)
         if config_file is None:
             return None
@@ -102,16 +89,10 @@ class Adapter:
         if self.run is None:
             return base_config
         config = base_config.with_preset(self.run["prune_method"], **self.run["config_overrides"])
-        facts, trained = geometry_facts(config), self.run["config"]
-        wrong = [
-            f"{name}={trained[name]}, here {facts[name]}"
-            for name in facts
-            if name in trained and trained[name] != facts[name]
-        ]
-        if wrong:
+        if differences := _differences(self.run["config"], geometry_facts(config)):
             raise ValueError(
-                f"{self.name} was trained with {'; '.join(wrong)}: prune_method={self.run['prune_method']!r} gives "
-                f"another geometry on this base ({base_config.name_or_path or 'unnamed'}). Is it the right base?"
+                f"{self.name} was trained with {differences}: prune_method={self.run['prune_method']!r} gives another "
+                f"geometry on this base ({base_config.name_or_path or 'unnamed'}). Is it the right base?"
             )
         return config
 
@@ -126,27 +107,16 @@ class Adapter:
             base = self.base_name if self.base_revision is None else f"{self.base_name} at {self.base_revision}"
             raise ValueError(
                 f"{self.name} was trained on other base weights, those of {base} (fingerprint {wanted[:12]}); this "
-                f"model's are {model.config.name_or_path or 'unnamed'} (fingerprint {found[:12]}). Load the adapter "
-                "itself with from_pretrained, which takes its own base."
+                f"model's are {model.config.name_or_path or 'unnamed'} (fingerprint {found[:12]}). {_REMEDY}"
             )
 
     def check_system(self, config: PreTrainedConfig, any_system: bool) -> None:
         """Raises a `ValueError` with the fields in which `config` is another system; `any_system` only warns."""
-        expected = self.system(config)
-        trained = {name: getattr(expected, name) for name in _differing(expected, config)}
-        if not trained:
-            return
-        facts, here = geometry_facts(expected), geometry_facts(config)
-        trained |= {name: facts[name] for name in facts if facts[name] != here[name]}
-        differences = (f"{n}={v!r}, here {here.get(n, getattr(config, n, None))!r}" for n, v in trained.items())
-        message = f"{self.name} was trained under another system: {'; '.join(differences)}."
-        if not any_system:
-            raise ValueError(f"{message} With any_system=True this is a warning; else {self._remedy()}")
-        logger.warning(message)
-
-    def _remedy(self) -> str:
-        system = "" if self.run is None else f" (prune_method={self.run['prune_method']!r})"
-        return f"load the adapter itself with from_pretrained, which takes the system that it was trained for{system}."
+        differences = _differences(_system_facts(self.system(config)), _system_facts(config))
+        if differences and not any_system:
+            raise ValueError(f"{self.name} was trained under another system: {differences}. {_REMEDY}")
+        if differences:
+            logger.warning(f"{self.name} was trained under another system: {differences}.")
 
     def check(self, model: nn.Module, any_system: bool = False) -> None:
         """Raises a `ValueError` unless `model` has the base weights and, without `any_system`, the system."""
@@ -156,31 +126,21 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What `from_pretrained` has to load.
-
-    Args:
-        adapter: the adapter, or `None`.
-        path: folder or Hub id of the base model.
-        saved: the config that is saved there.
-        config: the config to build.
-        chosen: whether the caller chose fields of the system.
-        kwargs: the other arguments.
-    """
+    """What `from_pretrained` has to load."""
 
     adapter: Adapter | None
-    path: Any
-    saved: PreTrainedConfig
-    config: PreTrainedConfig
-    chosen: bool
-    kwargs: dict[str, Any]
+    path: Any  # folder or Hub id of the base model
+    saved: PreTrainedConfig  # the config that is saved there
+    config: PreTrainedConfig  # the config to build
+    chosen: bool  # whether the caller chose fields of the system
+    kwargs: dict[str, Any]  # the other arguments
 
 
 def resolve(config_class: type, path, config: PreTrainedConfig | str | None, kwargs: dict[str, Any]) -> Resolved:
     """What `from_pretrained(path, config=config, **kwargs)` means.
 
-    An adapter is loaded on its own base, at the commit that it was trained on unless `kwargs` name another, under the
-    system that it was trained for. Fields that are chosen win: those in `kwargs`, or those in which `config` differs
-    from what the base has saved.
+    An adapter is loaded on its own base, at the commit of its training unless `kwargs` name another, under the system
+    of its training. Chosen fields win: those in `kwargs`, or those in which `config` differs from the base's own.
     """
     adapter, path, kwargs = _split_adapter(path, dict(kwargs))
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
@@ -202,7 +162,7 @@ def resolve(config_class: type, path, config: PreTrainedConfig | str | None, kwa
 
 
 def _split_adapter(path, kwargs: dict[str, Any]) -> tuple[Adapter | None, Any, dict[str, Any]]:
-    """The adapter that is meant, the base to load in its place, and that base's arguments."""
+    """The adapter at `path`, if there is one, and the base model to load with its arguments."""
     given = dict(kwargs.get("adapter_kwargs") or {})
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     # The Auto classes have looked for an adapter, and hand over its base as `path` and the base's revision.
@@ -284,15 +244,13 @@ def attach(model: nn.Module, source: str, name: str, trainable: bool, hub: dict[
     if not fits:
         delete_adapter(model, name, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
         raise ValueError(
-            f"{source} does not fit prune_method={model.config.prune_method!r} on this base ({misfit}). Load the "
-            "adapter itself with from_pretrained, which takes its own base and system; an incomplete one must be "
-            "published again from its run folder."
+            f"{source} does not fit prune_method={model.config.prune_method!r} on this base ({misfit}). {_REMEDY}"
         )
     activate(model, name, trainable)
 
 
 def activate(model: nn.Module, name: str, trainable: bool) -> None:
-    """Use adapter `name` alone: modules that it does not replace are the base's, whatever other adapters replace."""
+    """Use adapter `name` alone. Modules that it does not replace are the base's, whatever other adapters replace."""
     from peft.functional import set_adapter
 
     set_adapter(model, name, inference_mode=not trainable)
@@ -303,17 +261,27 @@ def _system_fields(config: PreTrainedConfig) -> list[str]:
 
 
 def _differing(config: PreTrainedConfig, other: PreTrainedConfig) -> list[str]:
-    """Fields of the system that `config` and `other` have not in common."""
+    """Fields of the system in which the configs differ."""
     return [name for name in _system_fields(config) if getattr(config, name) != getattr(other, name)]
 
 
 def _replaced(config: PreTrainedConfig, system: PreTrainedConfig, except_for: list[str]) -> PreTrainedConfig:
-    """`config` with the system of `system`, apart from the fields `except_for`."""
+    """`config` with all system fields of `system` but `except_for`."""
     replaced = deepcopy(config)
     for name in set(_system_fields(config)) - set(except_for):
         setattr(replaced, name, getattr(system, name))
     replaced.validate()
     return replaced
+
+
+def _system_facts(config: PreTrainedConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _system_fields(config)} | geometry_facts(config)
+
+
+def _differences(trained: dict[str, Any], here: dict[str, Any]) -> str:
+    """The facts of a training that are others here, for an error message."""
+    known = {name: value for name, value in trained.items() if name in here}
+    return "; ".join(f"{name}={value!r}, here {here[name]!r}" for name, value in known.items() if value != here[name])
 
 
 def _read_object(path: str) -> dict[str, Any]:
@@ -328,15 +296,9 @@ def _read_object(path: str) -> dict[str, Any]:
 
 
 def read_run(path: str) -> dict[str, Any]:
-    """The run.json at `path`.
-
-    Raises:
-        ValueError: it does not parse, or lacks what an adapter is loaded by.
-    """
+    """The run.json at `path`, with the facts that an adapter is loaded by."""
     run = _read_object(path)
-    wrong = [name for name, kind in _RUN_FACTS.items() if not isinstance(run.get(name), kind)]
-    if not wrong:
-        wrong = [f"base_model.{name}" for name in _BASE_FACTS if name not in run["base_model"]]
-    if wrong:
-        raise ValueError(f"{path} has no proper {', '.join(wrong)}: is it the run.json that `shirg train` writes?")
+    missing = sorted(_RUN_FACTS - set(run))
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}: is it the run.json that `shirg train` writes?")
     return run

@@ -1,7 +1,6 @@
-"""The path from views to prompt embeddings: vision tower, selection, projector, pooling, splice.
+"""The path from views to prompt embeddings: vision tower, selection, projector, pooling, splice; loading and saving.
 
-SigLIP and Llama are the stock modules of transformers; with a converted LaViDa checkpoint they compute the original's
-function (LaViDa, 2505.16839; LLaDA, 2502.09992).
+SigLIP and Llama are the stock modules of transformers.
 
 Shape suffixes: B prompts, L prompt tokens, I images, V views of all images, T image tokens of one image, N patches of
 one view, K kept patches, D vision width, C language model width, P pixels per side.
@@ -26,7 +25,7 @@ from .foveal_selections_shirg import CoordinateEmbedding, ZeroLinear, patch_edge
 from .image_inputs_shirg import ImageInputs, ShirgImageOutput
 from .published_selections_shirg import METHODS
 from .quantization_shirg import language_model_only
-from .selection_shirg import Selection, SelectionMethod, ViewTokens, merged_values, pool_square, text_relevance
+from .selection_shirg import Selection, ViewTokens, merged_values, pool_square, text_relevance
 from .vision_shirg import FovealPositionEmbedding, ShirgVisionTower, full_precision
 
 logger = logging.get_logger(__name__)
@@ -84,15 +83,14 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
 
         A checkpoint with a foveal position table of another grid than the config's gets a table interpolated from the
         base grid, with a warning. An adapter loads its base at the commit of its training, under the system of its
-        training; config fields in `kwargs` win, with a warning. bitsandbytes' `quantization_config` quantizes the
-        language model alone. Only safetensors are read, and a missing weight is an error.
+        training; config fields in `kwargs` win, with a warning. bitsandbytes quantizes the language model alone. Only
+        safetensors are read, and a missing weight is an error.
         """
         adapter_name = kwargs.pop("adapter_name", None)
         resolved = resolve(cls.config_class, pretrained_model_name_or_path, config, kwargs)
         loaded = cls._load_base(resolved.path, *args, config=resolved.config, saved=resolved.saved, **resolved.kwargs)
-        if resolved.adapter is not None:
+        if (adapter := resolved.adapter) is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded
-            adapter = resolved.adapter
             model.load_adapter(adapter.name, adapter_name, any_system=resolved.chosen, adapter_kwargs=adapter.hub)
         return loaded
 
@@ -104,14 +102,10 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         config: PreTrainedConfig,
         saved: PreTrainedConfig,
         output_loading_info: bool = False,
-        ignore_mismatched_sizes: bool = False,
-        use_safetensors: bool | None = None,
         quantization_config: Any = None,
         **kwargs,
     ):
         """The parent's `from_pretrained` of the checkpoint whose stored config is `saved`, under `config`."""
-        if use_safetensors is False:
-            raise ValueError("use_safetensors=False: only safetensors are read, because a pickle file can run code.")
         derived = () if saved.coordinate_embedding else ("coordinate_embedding",)
         if config.fovea_grid is None and saved.fovea_grid is not None:
             logger.warning_once(
@@ -130,18 +124,13 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(path, *args, config=config, **kwargs)
         mismatched = {str(key[0]) for key in info["mismatched_keys"]}
         other = sorted(key for key in mismatched if "foveal_position_embedding" not in key)
-        if other and not ignore_mismatched_sizes:
-            raise ValueError(
-                f"{path} has {len(other)} tensors of other shapes than the config asks for, such as "
-                f"{', '.join(other[:3])}. Is the config that of these weights?"
-            )
-        missing = {str(key) for key in info["missing_keys"]} - set(other)
-        missing = sorted(key for key in missing if not any(name in key for name in derived))
+        if other:
+            raise ValueError(f"{path} has tensors of other shapes than the config's, such as {', '.join(other[:3])}.")
+        missing = sorted(key for key in map(str, info["missing_keys"]) if not any(name in key for name in derived))
         if missing:
             raise ValueError(
                 f"{path} lacks {len(missing)} tensors that the config asks for, such as {', '.join(missing[:3])}. Is "
-                "the download complete? `shirg convert --vision_base` adds a pooling head or a text tower that the "
-                "original checkpoint lacks."
+                "the download complete? `shirg convert --vision_base` adds a pooling head or a text tower."
             )
         return (model, info) if output_loading_info else model
 
@@ -153,41 +142,27 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         is_trainable: bool = False,
         adapter_kwargs: dict | None = None,
     ) -> None:
-        """Load an adapter that fits this model, and use it alone from now on.
+        """Load an adapter that fits this model, from a folder or the Hub, and use it alone from now on.
 
         Args:
-            peft_model_id: folder or Hub id.
-            adapter_name: its name in this model, `"default"` by default.
             any_system: accept an adapter trained under another system of the same grids, with a warning.
             is_trainable: leave the adapter's weights trainable.
             adapter_kwargs: where on the Hub: `revision`, `token`, `cache_dir`, ...
-
-        Raises:
-            ValueError: the adapter was trained on other base weights, for another system, or lacks tensors.
         """
         hub = adapter_kwargs or {}
         self.check_adapter(peft_model_id, any_system=any_system, **hub)
         attach(self, peft_model_id, adapter_name or "default", is_trainable, hub)
 
     def set_adapter(self, adapter_name: list[str] | str) -> None:
-        """Use this adapter alone: modules that it does not replace are the base's, whatever other adapters replace."""
+        """Use one adapter alone. Modules that it does not replace are the base's, whatever other adapters replace."""
         if self._hf_peft_config_loaded and isinstance(adapter_name, str) and adapter_name in self.peft_config:
             activate(self, adapter_name, trainable=True)
         else:
             super().set_adapter(adapter_name)
 
     def check_adapter(self, adapter: str, any_system: bool = False, **hub) -> None:
-        """Check that an adapter fits this model, as `load_adapter` does. Call it before `PeftModel.from_pretrained`,
-        which compares sizes only.
-
-        Args:
-            adapter: folder or Hub id.
-            any_system: as in `load_adapter`.
-            hub: where on the Hub: `revision`, `token`, `cache_dir`, ...
-
-        Raises:
-            ValueError: the message names the misfit: base weights, geometry, system or a missing embedding.
-        """
+        """Raises a `ValueError` if an adapter does not fit this model: base weights, shapes or system. `load_adapter`
+        checks it too; call this before `PeftModel.from_pretrained`, which compares sizes only."""
         opened = Adapter.open(adapter, **hub)
         if opened is None:
             raise ValueError(f"{adapter} has no adapter_config.json: it is no adapter, or cannot be reached.")
@@ -205,7 +180,15 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
 
     def __init__(self, config: ShirgLavidaConfig):
         super().__init__(config)
-        self.method = _selection_method(config)
+        self.method = METHODS[config.selection_method] if config.chooses else None
+        needs_head = self.method is not None and "attention" in self.method.needs and config.attention_source == "map"
+        if needs_head and not config.has_map_head:
+            raise ValueError(
+                f"Preset {config.prune_method!r} scores with SigLIP's pooling head (attention_source='map'), got "
+                f"vision_use_head={config.vision_config.vision_use_head} and vision_feature_layer="
+                f"{config.vision_feature_layer}. Convert the checkpoint with `--vision_base "
+                "google/siglip-so400m-patch14-384`, or choose attention_source='received' or 'norm'."
+            )
         self.vision_tower = ShirgVisionTower(config)
         self.multi_modal_projector = ShirgLavidaProjector(config)
         self.coordinate_embedding = None
@@ -239,20 +222,13 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     ) -> tuple[torch.Tensor, ShirgImageOutput | None]:
         """Prompt embeddings (B, L, C) with image tokens in place of the placeholders, and how the tokens were chosen.
 
-        Args:
-            input_ids: prompt ids with placeholders, (B, L).
-            image_inputs: fields of `ImageInputs`.
-
-        Raises:
-            ValueError: placeholders and image tokens do not match; the message names both counts.
+        `image_inputs` are fields of `ImageInputs`. Placeholders that do not match the image tokens are an error.
         """
         images = ImageInputs.collect(image_inputs)
         embeds_BLC = self.get_input_embeddings()(input_ids)
         placeholder_BL = input_ids == self.config.image_token_id
         rows_I = self._image_rows(placeholder_BL, images)
         if images.pixel_values is None:
-            if images.fovea_pixel_values is not None:
-                raise ValueError(f"Got fovea_pixel_values without pixel_values. {_USE_PROCESSOR}")
             return embeds_BLC, None
         outputs = self._image_features(images, embeds_BLC[rows_I.to(embeds_BLC.device)])
         if outputs.used_tokens is not None:
@@ -266,17 +242,10 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         question_embeds: torch.Tensor | None = None,
         **image_inputs: torch.Tensor | None,
     ) -> ShirgImageOutput:
-        """Image tokens of every image.
-
-        Args:
-            pixel_values: base-size views of all images, (V, 3, P, P).
-            question_embeds: embeddings of the prompt that holds each image, (I, L, C); without them no question is
-                scored.
-            image_inputs: further fields of `ImageInputs`.
-        """
-        return self._image_features(
-            ImageInputs.collect({"pixel_values": pixel_values, **image_inputs}), question_embeds
-        )
+        """Image tokens of every image. `image_inputs` are further fields of `ImageInputs`; `question_embeds` (I, L, C)
+        embed the prompt that holds each image, and without them no question is scored."""
+        images = ImageInputs.collect({"pixel_values": pixel_values, **image_inputs})
+        return self._image_features(images, question_embeds)
 
     @torch.no_grad()
     def get_view_tokens(
@@ -294,61 +263,45 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             needs: fields of `ViewTokens` to fill besides `features`.
             text_relevance: how patches are compared with the question; by default the config's way.
             calibrated: whether the signals are corrected as the config's calibration says.
-            image_inputs: fields of `ImageInputs`.
         """
         config, images = self.config, ImageInputs.collect(image_inputs)
         if not config.selects:
             raise ValueError(f"Preset {config.prune_method!r} selects no tokens: it has no views to select from.")
-        source = text_relevance or config.text_relevance
-        features_VND, signals = self._encode(self._selected_pixels(images), needs)
-        projected_VNC = None
-        if "relevance" in needs and source == "lm":
-            projected_VNC = self.multi_modal_projector(features_VND)
         embeds_BLC = self.get_input_embeddings()(input_ids)
         rows_I = self._image_rows(input_ids == config.image_token_id, images)
-        relevance_V = [None] * len(features_VND)
-        with full_precision(features_VND):
-            if "relevance" in needs:
-                question_ILC = embeds_BLC[rows_I.to(embeds_BLC.device)]
-                relevance_V = self._relevance(source, features_VND, projected_VNC, images, question_ILC)
-            if calibrated:
-                signals, relevance_V = self._corrected(signals, relevance_V, source)
-            return _view_tokens(features_VND, signals, relevance_V)
+        question_ILC = embeds_BLC[rows_I.to(embeds_BLC.device)]
+        return self._read_views(images, question_ILC, needs, text_relevance or config.text_relevance, calibrated)[2]
 
     def _image_features(self, images: ImageInputs, question_ILC: torch.Tensor | None) -> ShirgImageOutput:
         config, method = self.config, self.method
         self._check_views(images)
-        if not config.selects:
-            if images.dropped_tokens is not None or images.selection_noise is not None:
-                raise ValueError(f"Preset {config.prune_method!r} selects no tokens to draw among.")
-            return ShirgImageOutput(image_tokens=self._all_tokens(images))
+        assert images.dropped_tokens is None or config.selects, "the training's collator checks this"
         if images.selection_noise is not None and (method is None or not method.ranks):
             raise ValueError(f"selection_noise was given, but preset {config.prune_method!r} ranks no patches.")
+        if not config.selects:
+            return ShirgImageOutput(image_tokens=self._all_tokens(images))
         global_ITC = None
         if config.view_policy == "foveal" and config.scaffold:
             global_ITC = self._pooled(self.multi_modal_projector(self._encode(images.pixel_values)[0]))
         needs = frozenset() if method is None else method.needs
-        any_grid = images.fovea_size is not None
-        features_VND, signals = self._encode(self._selected_pixels(images), needs, any_grid)
+        features_VND, projected_VNC, views = self._read_views(images, question_ILC, needs, config.text_relevance)
         global_from_view = config.view_policy == "whole" and config.scaffold
-        projected_VNC = None
-        if method is None or global_from_view or ("relevance" in needs and config.text_relevance == "lm"):
+        if projected_VNC is None and (method is None or global_from_view):
             projected_VNC = self.multi_modal_projector(features_VND)
         if global_from_view:
             global_ITC = self._pooled(projected_VNC)
-        selections, budget = None, self._budget(images)
+        selections, budget = None, images.shared("selection_budget") or config.selection_budget
         if method is None:
             side = math.isqrt(budget if config.selection_method == "pool" else projected_VNC.shape[1])
             selected_IKC = pool_square(projected_VNC, side)
         else:
             with record_function("shirg.select"):
-                selections = self._select(features_VND, signals, projected_VNC, images, question_ILC)
+                selections = [method.select(view, budget // config.num_selected_views, config) for view in views]
             selected_VKC = self._selected_tokens(features_VND, projected_VNC, selections, images.patch_boxes)
             share = budget // config.num_selected_views
             padded_VKC = torch.stack([F.pad(tokens, (0, 0, 0, share - len(tokens))) for tokens in selected_VKC])
             selected_IKC = padded_VKC.unflatten(0, (-1, config.num_selected_views)).flatten(1, 2)
         if images.dropped_tokens is not None:
-            _check_shape("dropped_tokens", images.dropped_tokens, tuple(selected_IKC.shape[:2]))
             selected_IKC = selected_IKC.masked_fill(images.dropped_tokens[..., None], 0)
         parts = [selected_IKC] if global_ITC is None else [global_ITC, selected_IKC]
         return self._image_output(torch.cat(parts, dim=1), selections, selected_IKC.shape[1], features_VND.shape[1])
@@ -362,9 +315,6 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
         if "edges" in needs:
             signals["edges"] = patch_edges(pixels_V3PP, self.config.vision_config.patch_size)
         return features_VND, signals
-
-    def _selected_pixels(self, images: ImageInputs) -> torch.Tensor:
-        return images.fovea_pixel_values if self.config.view_policy == "foveal" else images.pixel_values
 
     def _all_tokens(self, images: ImageInputs) -> tuple[torch.Tensor, ...]:
         """Image tokens where none is dropped: pooled if the config says so, then joined."""
@@ -396,30 +346,34 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             images.append(torch.cat([views_VNC[0], mosaic_TC]))
         return tuple(images)
 
-    @torch.no_grad()
-    def _select(
+    def _read_views(
         self,
-        features_VND: torch.Tensor,
-        signals: dict[str, torch.Tensor],
-        projected_VNC: torch.Tensor | None,
         images: ImageInputs,
         question_ILC: torch.Tensor | None,
-    ) -> list[Selection]:
-        """What each view keeps. Views are handed over alone, so that no view depends on its batch."""
-        config, method = self.config, self.method
-        views, num_patches = config.num_selected_views, features_VND.shape[1]
-        if images.selection_noise is not None:
-            _check_shape("selection_noise", images.selection_noise, (len(features_VND) // views, views * num_patches))
-            # Ranking by score + T g equals ranking by score / T + g.
-            signals["noise"] = config.selection_temperature * images.selection_noise.float().reshape(-1, num_patches)
-        budget = self._budget(images)
-        with full_precision(features_VND):
-            relevance_V = [None] * len(features_VND)
-            if "relevance" in method.needs:
-                relevance_V = self._relevance(config.text_relevance, features_VND, projected_VNC, images, question_ILC)
-            signals, relevance_V = self._corrected(signals, relevance_V, config.text_relevance)
-            view_tokens = _view_tokens(features_VND, signals, relevance_V)
-            return [method.select(view, budget // views, config) for view in view_tokens]
+        needs: Collection[str],
+        source: str,
+        calibrated: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, list[ViewTokens]]:
+        """Of the views that tokens are selected from: features (V, N, D), the projected features if the relevance by
+        `source` reads them, and what a method reads of each view alone, so that no view depends on its batch."""
+        pixels_V3PP = images.fovea_pixel_values if self.config.view_policy == "foveal" else images.pixel_values
+        features_VND, signals = self._encode(pixels_V3PP, needs, images.fovea_size is not None)
+        by_words = "relevance" in needs and source == "lm"
+        projected_VNC = self.multi_modal_projector(features_VND) if by_words else None
+        with record_function("shirg.select"), torch.no_grad(), full_precision(features_VND):
+            if images.selection_noise is not None:
+                # Ranking by score + T g equals ranking by score / T + g.
+                noise_VN = images.selection_noise.float().reshape(features_VND.shape[:2])
+                signals["noise"] = self.config.selection_temperature * noise_VN
+            if "relevance" in needs:
+                signals["relevance"] = self._relevance(source, features_VND, projected_VNC, images, question_ILC)
+            if calibrated:
+                self._correct(signals, source)
+        views = [
+            ViewTokens(features_ND, **{name: signal[view] for name, signal in signals.items()})
+            for view, features_ND in enumerate(features_VND)
+        ]
+        return features_VND, projected_VNC, views
 
     def _relevance(
         self,
@@ -443,30 +397,22 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             if source == "lm" and question_ILC is not None and mask_IL is not None and mask_IL[image].any():
                 relevance_N = text_relevance(projected_VNC[view], question_ILC[image][mask_IL[image].bool()])
             elif source == "siglip" and ids_IT is not None and ids_IT[image, 0] >= 0:
-                relevance_N = self._siglip_relevance(features_ND, ids_IT[image])
+                ids_1T = ids_IT[image][None].to(self.relevance_text_model.device)
+                question_1D = self.relevance_text_model(ids_1T).pooler_output  # SigLIP knows no padding mask
+                patches_ND = self.vision_tower.patch_embeddings(features_ND[None])[0]
+                relevance_N = text_relevance(patches_ND, question_1D.to(patches_ND.device))
             relevance_V.append(relevance_N)
         return relevance_V
 
-    def _siglip_relevance(self, features_ND: torch.Tensor, ids_T: torch.LongTensor) -> torch.Tensor:
-        """Cosine of each patch with the question in SigLIP's own space, float32 (N,). SigLIP knows no padding mask."""
-        question_1D = self.relevance_text_model(ids_T[None].to(self.relevance_text_model.device)).pooler_output
-        patches_ND = self.vision_tower.patch_embeddings(features_ND[None])[0]
-        return text_relevance(patches_ND, question_1D.to(patches_ND.device))
-
-    def _corrected(
-        self, signals: dict[str, torch.Tensor], relevance_V: list[torch.Tensor | None], source: str
-    ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor | None]]:
-        """Attention without its mean at each position, and relevance with its sign, where the calibration has them."""
+    def _correct(self, signals: dict[str, Any], source: str) -> None:
+        """Subtract the calibrated mean from the attention, and give the relevance its calibrated sign."""
         config, method = self.config, self.method
-        if config.relevance_sign(source) < 0:
-            relevance_V = [None if relevance_N is None else -relevance_N for relevance_N in relevance_V]
         if "attention" in signals and (method is None or method.corrects_attention):
-            attention_VN = signals["attention"]
-            mean = config.attention_mean(math.isqrt(attention_VN.shape[1]))
+            mean = config.attention_mean(math.isqrt(signals["attention"].shape[1]))
             if mean is not None:
-                mean_N = torch.tensor(mean, dtype=torch.float32, device=attention_VN.device)
-                signals = {**signals, "attention": attention_VN - mean_N}
-        return signals, relevance_V
+                signals["attention"] = signals["attention"] - signals["attention"].new_tensor(mean)
+        if "relevance" in signals and config.relevance_sign(source) < 0:
+            signals["relevance"] = [None if signal is None else -signal for signal in signals["relevance"]]
 
     def _selected_tokens(
         self,
@@ -495,8 +441,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
     def _image_output(
         self, tokens_ITC: torch.Tensor, selections: list[Selection] | None, num_selected: int, num_patches: int
     ) -> ShirgImageOutput:
-        """The report, the views of each image side by side. A view that keeps less than its share (`adaptive`) leaves
-        the end of its share unused."""
+        """The report, the views of each image side by side; `adaptive` may leave the end of a view's share unused."""
         if selections is None:
             return ShirgImageOutput(image_tokens=tokens_ITC.unbind(0))
         views = self.config.num_selected_views
@@ -509,76 +454,47 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
             scores_IN = torch.stack([s.scores for s in selections]).reshape(-1, views * num_patches)
         if any(len(s.indices) < share for s in selections):
             used_IT = F.pad(kept_IK >= 0, (tokens_ITC.shape[1] - num_selected, 0), value=True)
-        return ShirgImageOutput(
-            image_tokens=tokens_ITC.unbind(0),
-            kept_indices=kept_IK,
-            scores=scores_IN,
-            probabilities=None if scores_IN is None else (scores_IN / self.config.selection_temperature).softmax(-1),
-            used_tokens=used_IT,
-        )
-
-    def _budget(self, images: ImageInputs) -> int | None:
-        """The number of selected tokens of each image of this call."""
-        config, size, budget = self.config, images.shared("fovea_size"), images.shared("selection_budget")
-        if size is not None and (config.fovea_size is None or config.selection_method == "none"):
-            reason = "has no fovea" if config.fovea_size is None else "keeps every token of its view"
-            raise ValueError(f"fovea_size={size} was given, but preset {config.prune_method!r} {reason}.")
-        if budget is not None and not config.chooses:
-            raise ValueError(
-                f"selection_budget={budget} was given, but preset {config.prune_method!r} chooses no tokens."
-            )
-        if size is not None or budget is not None:
-            config.check_budget(budget or config.selection_budget, size or config.fovea_size)
-        return config.selection_budget if budget is None else budget
+        return ShirgImageOutput(tokens_ITC.unbind(0), kept_IK, scores_IN, used_IT)
 
     def _check_views(self, images: ImageInputs) -> None:
-        """Pixels of another preset's processor are an error that names both shapes."""
+        """Raises a `ValueError` that names both shapes where the processor of another preset made the pixels."""
         config = self.config
-        fovea_size = images.shared("fovea_size") or config.fovea_size
-        base = fovea_size if config.view_policy == "whole" else config.vision_config.image_size
-        needed = {"pixel_values": (images.pixel_values, base)}
-        if config.view_policy == "foveal" or images.fovea_pixel_values is not None:
-            needed["fovea_pixel_values"] = (images.fovea_pixel_values, fovea_size)
-        for name, (pixels, size) in needed.items():
-            shape = None if pixels is None else tuple(pixels.shape)
-            if config.view_policy != "foveal" and name == "fovea_pixel_values":
-                raise ValueError(f"View policy {config.view_policy!r} takes no fovea_pixel_values. {_USE_PROCESSOR}")
-            if shape is None or len(shape) != 4 or shape[1:] != (3, size, size):
+        base_size, fovea_size = config.vision_config.image_size, images.shared("fovea_size") or config.fovea_size
+        needed = {"pixel_values": fovea_size if config.view_policy == "whole" else base_size}
+        if config.view_policy == "foveal":
+            needed["fovea_pixel_values"] = fovea_size
+        for name in ("pixel_values", "fovea_pixel_values"):
+            pixels, size = getattr(images, name), needed.get(name)
+            shape = None if pixels is None else tuple(pixels.shape[1:])
+            wanted = None if size is None else (3, size, size)
+            if shape != wanted:
                 raise ValueError(
-                    f"{name} must have the shape (views, 3, {size}, {size}), got {shape}. {_USE_PROCESSOR}"
+                    f"{name} has views of shape {shape}, preset {config.prune_method!r} needs {wanted}. "
+                    f"{_USE_PROCESSOR}"
                 )
-        if config.view_policy == "foveal" and len(images.pixel_values) != len(images.fovea_pixel_values):
-            raise ValueError(
-                f"Every image needs one fovea: got {len(images.pixel_values)} images and "
-                f"{len(images.fovea_pixel_values)} foveal views."
-            )
 
     def _image_lengths(self, images: ImageInputs) -> torch.Tensor:
         """Number of image tokens of each image, int64 (I,)."""
-        config, pixels, budget = self.config, images.pixel_values, self._budget(images)
+        config, pixels = self.config, images.pixel_values
         if pixels is None:
             return torch.empty(0, dtype=torch.int64)
         if config.has_mosaic:
             if images.mosaic_windows is None:
                 raise ValueError(f"Preset {config.prune_method!r} needs mosaic_windows. {_USE_PROCESSOR}")
-            rows_I, columns_I, top_I, bottom_I, left_I, right_I = images.mosaic_windows.cpu().unbind(-1)
-            needed = int((1 + rows_I * columns_I).sum())
-            lengths_I = config.view_grid**2 + (bottom_I - top_I) * (right_I - left_I + 1)
-        else:
-            needed = len(pixels) - len(pixels) % config.num_base_views
-            length = config.num_image_tokens
-            if images.selection_budget is not None:
-                length += budget - config.selection_budget
-            lengths_I = torch.full((len(pixels) // config.num_base_views,), length)
-        if len(pixels) != needed:
+            _, _, top_I, bottom_I, left_I, right_I = images.mosaic_windows.cpu().unbind(-1)
+            return config.view_grid**2 + (bottom_I - top_I) * (right_I - left_I + 1)
+        if len(pixels) % config.num_base_views:
             raise ValueError(
-                f"pixel_values has {len(pixels)} views, preset {config.prune_method!r} needs "
-                f"{needed if config.has_mosaic else f'{config.num_base_views} per image'}. {_USE_PROCESSOR}"
+                f"pixel_values has {len(pixels)} views, preset {config.prune_method!r} needs {config.num_base_views} "
+                f"per image. {_USE_PROCESSOR}"
             )
-        return lengths_I
+        length = config.num_image_tokens
+        if (budget := images.shared("selection_budget")) is not None:
+            length += budget - config.selection_budget
+        return torch.full((len(pixels) // config.num_base_views,), length)
 
     def _image_rows(self, placeholder_BL: torch.Tensor, images: ImageInputs) -> torch.Tensor:
-        """The prompt that each image stands in, int64 (I,), after checking that every prompt holds whole images."""
+        """The prompt that each image stands in, int64 (I,). Prompts that do not hold whole images are an error."""
         lengths_I = self._image_lengths(images)
         counts_B = placeholder_BL.sum(-1).cpu()
         ends_I, ends_B = lengths_I.cumsum(0), counts_B.cumsum(0)
@@ -590,46 +506,4 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 f"give {available}: preset {self.config.prune_method!r} needs exactly {per_image} per image. "
                 f"{_USE_PROCESSOR}"
             )
-        needed = (len(lengths_I), placeholder_BL.shape[1])
-        if images.question_mask is not None and images.question_mask.shape != needed:
-            raise ValueError(
-                f"question_mask must have one row per image and the prompts' length, {needed}, got "
-                f"{tuple(images.question_mask.shape)}."
-            )
         return torch.searchsorted(ends_B, ends_I)
-
-
-def _selection_method(config: ShirgLavidaConfig) -> SelectionMethod | None:
-    """The config's method; `None` where every token is kept or pooled.
-
-    Raises:
-        ValueError: the method needs attention of the pooling head, which this vision tower lacks.
-    """
-    if not config.chooses:
-        return None
-    method = METHODS[config.selection_method]
-    if "attention" in method.needs and config.attention_source == "map" and not config.has_map_head:
-        raise ValueError(
-            f"Preset {config.prune_method!r} scores with SigLIP's pooling head (attention_source='map'), got "
-            f"vision_use_head={config.vision_config.vision_use_head} and vision_feature_layer="
-            f"{config.vision_feature_layer}. Convert the checkpoint with `--vision_base "
-            "google/siglip-so400m-patch14-384`, or choose attention_source='received' or 'norm'."
-        )
-    return method
-
-
-def _check_shape(name: str, values: torch.Tensor, needed: tuple[int, ...]) -> None:
-    if tuple(values.shape) != needed:
-        raise ValueError(f"{name} must have the shape {needed}, got {tuple(values.shape)}.")
-
-
-def _view_tokens(
-    features_VND: torch.Tensor, signals: dict[str, torch.Tensor], relevance_V: list[torch.Tensor | None]
-) -> list[ViewTokens]:
-    return [
-        ViewTokens(features_ND, relevance=relevance_N, **{name: signal[view] for name, signal in signals.items()})
-        for view, (features_ND, relevance_N) in enumerate(zip(features_VND, relevance_V, strict=True))
-    ]
-
-
-__all__ = ["ShirgLavidaModel", "ShirgLavidaPreTrainedModel"]

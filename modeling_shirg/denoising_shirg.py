@@ -1,9 +1,6 @@
 """The arithmetic of denoising: how many tokens a step fills, which tokens it predicts, which predictions it keeps, and
 where an answer ends.
 
-Pure functions of plain tensors, without model and generation config: `DenoisingStep` maps a response and its logits
-to the next response.
-
 Shape suffixes: B batch, L block length, M positions of a block that a step predicts, V vocabulary, N denoising steps
 of a block, X further axes.
 """
@@ -13,7 +10,6 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig
 
-# ---------------------------------------------------------------- how many tokens per step
 # Monotone maps of [0, 1] onto itself; `None` is not a map, see `transfer_counts`. The logit-normal map is the
 # distribution function of the standard logit-normal.
 SCHEDULES: dict[str | None, Callable[[torch.Tensor, float], torch.Tensor] | None] = {
@@ -32,9 +28,6 @@ def transfer_counts(num_masks: int, steps: int, schedule: str | None = None, shi
     With a schedule f: the differences of `int(f(i / steps) * num_masks)`, at least 1 each, the surplus taken back one
     at a time from the entries above 1 in turn, and the whole reversed; at most `num_masks` steps. f is evaluated in
     float32 on the CPU: the truncation makes the counts depend on the precision.
-
-    Returns:
-        At most `steps` counts >= 0 that sum to `num_masks`.
     """
     if schedule is None:
         return [num_masks // steps + (step < num_masks % steps) for step in range(steps)]
@@ -62,7 +55,6 @@ def transfer_table(
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
 
 
-# ---------------------------------------------------------------- which tokens
 # Confidence of predicted tokens from the probabilities at their positions, by `remasking`; a step keeps the largest.
 # `margin` is the distance of the two largest probabilities, `None` a uniform draw.
 CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] = {
@@ -76,13 +68,8 @@ CONFIDENCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | No
 class DenoisingStep:
     """A denoising step as a function of a response and its logits: predict, keep the most confident, end the answer.
 
-    Low precision would bias the draw and the confidence: both are float64 (arXiv:2409.02908), a few positions at a
-    time.
-
-    Args:
-        config: a `ShirgGenerationConfig` with `mask_token_id` and `suppress_tokens`.
-        generator: source of the draws; `None` is torch's default. With a list, one generator per row, a row draws for
-            its own masked positions alone, so a row of a batch draws the numbers that it draws alone.
+    Low precision would bias the draw and the confidence: both are float64 (arXiv:2409.02908). With a list of
+    generators, one per row, a row of a batch draws the numbers that it draws alone.
     """
 
     def __init__(self, config: GenerationConfig, generator: torch.Generator | list[torch.Generator] | None = None):
@@ -99,12 +86,9 @@ class DenoisingStep:
         """The response after the step.
 
         Args:
-            response_BR: the response before.
-            positions_BM: positions of the logits, as `masked_positions` orders them: the first `num_masked[b]` of row
-                b are masked.
+            positions_BM: positions of the logits; the first `num_masked[b]` of row b are masked.
             logits_BMV: overwritten.
             counts_B: how many positions of each row to fill, more where predictions reach `confidence_threshold`.
-            num_masked: see `positions_BM`.
         """
         tokens_BM, confidence_BM = self.predict(logits_BMV, num_masked)
         counts_B = counts_B.to(response_BR.device)
@@ -156,22 +140,18 @@ class DenoisingStep:
 
 
 def masked_positions(masked_BL: torch.Tensor, most: int) -> torch.LongTensor:
-    """The indices of each row's masked positions, ascending, `(B, most)`; a row with fewer goes on with others.
-
-    `most` is the largest number of masked positions in a row, which the caller knows without asking the device.
-    """
+    """The indices of each row's masked positions, ascending, `(B, most)`; a row with fewer goes on with others."""
     return masked_BL.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
 
 
 def select_positions(confidence_BM: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
     """The `counts_B[b]` positions of row b with the largest confidence, as a boolean `(B, M)`, but none of -inf. Ties
-    go to the lower index, so the choice does not depend on the device's sorting."""
+    go to the lower index."""
     order_BM = confidence_BM.sort(dim=-1, descending=True, stable=True).indices
     rank_BM = order_BM.argsort(dim=-1)
     return (rank_BM < counts_B[:, None]) & (confidence_BM != -torch.inf)
 
 
-# ---------------------------------------------------------------- where an answer ends
 def end_answers(response_BR: torch.LongTensor, mask_token_id: int, end_ids: Sequence[int]) -> torch.LongTensor:
     """The response with `end_ids[0]` in place of masks, in rows where all masks come after an end-of-text."""
     if not end_ids:

@@ -1,9 +1,8 @@
 """A fingerprint of base weights: whether an adapter meets the weights it was trained on.
 
-It is a sha256 over the sign bits of a few matrices. A cast between float types keeps every sign, also of zeros and of
-values that round to zero, so a checkpoint has one fingerprint in float32, bfloat16 and float16, on disk and in memory.
-Further training of these matrices moves weights across zero and changes it. What it does not see: other tensors, and a
-change too small to flip any sign.
+It is a sha256 over the sign bits of a few matrices. A cast between float types keeps every sign, so a checkpoint has
+one fingerprint in float32, bfloat16 and float16, on disk and in memory. Training moves weights across zero and changes
+it. A change of other tensors, or one too small to flip a sign, goes unseen.
 """
 
 import hashlib
@@ -28,11 +27,9 @@ FINGERPRINT_ROWS = 512
 
 
 def fingerprint(model: nn.Module) -> str | None:
-    """The fingerprint of a loaded `ShirgLavidaForConditionalGeneration`, on any device and in any float type.
+    """The fingerprint of a loaded `ShirgLavidaForConditionalGeneration`; `None` if it is quantized or offloaded.
 
     With PEFT's layers in the model it is the frozen base's, as long as no adapter is merged.
-
-    Returns `None` where a matrix cannot be read: quantized, or offloaded.
     """
     weights = {plain_name(name): weight for name, weight in model.named_parameters()}
     found = [(name, weights[name]) for name in FINGERPRINT_TENSORS]

@@ -2,8 +2,7 @@
 `shirg-adaptive`, and the coordinate embedding.
 
 All are SHIRG's own definitions. The merging follows the idea of ToMe (Bolya et al., 2210.09461), not its algorithm.
-Everything a selection decides is float32 and made of sorts, sums and products of single numbers, so it depends neither
-on the batch nor on autocast. Only `adaptive` synchronises with the device. Ties go to the lower index.
+Ties go to the lower index.
 
 Shape suffixes: V views, N patches of one view (N = side * side, raster order), K tokens, D vision width, P pixels per
 side, H and W rows and columns, F any number of features.
@@ -18,9 +17,6 @@ from torch.nn import functional as F
 
 from .selection_shirg import Selection, ViewTokens, min_max, selection_method, shirg_scores, top_k
 
-# ITU-R 601, the grey of PIL's mode "L".
-_GREY = (0.299, 0.587, 0.114)
-
 # `shirg-fixed` covers blocks of 4x4 patches, `shirg-mixed` 4x4 regions of the view.
 BLOCK = 4
 REGIONS = 4
@@ -34,10 +30,9 @@ def fixed(view: ViewTokens, budget: int, config: Any) -> Selection:
        `coverage=False` leaves the blocks out.
     2. The first `budget` patches are kept.
     3. Kept neighbours whose scores differ by less than `merge_threshold` become pairs (`neighbor_pairs`), each one
-       token: the mean of both, placed at the better patch. A patch is in at most one pair. `merging=False` ends here.
-    4. Each pair frees a place, which the next patch in keeping order takes. Patches that refill are not merged.
-
-    There are at most as many pairs as patches to refill from; among more pairs, those of the closest scores merge.
+       token: the mean of both, placed at the better patch. `merging=False` ends here.
+    4. Each pair frees a place, which the next patch in keeping order takes. Patches that refill are not merged, so
+       there are at most as many pairs as patches to refill from.
     """
     scores_N = distance_scores(view, config)
     blocks_N = block_ids(view_side(len(scores_N)), scores_N.device)
@@ -54,10 +49,8 @@ def mixed(view: ViewTokens, budget: int, config: Any) -> Selection:
     The view has 4x4 regions. The patches are put in keeping order: the best of each region, best first, then all
     others, best first (`coverage=False` leaves the regions out). The first n patches are kept, and each region that
     drops a patch gets one summary token, the mean of its dropped patches, placed at the best of them. n is the largest
-    number for which both together are `budget` tokens. One more kept patch costs one more token, or none where the
-    patch is the last of its region and replaces the summary, so such an n always exists.
-
-    `summaries=False`, or a budget below two tokens per region, keeps the first `budget` patches in keeping order.
+    number for which both together are `budget` tokens. `summaries=False`, or a budget below two tokens per region,
+    keeps the first `budget` patches in keeping order.
     """
     scores_N = edge_scores(view, config)
     side = view_side(len(scores_N))
@@ -99,12 +92,10 @@ def edge_scores(view: ViewTokens, config: Any) -> torch.Tensor:
     (`patch_edges`). Every term is min-max normalised.
     """
     scores_N = _relevance_term(view, config) + config.variance_weight * min_max(local_variance(view.features))
-    return scores_N if config.edge_weight == 0.0 else scores_N + config.edge_weight * min_max(view.edges.float())
+    return scores_N + config.edge_weight * min_max(view.edges.float())
 
 
 def _relevance_term(view: ViewTokens, config: Any) -> torch.Tensor:
-    if config.text_weight == 0.0:
-        return torch.zeros(len(view.features), device=view.features.device)
     return config.text_weight * min_max((view.attention if view.relevance is None else view.relevance).float())
 
 
@@ -117,10 +108,7 @@ def neighbor_similarity(features_ND: torch.Tensor) -> torch.Tensor:
 
 
 def local_variance(features_ND: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of the patches in each 3x3 window to their mean, float32 (N,).
-
-    A window at the border is cut to the patches that exist.
-    """
+    """Mean squared distance of the patches in each 3x3 window, cut at the border, to their mean, float32 (N,)."""
     # A variance does not change with the origin; with one patch there, equal features have exactly none.
     features_HWD = _on_grid(features_ND.float() - features_ND[:1].float())
     num_HW1 = _window_sums(torch.ones_like(features_HWD[..., :1]))
@@ -132,7 +120,7 @@ def local_variance(features_ND: torch.Tensor) -> torch.Tensor:
 def center_distance(features_ND: torch.Tensor) -> torch.Tensor:
     """Distance of each patch to the centre of the view in patches, float32 (N,)."""
     side = view_side(len(features_ND))
-    row_N, column_N = _rows_and_columns(side, features_ND.device)
+    row_N, column_N = rows_and_columns(side, features_ND.device)
     middle = (side - 1) / 2
     return ((row_N - middle).square() + (column_N - middle).square()).sqrt()
 
@@ -141,12 +129,11 @@ def center_distance(features_ND: torch.Tensor) -> torch.Tensor:
 def patch_edges(pixels_V3PP: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Edge density of every patch, float32 (V, N): the mean of gx^2 + gy^2 by the 3x3 Sobel operator.
 
-    The grey is that of the normalised pixels. Border pixels are repeated outside the view. Pixels at the right and the
-    bottom that no patch covers are ignored.
+    Border pixels are repeated outside the view. Pixels at the right and the bottom that no patch covers are ignored.
     """
     side = min(pixels_V3PP.shape[-2:]) // patch_size
     red_VHW, green_VHW, blue_VHW = pixels_V3PP.float()[..., : side * patch_size, : side * patch_size].unbind(1)
-    grey_VHW = _GREY[0] * red_VHW + _GREY[1] * green_VHW + _GREY[2] * blue_VHW
+    grey_VHW = 0.299 * red_VHW + 0.587 * green_VHW + 0.114 * blue_VHW  # ITU-R 601, as PIL's mode "L"
     padded = F.pad(grey_VHW[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     smooth_down = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
     smooth_across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
@@ -156,24 +143,20 @@ def patch_edges(pixels_V3PP: torch.Tensor, patch_size: int) -> torch.Tensor:
     return energy_VHW.unflatten(1, (side, patch_size)).unflatten(3, (side, patch_size)).mean((2, 4)).flatten(1)
 
 
-def block_ids(side: int, device: torch.device, block: int = BLOCK) -> torch.Tensor:
-    """Which `block` x `block` block each patch is in, int64 (N,); the last of a row or column may be smaller."""
-    row_N, column_N = _rows_and_columns(side, device)
-    return row_N // block * side + column_N // block
+def block_ids(side: int, device: torch.device) -> torch.Tensor:
+    """The 4x4 block that each patch is in, int64 (N,); the last of a row or column may be smaller."""
+    row_N, column_N = rows_and_columns(side, device)
+    return row_N // BLOCK * side + column_N // BLOCK
 
 
-def region_ids(side: int, device: torch.device, regions: int = REGIONS) -> torch.Tensor:
-    """Which of `regions` x `regions` regions of the view each patch is in, int64 (N,); a small grid has fewer."""
-    row_N, column_N = _rows_and_columns(side, device)
-    return row_N * regions // side * regions + column_N * regions // side
+def region_ids(side: int, device: torch.device) -> torch.Tensor:
+    """Which of 4x4 regions of the view each patch is in, int64 (N,); a small grid has fewer."""
+    row_N, column_N = rows_and_columns(side, device)
+    return row_N * REGIONS // side * REGIONS + column_N * REGIONS // side
 
 
 def keeping_order(scores_N: torch.Tensor, groups_N: torch.Tensor | None = None) -> torch.Tensor:
-    """All patches in the order in which they are kept, int64 (N,).
-
-    Best first; with `groups_N` the best patch of each group comes before all others, so that the first K patches touch
-    as many groups as K patches can.
-    """
+    """All patches best first, int64 (N,); with `groups_N` the best patch of each group comes before all others."""
     order_N = scores_N.argsort(descending=True, stable=True)
     if groups_N is None:
         return order_N
@@ -181,7 +164,7 @@ def keeping_order(scores_N: torch.Tensor, groups_N: torch.Tensor | None = None) 
 
 
 def _first_of_groups(groups_N: torch.Tensor) -> torch.Tensor:
-    """Which elements are the first of their group, bool (N,)."""
+    """True at the first element of each group, bool (N,)."""
     by_group_N = groups_N.argsort(stable=True)
     grouped_N = groups_N[by_group_N]
     starts_N = torch.ones_like(groups_N, dtype=torch.bool)
@@ -194,30 +177,23 @@ def neighbor_pairs(kept_N: torch.Tensor, scores_N: torch.Tensor, threshold: floa
 
     A pair is two kept 4-neighbours whose scores differ by less than `threshold`. Pairs are made in four rounds: those
     that begin in even columns, in odd columns, in even rows, in odd rows. Of more than `most` pairs those of the
-    closest scores stay, and among equally close pairs those that begin first in raster order.
+    closest scores stay.
     """
     own_N = torch.arange(len(scores_N), device=scores_N.device)
     partner_N, free_N = own_N.clone(), kept_N.clone()
-    for first, second in _neighbor_rounds(own_N):
+    grid_HW = _on_grid(own_N)
+    across = [(grid_HW[:, start:-1:2].flatten(), grid_HW[:, start + 1 :: 2].flatten()) for start in (0, 1)]
+    down = [(grid_HW[start:-1:2].flatten(), grid_HW[start + 1 :: 2].flatten()) for start in (0, 1)]
+    for first, second in across + down:
         close = (scores_N[first] - scores_N[second]).abs() < threshold
         paired = close & free_N[first] & free_N[second]
-        partner_N[first], partner_N[second] = (
-            torch.where(paired, second, partner_N[first]),
-            torch.where(paired, first, partner_N[second]),
-        )
-        free_N[first], free_N[second] = free_N[first] & ~paired, free_N[second] & ~paired
+        partner_N[first] = torch.where(paired, second, partner_N[first])
+        partner_N[second] = torch.where(paired, first, partner_N[second])
+        free_N = free_N & (partner_N == own_N)
     gap_N = (scores_N - scores_N[partner_N]).abs().masked_fill(partner_N <= own_N, torch.inf)
     rank_N = _scattered(own_N, gap_N.argsort(stable=True))
     begins_N = (partner_N > own_N) & (rank_N < most)
     return torch.where(begins_N | begins_N[partner_N], partner_N, own_N)
-
-
-def _neighbor_rounds(own_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Four rounds of (first, second) patches that are neighbours; within a round no patch comes twice."""
-    grid_HW = _on_grid(own_N)
-    across = [(grid_HW[:, start:-1:2].flatten(), grid_HW[:, start + 1 :: 2].flatten()) for start in (0, 1)]
-    down = [(grid_HW[start:-1:2].flatten(), grid_HW[start + 1 :: 2].flatten()) for start in (0, 1)]
-    return across + down
 
 
 def _merged(scores_N: torch.Tensor, order_N: torch.Tensor, budget: int, threshold: float) -> Selection:
@@ -237,7 +213,7 @@ def _merged(scores_N: torch.Tensor, order_N: torch.Tensor, budget: int, threshol
 def _summarised(
     scores_N: torch.Tensor, order_N: torch.Tensor, regions_N: torch.Tensor, num_regions: int, budget: int
 ) -> Selection:
-    """`mixed` given the keeping order; needs a budget of at least one token per region."""
+    """`mixed` given the keeping order."""
     place_N = torch.arange(len(scores_N), device=scores_N.device)
     # How many tokens there are if the patches up to each place are kept: a complete region has no summary.
     completes_N = _first_of_groups(regions_N[order_N].flip(0)).flip(0)
@@ -252,12 +228,7 @@ def _summarised(
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero; the model's `_init_weights` knows it by its class."""
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+    """A linear layer that the model's `_init_weights` sets to zero."""
 
 
 class CoordinateEmbedding(nn.Module):
@@ -288,7 +259,7 @@ def _on_grid(values: torch.Tensor) -> torch.Tensor:
     return values.unflatten(0, (view_side(len(values)), -1))
 
 
-def _rows_and_columns(side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rows_and_columns(side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and column of each patch, int64 (N,) each."""
     own_N = torch.arange(side * side, device=device)
     return own_N // side, own_N % side
@@ -302,7 +273,7 @@ def _window_sums(values_HWF: torch.Tensor) -> torch.Tensor:
 
 
 def _scattered(values_N: torch.Tensor, order_N: torch.Tensor) -> torch.Tensor:
-    """Values in the order `order_N` of the patches, back in raster order, (N,)."""
+    """Values in the order `order_N` of the patches, put back in raster order, (N,)."""
     return torch.empty_like(values_N).scatter_(0, order_N, values_N)
 
 

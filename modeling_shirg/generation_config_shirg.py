@@ -100,46 +100,36 @@ def overridden_fields(stored: GenerationConfig, overrides: dict[str, Any]) -> di
 
 
 class ShirgGenerationConfig(GenerationConfig):
-    r"""
-    Args:
-        max_new_tokens (`int`, defaults to 32): length R of the response. The length is fixed; see `stop_at_eos`.
-        block_length (`int`, *optional*): the response is filled in blocks of this length from left to right, a
-            divisor of `max_new_tokens`. `None` is one block.
-        steps (`int`, *optional*): denoising steps over all blocks, a multiple of the number of blocks. A block has at
-            most as many steps as tokens.
-        step_ratio (`float`, *optional*): steps per token instead of `steps`, in (0, 1]; a block gets
-            `int(block_length * step_ratio)`. `None` is 1.0, one token per step.
-        schedule (`"linear"`, `"shift"`, `"cosine"`, `"logit_normal"`, *optional*): how many tokens a step fills, see
-            `transfer_counts`. `None` spreads them evenly.
-        shift (`float`, defaults to 3.0): strength of `"shift"`; above 1 starts slowly, below 1 fast.
-        remasking (`"low_confidence"`, `"random"`, `"entropy"` or `"margin"`, defaults to `"low_confidence"`): which
-            predictions a step keeps, see `CONFIDENCES`.
-        confidence_threshold (`float`, *optional*): a step also keeps every prediction of at least this probability, in
-            (0, 1], beyond the schedule: fewer forwards, at the risk that predictions do not fit each other (Fast-dLLM,
-            arXiv:2505.22618).
-        stop_at_eos (`bool`, defaults to `False`): when everything before an end-of-text token is filled, the masks
-            after it become end-of-text without further forwards. The text up to there stays the same.
-        do_sample (`bool`, defaults to `False`): draw tokens instead of taking the most probable one.
-        temperature (`float`, *optional*): of the draw, > 0, only with `do_sample=True`, where `None` is 1.0. The
-            confidence is always that of the unscaled distribution.
-        use_cache (`bool`, defaults to `True`): encode the prompt once, blind to the response. `False` recomputes
-            prompt and response at every step, and the prompt sees the response: another function, as in the original.
-        prefix_kv (`float`, *optional*): share of the prompt's keys and values that is kept after the pass over it, in
-            (0, 1], over all layers together (PrefixKV, arXiv:2412.03409). `None` and 1.0 keep all.
-        prefix_dtype (`"bfloat16"`, `"float16"` or `"int8"`, *optional*): type in which the prompt's keys and values
-            are stored; attention computes in the model's own type. `None` is the model's.
-        dual_cache (`bool`, defaults to `False`): within a block, compute only the block's tokens after its first step,
-            on the keys and values that the rest of the response had then (Fast-dLLM): an approximation.
-        compile_config (`CompileConfig` or `dict`, *optional*): run denoising steps under `torch.compile` with these
-            arguments. The first answer of a length waits for the compiler. Not saved with a model.
-        suppress_tokens (`list[int]`, *optional*): ids that are never emitted; `None` is the mask and the image token.
-        return_dict_in_generate (`bool`, defaults to `False`): return a `ShirgGenerationOutput` instead of ids.
-        output_history (`bool`, defaults to `False`): also return the response after every step.
-        output_selection (`bool`, defaults to `False`): also return which image tokens were kept, and their scores.
-        bos_token_id, eos_token_id, pad_token_id, mask_token_id (`int`, *optional*): `None` is the model config's.
+    """The arguments of `generate`; defaults and types stand in `_ARGUMENTS`.
 
-    Raises:
-        ValueError: an unknown argument, or values that cannot work together; the message names them.
+    Args:
+        max_new_tokens: length of the response, which is fixed.
+        block_length: the response is filled in blocks of this length from left to right. `None` is one block.
+        steps: denoising steps over all blocks, a multiple of the number of blocks.
+        step_ratio: steps per token instead of `steps`. `None` is 1.0, one token per step.
+        schedule: how many tokens a step fills, see `transfer_counts`. `None` spreads them evenly.
+        shift: strength of the schedule `"shift"`; above 1 starts slowly, below 1 fast.
+        remasking: which predictions a step keeps, see `CONFIDENCES`.
+        confidence_threshold: a step also keeps every prediction of at least this probability: fewer forwards, at the
+            risk that predictions do not fit each other (Fast-dLLM, arXiv:2505.22618).
+        stop_at_eos: when everything before an end-of-text token is filled, the masks after it become end-of-text
+            without further forwards. The text up to there stays the same.
+        do_sample: draw tokens instead of taking the most probable one.
+        temperature: of the draw; `None` is 1.0. The confidence is always that of the unscaled distribution.
+        use_cache: encode the prompt once, blind to the response. `False` recomputes prompt and response at every step,
+            and the prompt sees the response: another function, as in the original.
+        prefix_kv: share of the prompt's keys and values that is kept after the pass over it, over all layers together
+            (PrefixKV, arXiv:2412.03409). `None` and 1.0 keep all.
+        prefix_dtype: type in which the prompt's keys and values are stored; attention computes in the model's own
+            type. `None` is the model's.
+        dual_cache: within a block, compute only the block's tokens after its first step, on the keys and values that
+            the rest of the response had then (Fast-dLLM): an approximation.
+        compile_config: run denoising steps under `torch.compile` with these arguments. Not saved with a model.
+        suppress_tokens: ids that are never emitted; `None` is the mask and the image token.
+        return_dict_in_generate: return a `ShirgGenerationOutput` instead of ids.
+        output_history: also return the response after every step.
+        output_selection: also return which image tokens were kept, and their scores.
+        bos_token_id, eos_token_id, pad_token_id, mask_token_id: `None` is the model config's.
     """
 
     def __init__(self, **kwargs):
@@ -227,14 +217,11 @@ class ShirgGenerationConfig(GenerationConfig):
         return 1.0 if self.temperature is None else self.temperature
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Contents of generation_config.json: every field that is not `None`, so that a file keeps its meaning when a
-        default of this class changes. (The parent leaves out values that equal its own defaults.)"""
+        """Contents of generation_config.json: every field that is not `None`. The parent leaves out values that equal
+        its own defaults, so a file would change its meaning with a default of this class."""
         return {key: value for key, value in self.to_dict().items() if value is not None and not key.startswith("_")}
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
-        """Not supported: a model config holds no generation arguments, `PreTrainedModel` starts from the defaults."""
+        """A model config holds no generation arguments; `PreTrainedModel` then starts from the defaults."""
         raise NotImplementedError("ShirgGenerationConfig does not read generation arguments from a model config.")
-
-
-__all__ = ["GENERATION_DEFAULTS", "ShirgGenerationConfig"]

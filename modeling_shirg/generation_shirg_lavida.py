@@ -1,10 +1,8 @@
 """Generation by denoising: a response of fixed length starts as mask tokens and is filled block by block.
 
 The prompt (image tokens included) is encoded once, alone, into a key/value cache: the response sees the prompt and all
-of itself, the prompt never sees the response, so the cache stays valid for every step (LaViDa, arXiv:2505.16839). Each
-step predicts every masked position of the current block and keeps the most confident predictions; the rest stays
-masked (LLaDA, arXiv:2502.09992). `ShirgLavidaGenerationMixin.generate` has the order of the steps, denoising_shirg.py
-the arithmetic of one, prefix_cache_shirg.py the cache.
+of itself, the prompt never sees the response, so the cache stays valid for every step (LaViDa, arXiv:2505.16839).
+`generate` has the order of the steps, denoising_shirg.py the arithmetic of one, prefix_cache_shirg.py the cache.
 
 Shape suffixes: B batch, P prompt length, R response length, L block length, M positions that a step predicts, N tokens
 of a pass, D hidden size, V vocabulary.
@@ -21,10 +19,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file, logging
 
+from .adapters_shirg import HUB_ARGUMENTS
 from .denoising_shirg import DenoisingStep, masked_positions, transfer_table
 from .generation_config_shirg import ShirgGenerationConfig, overridden_fields
 from .image_inputs_shirg import IMAGE_INPUTS
-from .prefix_cache_shirg import PREFIX_DTYPES, PrefixCache, encode_prefix, run_layers
+from .prefix_cache_shirg import PrefixCache, encode_prefix
 
 logger = logging.get_logger(__name__)
 
@@ -32,52 +31,41 @@ logger = logging.get_logger(__name__)
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
 # Speed only: on a CPU the LM head is twice as slow for 12 rows as for 16, so 4 to 15 rows are padded to 16.
 _PRODUCT_ROWS, _FEW_ROWS = 16, 3
-# Arguments of `from_pretrained` that find generation_config.json beside the weights.
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
 class ShirgGenerationOutput(ModelOutput):
-    """
-    Args:
-        sequences (`torch.LongTensor` of shape `(B, P + R)`): prompt and response ids; `(B, R)`, the response alone,
-            when the prompt was given as `inputs_embeds` only.
-        forwards (`int`): number of denoising forwards; the prefix pass is not one.
-        tokens_per_forward (`torch.FloatTensor` of shape `(B,)`): masks of the first response, per denoising forward.
-        history (`torch.LongTensor` of shape `(forwards, B, R)`, *optional*): the response after each forward.
-        kept_indices, scores (*optional*): those of `ShirgImageOutput`, with `output_selection=True`.
-        prefix_bytes (`list[int]`, *optional*): bytes of the prompt's keys and values in each layer.
-        prefix_lengths (`torch.LongTensor` of shape `(layers, B)`, *optional*): number of prompt positions that each
-            row keeps in each layer, padding not counted. Without `use_cache` there is neither.
-    """
+    """What `generate` returns with `return_dict_in_generate=True`."""
 
+    # Prompt and response ids, (B, P + R); the response alone, (B, R), where the prompt was given as embeddings only.
     sequences: torch.LongTensor | None = None
+    # Number of denoising forwards; the prefix pass is not one.
     forwards: int | None = None
+    # Masks of the first response per denoising forward, (B,).
     tokens_per_forward: torch.FloatTensor | None = None
+    # The response after each forward, (forwards, B, R), with `output_history=True`.
     history: torch.LongTensor | None = None
-    kept_indices: Any = None
-    scores: Any = None
+    # Those of `ShirgImageOutput`, with `output_selection=True`.
+    kept_indices: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+    # Bytes of the prompt's keys and values in each layer; `None` without `use_cache`.
     prefix_bytes: list[int] | None = None
+    # Number of prompt positions, without padding, that each row keeps in each layer, (layers, B).
     prefix_lengths: torch.LongTensor | None = None
 
 
 @dataclass
 class _Prompt:
-    """The constants of one call. `mask_BP` is `None` when nothing is padded: attention then needs no mask."""
+    """The prompt of one call, and the positions of the response after it."""
 
     embeds_BPD: torch.Tensor
-    mask_BP: torch.Tensor | None
+    mask_BP: torch.Tensor | None  # `None` where nothing is padded
     positions_BP: torch.Tensor
     response_positions_BR: torch.Tensor
 
 
 class ShirgLavidaGenerationMixin:
-    """`generate` for a bidirectional language model behind a vision prefix; a base before `PreTrainedModel`.
-
-    The model provides `model.prepare_inputs_embeds(input_ids, **image_inputs) -> (inputs_embeds_BPD, image_outputs)`,
-    where `image_outputs` is `None` or a `ShirgImageOutput`; `model.language_model`, which takes `is_causal` and is
-    bidirectional; `model.get_input_embeddings()`; and `lm_head`.
-    """
+    """`generate` for a bidirectional language model behind a vision prefix; a base before `PreTrainedModel`."""
 
     generation_config_class = ShirgGenerationConfig
 
@@ -108,31 +96,27 @@ class ShirgLavidaGenerationMixin:
             c. Record and stream the response.
         3. Return.
 
-        A row gives the tokens that it gives alone, however it is padded. Without `stop_at_eos` there is no handling
-        of the end-of-text token.
+        A row gives the tokens that it gives alone, however it is padded.
 
         Args:
-            input_ids (`(B, P)`): the prompt, with image placeholders already expanded.
-            attention_mask (`(B, P)`, *optional*): 0 marks padding, on either side. `None` is all ones.
-            inputs_embeds (`(B, P, D)`, *optional*): the prompt's embeddings, images included, instead of computing
-                them; `input_ids` then only lend their ids to the returned sequences.
-            position_ids (`(B, P)`, *optional*): by default they count the prompt's real tokens from 0. The response
-                goes on after the largest of a row.
+            input_ids: the prompt, with image placeholders already expanded, (B, P).
+            attention_mask: 0 marks padding, on either side, (B, P).
+            inputs_embeds: the prompt's embeddings, images included, (B, P, D); `input_ids` then only lend their ids to
+                the returned sequences.
+            position_ids: by default they count the prompt's real tokens from 0, (B, P). The response goes on after the
+                largest of a row.
             generation_config: replaces the model's; token ids that it leaves at `None` still come from the model.
-            streamer (*optional*): gets the prompt, the draft after each forward if it is a `TextDiffusionStreamer`,
-                and the response. Batch size 1 only.
-            generator (*optional*): source of randomness of `do_sample` and `remasking="random"`, or one per row; a row
-                with its own generator gives what it gives alone.
-            draft_ids (`(R,)` or `(B, R)`, *optional*): a response with gaps: mask ids are filled, all others stay.
-                Sets `max_new_tokens`. Each row follows the schedule of its own number of masks.
+            streamer: gets the prompt, the draft after each forward if it is a `TextDiffusionStreamer`, and the
+                response. Batch size 1 only.
+            generator: source of randomness of `do_sample` and `remasking="random"`, or one per row; a row with its own
+                generator gives what it gives alone.
+            draft_ids: a response with gaps, (R,) or (B, R): mask ids are filled, all others stay. Sets
+                `max_new_tokens`. Each row follows the schedule of its own number of masks.
             **kwargs: fields of `ShirgGenerationConfig`, which override it, and the image arguments of `forward`.
 
         Returns:
             Ids `(B, P + R)`, or `(B, R)` when only `inputs_embeds` were given; a `ShirgGenerationOutput` with
             `return_dict_in_generate=True`.
-
-        Raises:
-            ValueError: unknown arguments, or shapes and values that do not fit; the message names them.
         """
         # 0. Prepare
         ids = {"input_ids": input_ids, "draft_ids": draft_ids, "inputs_embeds": inputs_embeds}
@@ -237,9 +221,7 @@ class ShirgLavidaGenerationMixin:
         if input_ids is None and inputs_embeds is None:
             raise ValueError("generate needs input_ids or inputs_embeds.")
         if input_ids is not None:
-            if input_ids.ndim != 2:
-                raise ValueError(f"input_ids must have the shape (B, P), got {tuple(input_ids.shape)}.")
-            _check_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0])
+            _check_ids("input_ids", input_ids, self.model.get_input_embeddings().weight.shape[0], dimensions=(2,))
         if inputs_embeds is None:
             return self.model.prepare_inputs_embeds(input_ids, **images)
         given = sorted(name for name, value in images.items() if value is not None)
@@ -278,25 +260,12 @@ class ShirgLavidaGenerationMixin:
         response_positions_BR = last_B[:, None] + 1 + torch.arange(response_length, device=device)
         length = int(last_B.max()) + 1 + response_length
         if known is not None and length > known:
-            logger.warning_once(
-                f"Prompt and response are {length} tokens long; the language model knows {known} positions, so the "
-                "answer may make no sense."
-            )
+            logger.warning_once(f"The answer may make no sense: {length} tokens, but {known} positions are known.")
         return _Prompt(embeds_BPD, None if mask_BP.all() else mask_BP, positions_BP, response_positions_BR)
 
     def _encode_prefix(self, prompt: _Prompt, config: ShirgGenerationConfig) -> PrefixCache:
-        prefix = encode_prefix(
-            self.model.language_model,
-            prompt.embeds_BPD,
-            prompt.mask_BP,
-            prompt.positions_BP,
-            prompt.response_positions_BR,
-            ratio=config.prefix_kv,
-            dtype=None if config.prefix_dtype is None else PREFIX_DTYPES[config.prefix_dtype],
-        )
-        if config.compile_config is not None:
-            prefix.run_layers = torch.compile(run_layers, **config.compile_config.to_dict())
-        return prefix
+        positions = prompt.positions_BP, prompt.response_positions_BR
+        return encode_prefix(self.model.language_model, prompt.embeds_BPD, prompt.mask_BP, *positions, config)
 
     def _response_logits(
         self,
@@ -339,7 +308,7 @@ class ShirgLavidaGenerationMixin:
             self.generation_config = ShirgGenerationConfig(**generation_config.to_diff_dict())
         elif pretrained_model_name_or_path is not None:
             # A file that is there and cannot be read is an error.
-            hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             silent = {"_raise_exceptions_for_missing_entries": False}
             if cached_file(pretrained_model_name_or_path, "generation_config.json", **hub, **silent) is not None:
                 self.generation_config = ShirgGenerationConfig.from_pretrained(pretrained_model_name_or_path, **hub)
@@ -351,9 +320,9 @@ def _check_types(kind: type, **arguments: Any) -> None:
             raise TypeError(f"{name} must be a {kind.__name__}, got {value!r:.100}.")
 
 
-def _check_ids(name: str, ids: torch.Tensor, size: int) -> None:
-    if ids.ndim not in (1, 2) or ids.is_floating_point():
-        raise ValueError(f"{name} must hold integer ids, got {ids.dtype} {tuple(ids.shape)}.")
+def _check_ids(name: str, ids: torch.Tensor, size: int, dimensions: tuple[int, ...] = (1, 2)) -> None:
+    if ids.ndim not in dimensions or ids.is_floating_point():
+        raise ValueError(f"{name} must hold integer ids of {dimensions} axes, got {ids.dtype} {tuple(ids.shape)}.")
     if ids.numel() and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
             f"{name} hold ids from {ids.min()} to {ids.max()}, the model has 0 to {size - 1}: are they of its "
@@ -371,6 +340,3 @@ def _start_response(
     elif draft_ids.shape not in (shape, shape[1:]):
         raise ValueError(f"draft_ids must have the shape {shape[1:]} or {shape}, got {tuple(draft_ids.shape)}.")
     return draft_ids.to(device=device, dtype=torch.int64).expand(shape).clone()
-
-
-__all__ = ["ShirgGenerationOutput", "ShirgLavidaGenerationMixin"]

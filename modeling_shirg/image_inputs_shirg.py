@@ -12,37 +12,34 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class ImageInputs:
-    """The image arguments of `forward`, `generate` and `get_image_features`; the processor returns all of them but the
-    last two.
+    """The image arguments of `forward`, `generate` and `get_image_features`.
 
-    Args:
-        pixel_values (`(I * V, 3, P, P)`): base-size views of all images in reading order.
-        fovea_pixel_values (`(I, 3, P', P')`): foveal views, for view policy `foveal`.
-        question_mask (`(I, L)`): 1 at the tokens of each image's question; without it selection ignores the text.
-        mosaic_windows (`(I, 6)`): where each image lies in the mosaic of its tiles, for preset `lavida`.
-        relevance_input_ids (`(I, T)`): each image's question in SigLIP's own ids, for `text_relevance="siglip"`; a row
-            of -1 is no question.
-        patch_boxes (`(I, patches, 4)`): boxes of all patches, for the coordinate embedding.
-        selection_budget (`(I,)`): number of selected tokens of this call, equal for all images; default: the config's.
-        fovea_size (`(I,)`): side in pixels of the foveal views of this call, equal for all images; default: the
-            config's. Other sizes interpolate the foveal positions and keep the budget.
-        image_sizes, view_boxes: reports of the processor that the model does not read.
-        selection_noise (`(I, N)`): for training, Gumbel noise that is added to score / `selection_temperature` before
-            the top-K.
-        dropped_tokens (`(I, K)`): for training, selected tokens that are zeroed after projection.
+    The processor returns all of them but `selection_noise` and `dropped_tokens`, which are for training.
     """
 
+    # Base-size views of all images in reading order, (I * V, 3, P, P).
     pixel_values: torch.Tensor | None = None
+    # Foveal views, for view policy `foveal`, (I, 3, P', P').
     fovea_pixel_values: torch.Tensor | None = None
+    # 1 at the tokens of each image's question, (I, L); without it selection ignores the text.
     question_mask: torch.Tensor | None = None
+    # Where each image lies in the mosaic of its tiles, for preset `lavida`, (I, 6).
     mosaic_windows: torch.Tensor | None = None
+    # Each image's question in SigLIP's ids, for `text_relevance="siglip"`, (I, T); a row of -1 is no question.
     relevance_input_ids: torch.LongTensor | None = None
+    # Boxes of all patches, for the coordinate embedding, (I, patches, 4).
     patch_boxes: torch.Tensor | None = None
+    # Selected tokens of each image of this call, equal for all images, (I,); default: the config's.
     selection_budget: torch.LongTensor | None = None
+    # Pixels per side of the foveal views of this call, equal for all images, (I,); default: the config's. Another size
+    # interpolates the foveal positions and keeps the budget.
     fovea_size: torch.LongTensor | None = None
+    # Reports of the processor, which the model does not read.
     image_sizes: torch.Tensor | None = None
     view_boxes: torch.Tensor | None = None
+    # Gumbel noise that is added to score / `selection_temperature` before the top-K, (I, N).
     selection_noise: torch.Tensor | None = None
+    # True at selected tokens that are zeroed after projection, (I, K).
     dropped_tokens: torch.BoolTensor | None = None
 
     @classmethod
@@ -71,28 +68,19 @@ IMAGE_INPUTS = tuple(field.name for field in fields(ImageInputs))
 
 @dataclass
 class ShirgImageOutput(ModelOutput):
-    """Image tokens and how they were chosen.
+    """Image tokens and how they were chosen."""
 
-    Args:
-        image_tokens (`tuple` of I `torch.FloatTensor` of shape `(T, C)`): what the language model reads in place of
-            each image's placeholders, base views first, then the fovea. T differs between images only where a mosaic
-            is cut to the image.
-        kept_indices (`torch.LongTensor` of shape `(I, K)`, *optional*): raster indices of the kept patches, ascending;
-            -1 where `adaptive` uses less than its budget; `None` where no patch is kept as such.
-        scores (`torch.FloatTensor` of shape `(I, N)`, *optional*): the score of every patch, float32; `None` for
-            methods without a score.
-        probabilities (`torch.FloatTensor` of shape `(I, N)`, *optional*): `softmax(scores / selection_temperature)`.
-        used_tokens (`torch.BoolTensor` of shape `(I, T)`, *optional*): `False` at image tokens that stand for nothing;
-            `None` where all are used. Only `adaptive` leaves tokens unused.
-        visible_mask (`torch.BoolTensor` of shape `(B, L)`, *optional*): `False` at the placeholders of unused tokens,
-            which attention must not see.
-    """
-
+    # What the language model reads in place of each image's placeholders, base views first, then the fovea: I tensors
+    # (T, C). T differs between images only where a mosaic is cut to the image.
     image_tokens: tuple[torch.FloatTensor, ...] | None = None
+    # Raster indices of the kept patches, ascending, (I, K); -1 where `adaptive` uses less than its budget; `None`
+    # where no patch is kept as such.
     kept_indices: torch.LongTensor | None = None
+    # The score of every patch, float32 (I, N); `None` for methods without a score.
     scores: torch.FloatTensor | None = None
-    probabilities: torch.FloatTensor | None = None
+    # False at image tokens that stand for nothing, (I, T); `None` where all are used. Only `adaptive` leaves some.
     used_tokens: torch.BoolTensor | None = None
+    # False at the placeholders of unused tokens, which attention must not see, (B, L).
     visible_mask: torch.BoolTensor | None = None
 
     def visible(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,8 +1,7 @@
 """SHIRG-LaViDa: a masked-diffusion vision-language model with selection of visual tokens under a fixed budget.
 
-The way of one question: views -> vision tower -> selection -> projector -> (base views only) bilinear pooling ->
-spliced into the prompt (backbone_shirg.py) -> bidirectional language model -> denoising loop
-(generation_shirg_lavida.py). This file holds the forward pass and the training loss.
+backbone_shirg.py leads from views to prompt embeddings, generation_shirg_lavida.py from the prompt to an answer. This
+file holds the forward pass and the training loss.
 
 Shape suffixes: B prompts, L prompt tokens, C language model width, M masked answer tokens.
 """
@@ -18,24 +17,20 @@ from transformers.utils.generic import is_flash_attention_requested
 from .backbone_shirg import ShirgLavidaModel, ShirgLavidaPreTrainedModel
 from .configuration_shirg_lavida import ShirgLavidaConfig
 from .generation_shirg_lavida import ShirgLavidaGenerationMixin
-from .objective_shirg import additive_mask, check_draws, complementary_masks, diffusion_loss, prefix_lm_mask
+from .objective_shirg import additive_mask, complementary_masks, diffusion_loss, prefix_lm_mask
 from .prefix_cache_shirg import CACHE_ARGUMENT
 
 
 @dataclass
 class ShirgLavidaOutput(CausalLMOutputWithPast):
-    """Output of the model: that of transformers' causal language models, and what follows.
+    """The output of transformers' causal language models, with what training and selection report.
 
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): with labels.
-        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`): token logits, or of the kept positions only; with
-            labels `(M, vocab_size)`, those of the masked positions in row-major order.
-        masked_positions (`torch.BoolTensor` of shape `(2 * B, L)`, *optional*): with labels, which answer tokens were
-            masked, in the first use of every example and in the second.
-        kept_indices, scores (*optional*): see `ShirgImageOutput`; with `output_selection=True`.
+    With labels `logits` is `(M, vocab_size)`, at the masked positions in row-major order.
     """
 
+    # Which answer tokens were masked, in the first use of every example and in the second, (2 * B, L), with labels.
     masked_positions: torch.BoolTensor | None = None
+    # Those of `ShirgImageOutput`, with `output_selection=True`.
     kept_indices: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
 
@@ -80,14 +75,12 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         Args:
             input_ids: prompt ids with placeholders, (B, L); or give `inputs_embeds` (B, L, C), images included.
             attention_mask: 1 at real tokens, (B, L), padding left or right. Or a 4D mask of who sees whom, (B, heads
-                or 1, L, keys): bool, true where seen, or floating-point, added to the scores. Flash attention takes no
-                4D mask; with a 4D mask, give the position_ids of padded rows.
+                or 1, L, keys): true where seen, or floating-point, added to the scores; give position_ids with it.
             position_ids: (B, L); by default they count the real tokens of each row.
             past_key_values, cache: a cache to read and extend, under the name of older and of newer transformers.
             use_cache: return a cache.
             labels: the answers' ids, (B, L), -100 elsewhere. Every example is used twice, with complementary masks on
-                its answer, and the loss is returned (objective_shirg.py). Padding is masked in attention and predicted
-                only where it has a label; LaViDa trained with labels on padding and no attention mask.
+                its answer, and the loss is returned (objective_shirg.py).
             diffusion_time: with labels, the time t in 0..1 of each example, (B,); drawn uniformly by default.
             mask_noise: with labels, the draws in 0..1 that decide what is masked, (B, L); drawn by default.
             logits_to_keep: compute logits of the last so many positions, or of these positions; 0 means all.
@@ -107,14 +100,9 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         if position_ids is None and cache is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         masked_positions = None
-        if labels is None and (diffusion_time is not None or mask_noise is not None):
-            raise ValueError("diffusion_time and mask_noise say how labels are masked: give labels too.")
         if labels is not None:
             if cache is not None or use_cache:
                 raise ValueError("labels are for training on whole sequences: give no cache or use_cache.")
-            if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
-                raise ValueError("With labels the logits are those of the masked positions: give no logits_to_keep.")
-            check_draws(labels, diffusion_time, mask_noise)
             if diffusion_time is None:
                 diffusion_time = torch.rand(len(labels), device=labels.device)
             masked_positions, inputs_embeds, attention_mask, position_ids = self._mask_answers(
@@ -158,11 +146,7 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         attention_mask: torch.Tensor | None,
         position_ids: torch.LongTensor | None,
     ) -> tuple[torch.BoolTensor, torch.Tensor, torch.Tensor | None, torch.LongTensor | None]:
-        """Both uses of every example: masked positions (2B, L), embeddings, attention mask and positions of 2B rows.
-
-        Raises:
-            ValueError: shapes do not fit, there is nothing to predict, or a 4D mask meets `prefix_lm_loss`.
-        """
+        """Both uses of every example, 2B rows: masked positions, embeddings, attention mask and positions."""
         if labels.shape != inputs_embeds.shape[:2]:
             raise ValueError(f"labels {tuple(labels.shape)} do not fit prompts of {tuple(inputs_embeds.shape[:2])}.")
         if mask_noise is None:
@@ -175,10 +159,8 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         inputs_embeds = torch.where(masked_2BL[..., None], mask_C, inputs_embeds.repeat(2, 1, 1))
         if self.config.prefix_lm_loss:
             if attention_mask is not None and attention_mask.ndim != 2:
-                raise ValueError(
-                    "prefix_lm_loss=True makes the 4D mask itself, from an attention_mask (B, L) or none; got one of "
-                    f"the shape {tuple(attention_mask.shape)}."
-                )
+                got = f"{attention_mask.ndim}D"
+                raise ValueError(f"prefix_lm_loss=True makes a 4D mask itself: give attention_mask (B, L), got {got}.")
             attention_mask = prefix_lm_mask(labels, attention_mask)
         if attention_mask is not None:
             attention_mask = attention_mask.expand(len(labels), *attention_mask.shape[1:])
@@ -187,30 +169,16 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
         return masked_2BL, inputs_embeds, attention_mask, position_ids
 
     def _prepared_mask(self, mask_BHLL: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """A 4D attention mask as every attention kernel that takes one reads it: what is added to the scores.
-
-        Raises:
-            ValueError: the mask is neither bool nor floating-point, or flash attention would ignore it.
-        """
+        """A 4D attention mask as what is added to the scores, which eager attention and SDPA read alike."""
         language_config = self.model.language_model.config
         if is_flash_attention_requested(language_config):
             raise ValueError(
                 f"attn_implementation={language_config._attn_implementation!r} takes no 4D attention mask, which "
                 "prefix_lm_loss=True makes too: load the model with attn_implementation='sdpa' or 'eager'."
             )
-        if mask_BHLL.dtype == torch.bool:
-            return additive_mask(mask_BHLL, inputs_embeds)
-        if not mask_BHLL.is_floating_point():
-            raise ValueError(
-                f"A 4D attention_mask must be bool (true where seen) or floating-point (added to the scores), got "
-                f"{mask_BHLL.dtype}: is .bool() missing?"
-            )
-        return mask_BHLL
+        return mask_BHLL if mask_BHLL.is_floating_point() else additive_mask(mask_BHLL.bool(), inputs_embeds)
 
 
 def _kept_positions(hidden_BLC: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The last `logits_to_keep` positions, or these positions; 0 is all (transformers' own is of 5.22)."""
     return hidden_BLC[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
-
-
-__all__ = ["ShirgLavidaForConditionalGeneration", "ShirgLavidaModel", "ShirgLavidaPreTrainedModel"]

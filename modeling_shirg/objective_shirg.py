@@ -20,26 +20,6 @@ def masked_ratio(t_B: torch.Tensor) -> torch.Tensor:
     return (1 - MIN_RATIO) * t_B + MIN_RATIO
 
 
-def check_draws(labels_BL: torch.LongTensor, t_B: torch.Tensor | None, noise_BL: torch.Tensor | None) -> None:
-    """The caller's diffusion times and draws fit the labels; `None` is what the model draws itself.
-
-    Raises:
-        ValueError: a shape differs, or a value is not finite or outside 0..1.
-    """
-    needed = {"diffusion_time": (t_B, labels_BL.shape[:1]), "mask_noise": (noise_BL, labels_BL.shape)}
-    for name, (values, shape) in needed.items():
-        if values is None:
-            continue
-        if values.shape != shape:
-            raise ValueError(
-                f"{name} has the shape {tuple(values.shape)}, labels of {tuple(labels_BL.shape)} need {tuple(shape)}: "
-                f"one value per {'example' if len(shape) == 1 else 'position'}, used for both halves."
-            )
-        if not ((values >= 0) & (values <= 1)).all():  # not a number is neither
-            low, high = values.min().item(), values.max().item()
-            raise ValueError(f"{name} must be finite and lie in 0..1, got values from {low} to {high}.")
-
-
 def first_masked(t_B: torch.Tensor, noise_BL: torch.Tensor) -> torch.BoolTensor:
     """Positions that are masked in the first use of every example if they are targets, bool (B, L)."""
     cutoff_B1 = torch.maximum(masked_ratio(t_B)[:, None], noise_BL.amin(-1, keepdim=True))
@@ -51,12 +31,8 @@ def complementary_masks(
 ) -> torch.BoolTensor:
     """Which targets are masked in the first and in the second use of every example, bool (2 * B, L).
 
-    Args:
-        labels_BL: `IGNORED` where nothing is predicted. Infill tokens are no targets either.
-        t_B: diffusion time of each example, 0..1.
-        noise_BL: uniform draws in 0..1; a position is masked first where its draw is at most the ratio, and the
-            position of the row's least draw always is.
-        infill_token_id: LLaDA's fill-in-the-middle placeholder; `None` without one.
+    A target is masked first where its uniform draw in 0..1 is at most the ratio of the example's time, and always at
+    the row's least draw. Infill tokens (LLaDA's fill-in-the-middle placeholder) are no targets.
     """
     first_BL = first_masked(t_B, noise_BL)
     targets_BL = labels_BL != IGNORED
@@ -82,7 +58,7 @@ def prefix_lm_mask(labels_BL: torch.LongTensor, attention_mask_BL: torch.Tensor 
 def additive_mask(sees_BHLL: torch.BoolTensor, like: torch.Tensor) -> torch.Tensor:
     """What attention adds to its scores, 0 where seen and the least number elsewhere, in the dtype of `like`.
 
-    Every kernel that takes a 4D mask reads this one alike; a bool one is added as 1 and 0 by eager attention.
+    Eager attention would add a bool mask as 1 and 0.
     """
     hidden_BHLL = ~sees_BHLL.to(like.device)
     return torch.zeros_like(hidden_BHLL, dtype=like.dtype).masked_fill(hidden_BHLL, torch.finfo(like.dtype).min)
@@ -104,18 +80,9 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Loss of the masked tokens, a scalar, computed in float32.
 
-    Args:
-        logits_MV: logits at the masked positions.
-        labels_BL: labels of the examples.
-        masked_2BL: what `complementary_masks` returned.
-        t_B: diffusion time of each example.
-        weighting: `"none"` is the plain mean over all masked tokens, as in LaViDa's code. `"inverse_t"` is LLaDA's
-            (2502.09992, eq. 5): each token over the ratio it was masked with, each row over its number of targets.
-            Unbiased over t but for two things, because `complementary_masks` masks with slightly other probabilities
-            than that ratio p(t). The position of the row's least draw is masked even where the draw is above p, which
-            adds (1 - p)^L / L to every position's probability: too large by 16% for rows of L = 12 (prompt and
-            padding count), by 0.3% for 200. The second use masks with 1 - p(t), less than the p(1 - t) that it is
-            divided by because of the floor `MIN_RATIO`: too small by 0.3% at any length.
+    The weighting `"none"` is the plain mean over all masked tokens, as in LaViDa's code. `"inverse_t"` is LLaDA's
+    (2502.09992, eq. 5): each token over the ratio it was masked with, each row over its number of targets. Its mean
+    over t is too large by 16% for rows of 12 tokens and by 0.3% for 200, because a row's least draw is always masked.
     """
     losses_M = token_losses(logits_MV, labels_BL, masked_2BL)
     if weighting == "none":

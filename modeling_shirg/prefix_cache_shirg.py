@@ -1,15 +1,11 @@
 """The prompt's keys and values, which every denoising step reads, and how they are made smaller.
 
 A layer holds them in one buffer with room for the response behind them: a step writes its own keys and values over
-those of the step before, and nothing is copied. Keys are stored rotated; padding is not stored.
+those of the step before. Keys are stored rotated; padding is not stored.
 
 PrefixKV's eviction (arXiv:2412.03409) drops, once after the pass over the prompt, the positions that received least
-attention. One threshold decides for all layers, so a layer with spread-out attention keeps more positions. Survivors
-keep their positions. Every row of a batch is decided alone; a layer holds as many keys as its longest row
-and masks the rest. `prefix_dtype` stores the keys and values in fewer bits.
-
-transformers' own caches show the whole buffer to the prompt (`StaticCache`) or store the response too
-(`QuantizedCache`).
+attention. One threshold decides for all layers, so a layer with spread-out attention keeps more positions. Every row
+of a batch is decided alone; a layer holds as many keys as its longest row and masks the rest.
 
 Shape suffixes: B batch, L layers, P prompt length, K keys that a layer holds, R response length, N tokens of a pass,
 H query heads, G key heads, C queries of a chunk, E head width, D hidden size.
@@ -21,12 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 # Types that `prefix_dtype` names.
-PREFIX_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+PREFIX_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 # Tokens at either end of a prompt that every layer keeps.
 _PROTECTED_FIRST, _PROTECTED_LAST = 4, 1
 # Queries whose attention is held at once, for all heads of one row.
@@ -40,19 +37,16 @@ class PrefixLayer(CacheLayerMixin):
 
     A layer that stores a narrower type restores the prompt at each `update` and does not keep the response: only one
     layer at a time is whole. int8 has a float32 scale per channel for keys and per position for values (as KIVI,
-    arXiv:2402.02750), symmetric: the error is at most half a scale, 1/254 of the largest value that shares it.
+    arXiv:2402.02750): the error is at most 1/254 of the largest value that shares the scale.
 
     Args:
-        keys_BGKE, values_BGKE: of the prompt.
         room: length of the response.
         stored: a narrower type to store; `None` is the model's.
     """
 
     is_compileable = True
 
-    def __init__(
-        self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, room: int, stored: torch.dtype | None = None
-    ):
+    def __init__(self, keys_BGKE: torch.Tensor, values_BGKE: torch.Tensor, room: int, stored: torch.dtype | None):
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys_BGKE.dtype, keys_BGKE.device, True
         self.prompt_length, self.room, self.stored = keys_BGKE.shape[-2], room, stored
@@ -70,7 +64,7 @@ class PrefixLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (B, G, K + R, E) of the prompt and the response, with these in their place."""
+        """Keys and values (B, G, K + R, E) of the prompt and the response, with the given ones in their place."""
         if self.stored is not None:
             keys = _restore(self.keys, self.key_scales, self.dtype)
             values = _restore(self.values, self.value_scales, self.dtype)
@@ -99,14 +93,8 @@ class PrefixLayer(CacheLayerMixin):
 
 
 class PrefixCache(Cache):
-    """A prompt's keys and values, and the constants of every pass over the response.
-
-    Args:
-        layers: one for each of the language model.
-        masks: each layer's mask for the whole response, as attention takes it; `None` where all keys are seen.
-        rotary: cosine and sine of the response's positions.
-        lengths_LB: number of prompt positions that each row keeps in each layer, int64.
-    """
+    """A prompt's keys and values, and what every pass over the response needs: each layer's mask (`None` where all
+    keys are seen), cosine and sine of the response's positions. `lengths_LB` counts what each row keeps in a layer."""
 
     def __init__(
         self,
@@ -139,24 +127,23 @@ def encode_prefix(
     mask_BP: torch.Tensor | None,
     position_ids_BP: torch.LongTensor,
     position_ids_BR: torch.LongTensor,
-    ratio: float | None = None,
-    dtype: torch.dtype | None = None,
+    config: GenerationConfig,
 ) -> PrefixCache:
     """The prompt's keys and values from one pass over the prompt, without padding.
 
     Args:
         mask_BP: true at real tokens; `None` where nothing is padded.
         position_ids_BP, position_ids_BR: of the prompt and of the response.
-        ratio: share of the keys to keep, see `prefix_budget`; `None` and 1 keep all.
-        dtype: a narrower type to store; `None` is the model's.
+        config: a `ShirgGenerationConfig`.
     """
+    ratio, dtype = config.prefix_kv, PREFIX_DTYPES[config.prefix_dtype]
     num_layers, evicts = len(language_model.layers), ratio not in (None, 1)
     real_BP = torch.ones(embeds_BPD.shape[:2], dtype=torch.bool) if mask_BP is None else mask_BP.cpu()
     if evicts:
         for length in real_BP.sum(-1).tolist():  # raises before any work
             prefix_budget(ratio, num_layers, length)
     cache, hidden_BPD, scores_LBP = DynamicCache(config=language_model.config), embeds_BPD, []
-    mask = _attention_mask(language_model, embeds_BPD, mask_BP)
+    mask = create_bidirectional_mask(language_model.config, embeds_BPD, mask_BP, **{CACHE_ARGUMENT: None})
     rotary = language_model.rotary_emb(embeds_BPD, position_ids=position_ids_BP)
     for layer in language_model.layers:
         input_BPD = hidden_BPD
@@ -175,9 +162,13 @@ def encode_prefix(
         layer.keys = layer.values = None  # their memory is free for the next layer's
         layers.append(PrefixLayer(*states, room, dtype))
         mask_BK = F.pad(mask_BK, (0, room), value=True)
-        masks.append(_attention_mask(language_model, response_like_BRD, mask_BK, Cache(layers=layers[-1:])))
+        past = {CACHE_ARGUMENT: Cache(layers=layers[-1:])}
+        masks.append(create_bidirectional_mask(language_model.config, response_like_BRD, mask_BK, **past))
     rotary = language_model.rotary_emb(response_like_BRD, position_ids=position_ids_BR)
-    return PrefixCache(layers, masks, rotary, kept_LBP.sum(-1))
+    cache = PrefixCache(layers, masks, rotary, kept_LBP.sum(-1))
+    if config.compile_config is not None:
+        cache.run_layers = torch.compile(run_layers, **config.compile_config.to_dict())
+    return cache
 
 
 def run_layers(
@@ -188,13 +179,7 @@ def run_layers(
     cache: Cache,
 ) -> torch.Tensor:
     """Final hidden states (B, N, D) of new tokens, by the modules of a stock `LlamaModel`. The model's own forward
-    takes one mask for all layers, and makes mask and rotation again at every call.
-
-    Args:
-        rotary: cosine and sine of the tokens' positions, as `language_model.rotary_emb` gives them.
-        masks: each layer's, as its attention takes it.
-        cache: the keys and values before the tokens.
-    """
+    takes one mask for all layers, and makes mask and rotation again at every call."""
     hidden_BND = embeds_BND
     for layer, mask in zip(language_model.layers, masks, strict=True):
         hidden_BND = layer(hidden_BND, attention_mask=mask, position_embeddings=rotary, **_cached(cache))
@@ -213,11 +198,8 @@ def attention_mass(
     keys_BGPE: torch.Tensor,
     real_BP: torch.Tensor,
 ) -> list[torch.Tensor]:
-    """For each row the attention that its real tokens receive from its real tokens: mean over heads of the column
-    sums, float32, one value per real token.
-
-    The layer's queries are computed again from its input, whichever attention it runs; padding is cut out before.
-    """
+    """The attention that each real token of a row receives from the row's real tokens: mean over heads of the column
+    sums, float32. The layer's queries are computed again from its input, because fast kernels return no attention."""
     attention = layer.self_attn
     queries_BPHE = attention.q_proj(layer.input_layernorm(hidden_BPD)).unflatten(-1, (-1, attention.head_dim))
     queries_BHPE = queries_BPHE.transpose(1, 2).to(keys_BGPE.device)
@@ -245,10 +227,9 @@ def kept_positions(scores_LP: torch.Tensor, ratio: float) -> torch.Tensor:
     """PrefixKV's choice for one row, bool (L, P): True for `prefix_budget(ratio, L, P)` positions in all.
 
     A layer sorts its positions by score; the mass of a position is the share of the layer's scores that lies before it
-    in this order. The layer keeps its protected positions and those with a mass below the threshold: the shortest
-    start of the order that reaches the threshold. The threshold is the largest within the budget, found by sorting the
-    masses of all layers (the paper bisects). Equal scores are ordered by position; equal masses are taken by rank in
-    the layer, then by layer, so that the count is exact.
+    in this order. The layer keeps its protected positions and those with a mass below the threshold. The threshold is
+    the largest within the budget, found by sorting the masses of all layers (the paper bisects). Equal scores are
+    ordered by position; equal masses by rank in the layer, then by layer, so that the count is exact.
     """
     num_layers, length = scores_LP.shape
     budget = prefix_budget(ratio, num_layers, length)
@@ -266,8 +247,7 @@ def kept_positions(scores_LP: torch.Tensor, ratio: float) -> torch.Tensor:
 
 
 def prefix_budget(ratio: float, num_layers: int, length: int) -> int:
-    """How many of the `num_layers * length` keys of a prompt are kept: `ratio` of them, rounded down. Fewer than the
-    protected ones are a `ValueError`."""
+    """How many of the `num_layers * length` keys of a prompt are kept: `ratio` of them, rounded down."""
     total = num_layers * length
     budget = int(ratio * total + 1e-6)  # 0.29 * 100 is 28.999999999999996
     protected = min(length, _PROTECTED_FIRST + _PROTECTED_LAST)
@@ -282,18 +262,11 @@ def prefix_budget(ratio: float, num_layers: int, length: int) -> int:
 
 def _survivors(kept_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of one layer's keys (B, K), and true at those to be seen. A row that keeps fewer than K repeats its
-    last one: masked, and without influence on the scales of int8."""
+    last one, which changes no scale of int8."""
     counts_B1 = kept_BP.sum(-1, keepdim=True)
     slots_K = torch.arange(int(counts_B1.max()), device=kept_BP.device)
     order_BP = kept_BP.int().argsort(dim=-1, descending=True, stable=True)
     return order_BP.gather(-1, slots_K.minimum(counts_B1 - 1)), slots_K < counts_B1
-
-
-def _attention_mask(
-    language_model: nn.Module, embeds_BND: torch.Tensor, mask_BK: torch.Tensor | None, past: Cache | None = None
-) -> torch.Tensor | None:
-    """The mask over a layer's keys as the model's attention takes it; `None` where all keys are seen."""
-    return create_bidirectional_mask(language_model.config, embeds_BND, mask_BK, **{CACHE_ARGUMENT: past})
 
 
 def _narrow(states: torch.Tensor, dtype: torch.dtype, dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -312,4 +285,4 @@ def _narrow(states: torch.Tensor, dtype: torch.dtype, dim: int) -> tuple[torch.T
 
 
 def _restore(stored: torch.Tensor, scales: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    return stored.to(dtype) if scales is None else (stored * scales).to(dtype)
+    return (stored if scales is None else stored * scales).to(dtype)

@@ -1,20 +1,18 @@
 """Published token selection methods, one function each, in the registry under their names.
 
-All are written from their papers' rules for a tower without a CLS token: one view at a time, features before the
-projector, an exact count. Where a paper leaves a choice open, the docstring names the choice made here. The lower
-index comes first among equals. A table of all cosines takes O(N^2 D) time and O(N^2) memory; a greedy step adds O(N)
-to O(N K).
+The functions follow their papers' rules, for a tower without a CLS token: one view at a time, features before the
+projector, an exact count. A docstring names every choice that its paper leaves open. Ties go to the lower index.
 
 Shape suffixes: N patches of one view, D width, K kept patches, M patches that are left in a loop, R patches that are
-    not dominant, C contextual tokens, P crops, 1 one patch.
+not dominant, C contextual tokens, P crops, 1 one patch.
 """
 
-from math import isqrt
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from .foveal_selections_shirg import rows_and_columns, view_side
 from .selection_shirg import METHODS, Selection, ViewTokens, min_max, selection_method, top_k, uniform_indices
 
 
@@ -52,8 +50,6 @@ def topv(
     budget: int,
     config: Any,
     *,
-    feature_weight: float = 1.0,
-    grid_weight: float = 1.0,
     centre_weight: float = 0.01,
     sigma: float = 10.0,
     epsilon: float = 0.1,
@@ -61,32 +57,26 @@ def topv(
 ) -> Selection:
     """TopV (arXiv 2503.18278), a reconstruction: optimal transport from the last kept layer's input to its output.
 
-    The visual-aware cost of a source and a target patch is the L2 distance of the source's input to the target's
-    normalised output (a layer norm without weights: the kept tower has none after its last layer), plus
-    1 - exp(-d^2 / 2 sigma^2) of their distance d on the grid, plus the source's distance to the centre; each spans 0
-    to 1 before it is weighted. A patch scores the mass that it gives. In a balanced plan every source gives 1 / N,
-    whatever the cost, so this is the semi-relaxed plan: every target draws 1 / N from the sources cheap for it.
+    The cost of a source and a target patch is the sum of three terms, each scaled to 0..1: the L2 distance of the
+    source's input to the target's layer-normed output, 1 - exp(-d^2 / 2 sigma^2) of their distance d on the grid, and,
+    weighted by `centre_weight`, the source's distance to the centre. Every target draws 1 / N from the sources that
+    are cheap for it (the semi-relaxed plan), and a patch scores the mass that it gives.
 
     The best patches are kept, and so is every fourth of the others in raster order, together the budget. Under a
     quarter of the patches that leaves no room for a best one: there the recovered patches lie further apart.
     """
-    num_patches, side = len(view.features), isqrt(len(view.features))
-    assert side * side == num_patches, f"{num_patches} patches are no square"
-    raster_N = torch.arange(num_patches, device=view.features.device)
-    grid_N2 = torch.stack([raster_N // side, raster_N % side], dim=-1).float()
+    side = view_side(len(view.features))
+    grid_N2 = torch.stack(rows_and_columns(side, view.features.device), dim=-1).float()
     target_ND = F.layer_norm(view.features.float(), view.features.shape[-1:])
-    cost_NN = feature_weight * min_max(torch.cdist(view.inputs.float(), target_ND))
-    cost_NN += grid_weight * min_max(1 - torch.exp(-torch.cdist(grid_N2, grid_N2).square() / (2 * sigma**2)))
+    cost_NN = min_max(torch.cdist(view.inputs.float(), target_ND))
+    cost_NN += min_max(1 - torch.exp(-torch.cdist(grid_N2, grid_N2).square() / (2 * sigma**2)))
     cost_NN += centre_weight * min_max((grid_N2 - (side - 1) / 2).norm(dim=-1))[:, None]
     scores_N = (-cost_NN / epsilon).softmax(dim=0).mean(dim=1)
     return Selection(_best_and_recovered(scores_N, budget, every), scores_N)
 
 
 def _best_and_recovered(scores_N: torch.Tensor, budget: int, every: int) -> torch.Tensor:
-    """The most that can be kept by score when one in `every` of the others is kept too, int64 (K,).
-
-    One in more than `every`, where `budget` leaves room for no best one beside so many recovered.
-    """
+    """The patches that `topv` keeps, int64 (K,)."""
     every = max(every, (len(scores_N) - 1) // budget + 1)
     dropped = len(scores_N) - budget
     best = budget - max(dropped - 1, 0) // (every - 1)
@@ -100,19 +90,17 @@ def visionzip(view: ViewTokens, budget: int, config: Any, *, contextual_share: f
     """VisionZip (arXiv 2412.04467): the dominant patches by attention, the others merged into contextual tokens.
 
     Dominant to contextual is 54 to 10. Of the others, evenly spread ones are targets, and each of the rest joins the
-    target whose key is most similar to its own; a contextual token is the plain mean of its patches and stands at its
+    target whose key is most similar to its own; a contextual token is the mean of its patches and stands at its
     target. (The authors' code adds the mean of the joining patches to the target, which doubles the features' norm.)
-    Budgets under 4 have no contextual token.
     """
     contextual = int(budget * contextual_share + 0.5)
-    attention_N = view.attention.detach().float()
+    attention_N = view.attention.float()
     order_N = attention_N.argsort(descending=True, stable=True)
     dominant, others_R = order_N[: budget - contextual], order_N[budget - contextual :].sort().values
     weights_KN = torch.zeros(budget, len(order_N), device=order_N.device)
     weights_KN[torch.arange(len(dominant), device=order_N.device), dominant] = 1.0
-    if contextual == 0:
-        targets_C = others_R[:0]
-    else:
+    targets_C = others_R[:0]
+    if contextual:
         places_C = uniform_indices(len(others_R), contextual, order_N.device)
         targets_C = others_R[places_C]
         unit_ND = F.normalize(view.keys.float(), dim=-1)
@@ -128,13 +116,13 @@ def visionzip(view: ViewTokens, budget: int, config: Any, *, contextual_share: f
 def vispruner(view: ViewTokens, budget: int, config: Any, *, attention_share: float = 0.5, pace: int = 8) -> Selection:
     """VisPruner (ICCV 2025, arXiv 2412.01818): a share by attention, the rest by removing near-duplicates.
 
-    What attention did not keep is split into every first and every second patch, in the order of attention as in the
-    authors' code. The `pace` patches of the first half that are most similar to any of the second half are dropped;
-    again with those that are left, until as many are left as the budget wants. Of equally similar patches the more
-    attended stays. (The authors' code reorders the patches after every pass; here they keep their order.)
+    What attention did not keep is split into every first and every second patch, in the order of attention. The `pace`
+    patches of the first half that are most similar to any of the second half are dropped; this is repeated until as
+    many are left as the budget wants. (The authors' code reorders the patches after every pass; here they keep their
+    order.)
     """
     important = int(budget * attention_share)
-    attention_N = view.attention.detach().float()
+    attention_N = view.attention.float()
     order_N = attention_N.argsort(descending=True, stable=True)
     cosines_NN = _cosines(view.features)
     left_M, diverse = order_N[important:], budget - important
@@ -171,10 +159,8 @@ def cdpruner(view: ViewTokens, budget: int, config: Any) -> Selection:
 
     The kernel is diag(r) S diag(r), S the cosines of the features, r the relevance from 0 to 1 plus 1e-6, so that no
     patch is impossible; r is 1 without a question. A step keeps the patch that adds most to the log-determinant, the
-    largest pivot of an incremental Cholesky factor, in O(N K).
-
-    More patches than the features have dimensions leave no pivot but rounding errors, which the paper does not treat:
-    here the process then starts afresh among the patches that are left.
+    largest pivot of an incremental Cholesky factor. Where no pivot is left but rounding errors (more patches than
+    dimensions), which the paper does not treat, the process starts afresh among the patches that are left.
     """
     cosines_NN = _cosines(view.features)
     relevance_N = torch.ones_like(cosines_NN[0]) if view.relevance is None else min_max(view.relevance.float()) + 1e-6
@@ -210,24 +196,15 @@ def _apportion(weights_P: torch.Tensor, sizes_P: torch.Tensor, budget: int) -> t
 
 
 @selection_method("holov", "attention", corrects_attention=False)
-def holov(
-    view: ViewTokens,
-    budget: int,
-    config: Any,
-    *,
-    crops: int = 16,
-    attention_weight: float = 1.0,
-    variance_weight: float = 0.09,
-) -> Selection:
+def holov(view: ViewTokens, budget: int, config: Any, *, crops: int = 16, variance_weight: float = 0.09) -> Selection:
     """HoloV (arXiv 2510.02912): a quota for every crop of the view, so that no region goes unseen.
 
     A crop is a run of patches in raster order, as in the authors' code. A patch scores its attention plus 0.09 times
     the variance of its cosines to the other patches of its crop. A crop's quota follows its mean score, by largest
     remainders and up to its size; its best patches are kept.
 
-    The authors' code scales the variance to the attention's mean within every crop and then keeps by attention alone,
-    so its variance term changes nothing. Here it is scaled to the attention's mean over the whole view, and the quotas
-    and the choice within a crop both go by the whole score.
+    The authors' code scales the variance within every crop and keeps by attention alone, so its variance term changes
+    nothing. Here the variance is scaled to the attention's mean over the view, and the score decides both.
     """
     attention_N, variances = view.attention.float(), []
     crops = min(crops, len(attention_N))
@@ -239,7 +216,7 @@ def holov(
         variances.append(((cosines_MM - mean_M).square() * between_MM).sum(dim=1) / others)
     variance_N = torch.cat(variances)
     variance_N = variance_N * attention_N.abs().mean() / variance_N.mean().clamp_min(1e-12)
-    scores_N = attention_weight * attention_N + variance_weight * variance_N
+    scores_N = attention_N + variance_weight * variance_N
 
     parts = scores_N.tensor_split(crops)
     sizes = [len(part) for part in parts]
@@ -250,5 +227,4 @@ def holov(
     return Selection(torch.cat(kept), scores_N)
 
 
-# The registry, with the methods of this file in it.
-__all__ = ["METHODS"]
+__all__ = ["METHODS"]  # with the methods of this file in it

@@ -1,7 +1,7 @@
-"""What stays as it is where bitsandbytes quantizes weights while they are loaded: all but the language model's layers.
+"""Modules kept in full precision under 4- and 8-bit loading: all but the language model's layers.
 
-transformers (5.23) itself leaves only the head alone. But the views, and the scores that choose among them, need the
-vision tower's precision, and it is a twentieth of the weights.
+transformers (5.23) itself keeps only the head. The vision tower is a twentieth of the weights, and the scores that
+choose tokens need its precision.
 """
 
 from copy import deepcopy
@@ -19,8 +19,8 @@ _LEFT_ALONE = ("lm_head", *(f"model.{part}" for part in _PARTS), *_PARTS)
 def language_model_only(
     config: QuantizationConfigMixin | dict[str, Any] | None,
 ) -> QuantizationConfigMixin | None:
-    """The `quantization_config` of a `from_pretrained`, of which bitsandbytes' is for the language model alone, unless
-    its `llm_int8_skip_modules`, which hold for 4 bits too, say otherwise."""
+    """A `quantization_config` whose bitsandbytes settings are for the language model alone, unless they name their own
+    `llm_int8_skip_modules` (which hold for 4 bits too)."""
     if isinstance(config, dict):
         config = AutoQuantizationConfig.from_dict(config)
     if not isinstance(config, BitsAndBytesConfig) or config.llm_int8_skip_modules is not None:
@@ -28,6 +28,3 @@ def language_model_only(
     config = deepcopy(config)
     config.llm_int8_skip_modules = list(_LEFT_ALONE)
     return config
-
-
-__all__ = ["language_model_only"]

@@ -1,11 +1,10 @@
 """Which tokens of a view are kept: the registry of methods, SHIRG's score, exact top-K and the controls.
 
 A method is a pure function of one view of one image. Selection runs once per image, before any text is generated, so
-the prefix cache of a bidirectional language model stays valid. Scores are float32, kept tokens stay in raster order,
-and ties go to the lower index.
+the prefix cache stays valid. Scores are float32, kept tokens stay in raster order, and ties go to the lower index.
 
-Shape suffixes: N patches of one view, K kept patches, D vision width, C language model width, Q question tokens, I
-images.
+Shape suffixes: N patches of one view, K kept patches, D vision width, C width of the shared space, Q question
+tokens, I rows, F any number of features.
 """
 
 from collections.abc import Callable
@@ -21,26 +20,16 @@ from torch.nn import functional as F
 class ViewTokens:
     """What a selection method may read: the patches of one view of one image, in raster order.
 
-    Only the fields that the method needs are filled.
-
-    Args:
-        features (`torch.Tensor` of shape `(N, D)`): the vision tower's output, which the projector reads.
-        attention (`torch.Tensor` of shape `(N,)`, *optional*): the attention signal, float32; see `attention_source`.
-        relevance (`torch.Tensor` of shape `(N,)`, *optional*): relevance for the question, float32; `None` without a
-            question.
-        keys (`torch.Tensor` of shape `(N, K)`, *optional*): keys of the last kept layer, averaged over heads.
-        inputs (`torch.Tensor` of shape `(N, D)`, *optional*): the input of the last kept layer.
-        edges (`torch.Tensor` of shape `(N,)`, *optional*): Sobel energy of each patch's pixels, float32.
-        noise (`torch.Tensor` of shape `(N,)`, *optional*): Gumbel noise for the ranking in training, float32.
+    Only the fields that the method needs are filled. Everything but the features is float32.
     """
 
-    features: torch.Tensor
-    attention: torch.Tensor | None = None
-    relevance: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
-    inputs: torch.Tensor | None = None
-    edges: torch.Tensor | None = None
-    noise: torch.Tensor | None = None
+    features: torch.Tensor  # (N, D), the vision tower's output, which the projector reads
+    attention: torch.Tensor | None = None  # (N,), see `attention_source` in `ShirgLavidaConfig`
+    relevance: torch.Tensor | None = None  # (N,), relevance for the question; `None` without a question
+    keys: torch.Tensor | None = None  # (N, K), keys of the last kept layer, averaged over heads
+    inputs: torch.Tensor | None = None  # (N, D), the input of the last kept layer, in the features' type
+    edges: torch.Tensor | None = None  # (N,), Sobel energy of each patch's pixels
+    noise: torch.Tensor | None = None  # (N,), Gumbel noise for the ranking in training
 
     def ranking(self, scores_N: torch.Tensor) -> torch.Tensor:
         """The scores with the noise, if there is any, float32 (N,)."""
@@ -51,34 +40,26 @@ class ViewTokens:
 class Selection:
     """Which tokens of one view the language model reads.
 
-    Args:
-        indices (`torch.LongTensor` of shape `(K,)`): the patch where each token stands, ascending, without repeats.
-        scores (`torch.FloatTensor` of shape `(N,)`, *optional*): the score of every patch, float32.
-        merge_weights (`torch.FloatTensor` of shape `(K, N)`, *optional*): each token is this mean of the patches'
-            features, rows sum to 1; `None` where every token is its patch.
+    With `merge_weights` a token is a weighted mean of the patches' features (rows sum to 1), without them its patch.
     """
 
-    indices: torch.LongTensor
-    scores: torch.FloatTensor | None = None
-    merge_weights: torch.FloatTensor | None = None
+    indices: torch.LongTensor  # (K,), the patch where each token stands, ascending, without repeats
+    scores: torch.FloatTensor | None = None  # (N,), the score of every patch, float32
+    merge_weights: torch.FloatTensor | None = None  # (K, N)
 
 
 @dataclass(frozen=True)
 class SelectionMethod:
     """A method of the registry.
 
-    Args:
-        select: `(view, budget, config) -> Selection`, with the weights and switches of a `ShirgLavidaConfig`.
-        needs: fields of `ViewTokens` besides `features`.
-        corrects_attention: whether a calibrated mean is subtracted from the attention first. The result can be
-            negative: rank by it, do not treat it as a distribution.
-        ranks: whether the method ranks patches by a score that noise can be added to.
+    With `corrects_attention` a calibrated mean is subtracted from the attention first. The result can be negative:
+    rank by it, do not treat it as a distribution.
     """
 
-    select: Callable[[ViewTokens, int, Any], Selection]
-    needs: frozenset[str]
+    select: Callable[[ViewTokens, int, Any], Selection]  # (view, budget, config) -> selection
+    needs: frozenset[str]  # fields of `ViewTokens` besides `features`
     corrects_attention: bool = True
-    ranks: bool = False
+    ranks: bool = False  # by a score that noise can be added to
 
     @property
     def reads_mean(self) -> bool:
@@ -90,10 +71,7 @@ METHODS: dict[str, SelectionMethod] = {}
 
 
 def selection_method(name: str, *needs: str, corrects_attention: bool = True, ranks: bool = False) -> Callable:
-    """Decorator that enters `(view, budget, config) -> Selection` into `METHODS` under `name`.
-
-    The method runs in float32, without autocast and without gradients.
-    """
+    """Decorator that enters a function into `METHODS`; it then runs in float32, without autocast and gradients."""
 
     def enter(select: Callable[..., Selection]) -> Callable[..., Selection]:
         @wraps(select)
@@ -140,13 +118,11 @@ def shirg_scores(view: ViewTokens, budget: int, config: Any) -> torch.Tensor:
         scores_N = (config.attention_weight + config.text_weight) * attention_N
     else:
         scores_N = config.attention_weight * attention_N + config.text_weight * min_max(view.relevance.float())
-    if config.diversity_weight == 0.0:
-        return scores_N
     return scores_N - config.diversity_weight * min_max(redundancy(view.features, top_k(scores_N, budget)))
 
 
 def min_max(scores_N: torch.Tensor) -> torch.Tensor:
-    """Scores mapped to 0..1; scores that differ by no more than rounding errors become 0."""
+    """Scores mapped to 0..1; scores that differ by rounding errors alone become 0."""
     low, high = scores_N.amin(), scores_N.amax()
     rounding = 1e-6 * scores_N.abs().amax()
     return torch.where(high - low > rounding, (scores_N - low) / (high - low), torch.zeros_like(scores_N))
@@ -158,11 +134,7 @@ def top_k(scores_IN: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def text_relevance(projected_NC: torch.Tensor, question_QC: torch.Tensor) -> torch.Tensor:
-    """Best cosine of each patch with any embedding of the question, float32 (N,).
-
-    Both live in one space: projected patches and question tokens in the language model's input space, or patches and
-    the whole question (Q = 1) in SigLIP's.
-    """
+    """Best cosine of each patch with any embedding of the question, float32 (N,); both are of one space."""
     patches_NC = F.normalize(projected_NC.float(), dim=-1)
     words_QC = F.normalize(question_QC.float(), dim=-1)
     return (patches_NC @ words_QC.T).amax(-1)
@@ -190,11 +162,7 @@ def pool_square(tokens_BNC: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def merged_values(values_NF: torch.Tensor, selection: Selection) -> torch.Tensor:
-    """The selected tokens' values of per-patch values, in the values' dtype, (K, F); gradients pass.
-
-    Of features this gives the tokens' features, of boxes (x, y, w, h) the tokens' boxes: the area-weighted mean, since
-    all patches have one size.
-    """
+    """The selected tokens' features or boxes, given those of the patches, in the same dtype, (K, F)."""
     if selection.merge_weights is None:
         return values_NF[selection.indices]
     with torch.autocast(values_NF.device.type, enabled=False):

@@ -66,12 +66,10 @@ class ShirgVisionTower(nn.Module):
     def forward(
         self, pixels_V3PP: torch.Tensor, needs: Collection[str] = (), any_grid: bool = False
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Features of the views, shape (V, N, D), and what a selection method asked for of every patch.
+        """Features of views of one size, (V, N, D), and the signals of every patch that a selection method needs.
 
         Args:
-            pixels_V3PP: views of one size.
-            needs: any of `"attention"` (float32 (V, N), see `attention_source` in `ShirgLavidaConfig`), `"inputs"`
-                (V, N, D) and `"keys"` (float32 (V, N, K)); see `ViewTokens`. Other names are ignored.
+            needs: fields of `ViewTokens`; `"attention"`, `"inputs"` and `"keys"` are made here.
             any_grid: take views of any size, at the foveal table's positions resampled to their grid.
         """
         hidden_VND = self._embed(pixels_V3PP, any_grid)
@@ -80,53 +78,34 @@ class ShirgVisionTower(nn.Module):
         signals = {}
         with torch.no_grad(), full_precision(hidden_VND):
             if "attention" in needs:
-                signals["attention"] = self._attention(before_VND, hidden_VND)
+                if self.attention_source == "map":
+                    signals["attention"] = self.probe_attention(hidden_VND)
+                elif self.attention_source == "received":
+                    signals["attention"] = self.received_attention(before_VND)
+                else:
+                    signals["attention"] = hidden_VND.float().norm(dim=-1)
             if "inputs" in needs:
                 signals["inputs"] = before_VND.detach()
             if "keys" in needs:
-                signals["keys"] = self.mean_keys(before_VND)
+                layer = self.vision_model.encoder.layers[self.num_kept_layers - 1]
+                keys_VND = layer.self_attn.k_proj(layer.layer_norm1(self._as_weights(before_VND)))
+                signals["keys"] = keys_VND.float().unflatten(-1, (layer.self_attn.num_heads, -1)).mean(-2)
         return hidden_VND, signals
-
-    def _attention(self, before_VND: torch.Tensor, features_VND: torch.Tensor) -> torch.Tensor:
-        if self.attention_source == "map":
-            return self.probe_attention(features_VND)
-        if self.attention_source == "received":
-            return self.received_attention(before_VND)
-        return features_VND.float().norm(dim=-1)
-
-    def mean_keys(self, before_VND: torch.Tensor) -> torch.Tensor:
-        """Keys of the last kept layer, given its input, averaged over heads, float32 (V, N, K)."""
-        layer = self.vision_model.encoder.layers[self.num_kept_layers - 1]
-        keys_VND = layer.self_attn.k_proj(layer.layer_norm1(self._as_weights(before_VND)))
-        return keys_VND.float().unflatten(-1, (layer.self_attn.num_heads, -1)).mean(-2)
 
     def _embed(self, pixels_V3PP: torch.Tensor, any_grid: bool) -> torch.Tensor:
         embeddings = self.vision_model.embeddings
         patches_VDgg = embeddings.patch_embedding(pixels_V3PP.to(embeddings.patch_embedding.weight.dtype))
         grid = patches_VDgg.shape[-1]
-        tables = {self.base_grid: embeddings.position_embedding}
-        if self.foveal_position_embedding is not None:
-            tables[self.foveal_position_embedding.grid] = self.foveal_position_embedding
-        positions_of = tables.get(grid)
-        if positions_of is None and any_grid:
-            positions_of = self.foveal_position_embedding
-        if positions_of is None:
-            raise ValueError(
-                f"A view of {pixels_V3PP.shape[-1]} pixels has {grid}x{grid} patches, but this model has position "
-                f"embeddings for {' and '.join(f'{side}x{side}' for side in tables)}. Use the processor that belongs "
-                "to this config."
-            )
+        foveal = self.foveal_position_embedding
+        positions_of = embeddings.position_embedding if grid == self.base_grid else foveal
+        assert any_grid or positions_of.num_embeddings == grid**2, f"no positions for {grid}x{grid} patches"
         positions_ND = positions_of(torch.arange(positions_of.num_embeddings, device=pixels_V3PP.device))
-        if grid not in tables:
+        if positions_of.num_embeddings != grid**2:
             positions_ND = resampled_positions(positions_ND, grid)
         return patches_VDgg.flatten(2).transpose(1, 2) + positions_ND.to(patches_VDgg.dtype)
 
     def probe_attention(self, features_VND: torch.Tensor) -> torch.Tensor:
-        """Attention of SigLIP's pooling probe over the patches, averaged over heads, float32 (V, N), rows sum to 1.
-
-        The one row of attention that the score needs is computed here from q and k, so the tower keeps its fast
-        kernels.
-        """
+        """Attention of SigLIP's pooling probe over the patches, averaged over heads, float32 (V, N), rows sum to 1."""
         head = self.vision_model.head
         hidden_VND = self._head_inputs(features_VND)
         weight_q, weight_k, _ = head.attention.in_proj_weight.float().chunk(3)
@@ -138,11 +117,10 @@ class ShirgVisionTower(nn.Module):
         return logits_VHN.softmax(-1).mean(1)
 
     def patch_embeddings(self, features_VND: torch.Tensor) -> torch.Tensor:
-        """Every patch in the space that SigLIP shares with its text tower, float32 (V, N, D): the patch alone through
-        the pooling head.
+        """Every patch in the space that SigLIP shares with its text tower, float32 (V, N, D).
 
-        The probe's softmax over a single key is 1, so its attention is the value and output projections, whatever the
-        probe; the rest of the head follows.
+        Each patch goes through the pooling head alone. The probe's softmax over one key is 1, so the attention is the
+        value and output projections, whatever the probe.
         """
         head = self.vision_model.head
         weight_v, bias_v = (
@@ -153,11 +131,7 @@ class ShirgVisionTower(nn.Module):
         return attended_VND + _in_float32(head.mlp, _in_float32(head.layernorm, attended_VND))
 
     def _head_inputs(self, features_VND: torch.Tensor) -> torch.Tensor:
-        """What the pooling head reads, float32 (V, N, D): the features through the last layer and post_layernorm.
-
-        Raises:
-            ValueError: the head's weights were offloaded, which leaves nothing to read outside its own forward.
-        """
+        """What the pooling head reads, float32 (V, N, D): the features through the last layer and post_layernorm."""
         if self.vision_model.head.probe.is_meta:
             raise ValueError(
                 "The scores read the pooling head's weights, which are offloaded. Give model.vision_tower a device of "
@@ -169,10 +143,8 @@ class ShirgVisionTower(nn.Module):
         return self.vision_model.post_layernorm(hidden_VND).float()
 
     def received_attention(self, before_VND: torch.Tensor, chunk: int = 128) -> torch.Tensor:
-        """Mean attention each patch receives in the last kept layer, given that layer's input, float32 (V, N).
-
-        Query rows are taken `chunk` at a time, so the (N, N) map never exists as a whole.
-        """
+        """Mean attention each patch receives in the last kept layer, given that layer's input, float32 (V, N). Query
+        rows are taken `chunk` at a time, so that the (N, N) map never exists as a whole."""
         layer = self.vision_model.encoder.layers[self.num_kept_layers - 1]
         normed_VND = layer.layer_norm1(self._as_weights(before_VND))
         heads = (layer.self_attn.num_heads, layer.self_attn.head_dim)
@@ -185,10 +157,10 @@ class ShirgVisionTower(nn.Module):
         return received_VN / queries_VHNK.shape[2]
 
     def _as_weights(self, hidden_VND: torch.Tensor) -> torch.Tensor:
-        """In the tower's own type: autocast, which scores are not computed under, leaves activations in another."""
+        """In the tower's own type, which the activations of an autocast region are not."""
         return hidden_VND.to(self.vision_model.post_layernorm.weight.dtype)
 
 
 def _in_float32(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """What `module` computes of float32 `inputs` with its weights in float32; the module itself stays as it is."""
+    """What `module` with its weights in float32 computes; the module itself stays as it is."""
     return functional_call(module, {name: weight.float() for name, weight in module.named_parameters()}, (inputs,))

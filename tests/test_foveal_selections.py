@@ -16,8 +16,6 @@ from modeling_shirg.evaluation.selection_quality import (
     selection_quality,
 )
 from modeling_shirg.foveal_selections_shirg import (
-    CoordinateEmbedding,
-    ZeroLinear,
     adaptive,
     block_ids,
     center_distance,
@@ -84,7 +82,7 @@ def _view(side: int, seed: int = 0, levels: int | None = None, question: bool = 
 
 
 def _score_only(scores: torch.Tensor) -> tuple[ViewTokens, dict]:
-    """A view and the options with which the score of `fixed_selection` is `min_max(scores)`."""
+    """A view and options for `fixed_selection` whose score is `min_max(scores)`."""
     view = ViewTokens(torch.ones(len(scores), 2), relevance=scores)
     return view, {"text_weight": 1.0, "neighbor_weight": 0.0, "center_weight": 0.0}
 
@@ -151,12 +149,12 @@ def _same(first: Selection, second: Selection) -> bool:
 # Exact counts
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", (1, 2, 3, 5, *SIDES))
 @settings(max_examples=10)
 @given(data=st.data())
 def test_every_budget_is_met_exactly(side, data):
     patches = side * side
-    budget = data.draw(st.integers(1, patches) | st.integers(patches - 40, patches) | st.integers(1, 160))
+    budget = data.draw(st.integers(1, patches) | st.integers(max(patches - 40, 1), patches))
     levels = data.draw(st.sampled_from([None, 1, 4]))
     view = _view(side, data.draw(st.integers(0, 99)), levels, question=data.draw(st.booleans()))
     coverage, other = data.draw(st.booleans()), data.draw(st.sampled_from([True, True, False]))
@@ -168,21 +166,14 @@ def test_every_budget_is_met_exactly(side, data):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_selections_are_the_same_again_under_autocast_and_from_half_precision(select, dtype):
     view = _view(16, 3)
-    given_dtype = ViewTokens(
-        view.features.to(dtype), view.attention.to(dtype), view.relevance.to(dtype), edges=view.edges.to(dtype)
-    )
-    same_values = ViewTokens(
-        given_dtype.features.float(),
-        given_dtype.attention.float(),
-        given_dtype.relevance.float(),
-        edges=given_dtype.edges.float(),
-    )
-    expected = select(same_values, 100)
+    half = ViewTokens(**{name: None if value is None else value.to(dtype) for name, value in vars(view).items()})
+    full = ViewTokens(**{name: None if value is None else value.float() for name, value in vars(half).items()})
+    expected = select(full, 100)
     assert expected.scores.dtype == torch.float32
-    assert _same(select(given_dtype, 100), expected)
+    assert _same(select(half, 100), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        assert _same(select(given_dtype, 100), expected)
-        assert merged_values(given_dtype.features, expected).dtype == dtype
+        assert _same(select(half, 100), expected)
+        assert merged_values(half.features, expected).dtype == dtype
     if expected.merge_weights is not None:
         with torch.autocast("cpu", torch.bfloat16):
             mixed = merged_values(view.features, expected)
@@ -254,15 +245,11 @@ def test_patch_edges_are_the_mean_sobel_energy_of_the_grey():
     kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     energy = sum(F.conv2d(padded, each[None, None]).square() for each in (kernel, kernel.T))
-    edges = patch_edges(pixels, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        edges = patch_edges(pixels, 4)
     assert edges.shape == (2, 9) and edges.dtype == torch.float32
     assert torch.allclose(edges, F.avg_pool2d(energy, 4).flatten(1), rtol=1e-4)
-    # A view alone, and under autocast, gives what it gives in a batch.
     assert torch.equal(patch_edges(pixels[1:], 4)[0], edges[1])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(patch_edges(pixels, 4), edges)
-    assert patch_edges(pixels.bfloat16(), 4).dtype == torch.float32
-    assert patch_edges(torch.full((1, 3, 8, 8), 0.3), 4).tolist() == [[0.0] * 4]
 
 
 # Coverage
@@ -409,22 +396,6 @@ def test_adaptive_keeps_the_fewest_tokens_that_reach_the_mass(mass):
 
 
 # Coordinate embedding
-
-
-def test_the_coordinate_embedding_is_a_no_op_until_it_is_trained():
-    embedding = CoordinateEmbedding(6)
-    assert [tuple(p.shape) for p in embedding.parameters()] == [(128, 4), (128,), (6, 128), (6,)]
-    assert isinstance(embedding.linear_out, ZeroLinear)
-    boxes, features = torch.rand(2, 5, 4), torch.randn(2, 5, 6)
-    assert torch.equal(features + embedding(boxes), features)
-    assert embedding.bfloat16()(boxes).dtype == torch.bfloat16
-    embedding = CoordinateEmbedding(6)
-    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
-    for _ in range(2):
-        (features + embedding(boxes)).square().mean().backward()
-        optimizer.step()
-    assert embedding.linear_in.weight.grad.any()
-    assert not torch.equal(embedding(boxes)[0, 0], embedding(boxes)[0, 1])
 
 
 # Quality

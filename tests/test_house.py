@@ -31,7 +31,7 @@ BUDGETS = {
 # Lines of the folders that are still above their budget. A change may lower a number here, never raise one.
 ABOVE = {
     "configuration_shirg": 1434,
-    "modeling_shirg": 3627,
+    "modeling_shirg": 3236,
     "modeling_shirg/training": 2313,
     "modeling_shirg/training/toy": 1283,
     "modeling_shirg/demo": 446,
@@ -62,7 +62,7 @@ SHIPPED_FILE_LINES, FUNCTION_LINES, PARAMETERS = 650, 80, 8
 # Signatures that transformers' contract fixes.
 WIDE = {"forward", "generate", "adjust_generation_fn", "_preprocess"}
 # Signatures that are still wider. A change may shorten this list, never lengthen it.
-WIDER = {"modeling_shirg/published_selections_shirg.py topv"}
+WIDER: set[str] = set()
 
 
 def tracked() -> list[Path]:

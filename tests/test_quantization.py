@@ -80,15 +80,6 @@ def test_only_the_language_models_matrices_become_small(whole, name, bound):
 
 
 @needs_bitsandbytes
-@pytest.mark.parametrize("name", CONFIGS)
-def test_in_bfloat16_the_rest_is_bfloat16(name):
-    small = quantized(BUNDLED, name, dtype=torch.bfloat16)
-    rest = {path: weight.dtype for path, weight in small.named_parameters() if weight.is_floating_point()}
-    assert set(rest.values()) == {torch.bfloat16} and any("vision_tower" in path for path in rest)
-    assert small_matrices(small, name)
-
-
-@needs_bitsandbytes
 def test_parts_that_not_every_system_has_stay_too(tmp_path):
     config = tiny_config("shirg-fixed", relevance_text_config=TOWER, text_relevance="siglip")
     model = tiny_model(config)
@@ -98,27 +89,6 @@ def test_parts_that_not_every_system_has_stay_too(tmp_path):
     assert small_matrices(quantized(tmp_path, "int8"), "int8") == expected
     alone = ShirgLavidaModel.from_pretrained(tmp_path, quantization_config=CONFIGS["int8"])
     assert small_matrices(alone, "int8") == {path.removeprefix("model.") for path in expected}
-
-
-@needs_bitsandbytes
-def test_modules_that_the_caller_skips_are_the_only_ones(whole):
-    chosen = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head", "model.language_model"])
-    small = ShirgLavidaForConditionalGeneration.from_pretrained(BUNDLED, quantization_config=chosen)
-    found = small_matrices(small, "int8")
-    assert any("vision_tower" in path for path in found) and not any("language_model" in path for path in found)
-
-
-@needs_bitsandbytes
-@torch.no_grad()
-@pytest.mark.parametrize(("name", "same"), [("int8", False), ("nf4", True)])
-def test_a_row_of_a_batch_in_int8_depends_on_the_others(name, same):
-    """LLM.int8 keeps the channels in which any token of the batch has an outlier; 4 bits know of none."""
-    small = quantized(BUNDLED, name)
-    layer = small.model.language_model.layers[0].mlp.up_proj
-    rows = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(0))
-    rows[1, 0, :4] = 20
-    distance = (layer(rows)[0] - layer(rows[:1])[0]).abs().max() / layer(rows[:1]).abs().max()
-    assert bool(distance < 1e-5) is same
 
 
 @needs_bitsandbytes

@@ -92,20 +92,6 @@ def test_relevance_is_the_cosine_of_stock_embeddings(towers):
     assert torch.allclose(selection(model, inputs)[1][0], expected, atol=1e-3)
 
 
-@torch.no_grad()
-def test_in_bfloat16_scores_are_float32_and_hardly_tie():
-    model = tiny_model(siglip_config()).to(torch.bfloat16)
-    inputs = encode(siglip_processor(model.config), chat(QUESTIONS[0], noise_image(0)))
-    features = model.model.vision_tower(inputs["fovea_pixel_values"])[0]
-    embeddings = model.model.vision_tower.patch_embeddings(features)
-    assert features.dtype == torch.bfloat16 and embeddings.dtype == torch.float32
-    given = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    for scores in (selection(model, inputs)[1][0], model.model.get_view_tokens(**given)[0].relevance):
-        assert scores.dtype == torch.float32
-        assert len(scores.unique()) > 250
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
-
-
 # ---------------------------------------------------------------- the whole model
 
 
@@ -137,14 +123,6 @@ def test_selection_follows_the_question_and_the_text_tower():
     with torch.no_grad():
         model.model.relevance_text_model.head.weight.neg_()
     assert selection(model, first)[0] != kept
-
-
-def test_generate_and_forward_select_the_same():
-    config = siglip_config()
-    model, processor = tiny_model(config), siglip_processor(config)
-    inputs = encode(processor, chat(QUESTIONS[0], noise_image(0)))
-    output = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True, output_selection=True)
-    assert output.kept_indices.tolist() == selection(model, inputs)[0]
 
 
 def test_an_empty_question_moves_the_weight_to_the_attention():
