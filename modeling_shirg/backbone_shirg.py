@@ -474,8 +474,17 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 )
 
     def _image_lengths(self, images: ImageInputs) -> torch.Tensor:
-        """Number of image tokens of each image, int64 (I,)."""
+        """Number of image tokens of each image, int64 (I,). Options of a call that the preset does not read are errors."""
         config, pixels = self.config, images.pixel_values
+        reads = {
+            "fovea_size": config.fovea_size is not None and config.selection_method != "none",
+            "selection_budget": config.chooses,
+        }
+        for name, is_read in reads.items():
+            if images.shared(name) is not None and not is_read:
+                raise ValueError(
+                    f"{name}={images.shared(name)} was given, but preset {config.prune_method!r} reads none."
+                )
         if pixels is None:
             return torch.empty(0, dtype=torch.int64)
         if config.has_mosaic:
