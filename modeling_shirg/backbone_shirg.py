@@ -474,7 +474,7 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 )
 
     def _image_lengths(self, images: ImageInputs) -> torch.Tensor:
-        """Number of image tokens of each image, int64 (I,). Options of a call that the preset does not read are errors."""
+        """Number of image tokens of each image, int64 (I,). An option that the preset does not read is an error."""
         config, pixels = self.config, images.pixel_values
         reads = {
             "fovea_size": config.fovea_size is not None and config.selection_method != "none",
