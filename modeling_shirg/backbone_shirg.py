@@ -125,7 +125,8 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         mismatched = {str(key[0]) for key in info["mismatched_keys"]}
         other = sorted(key for key in mismatched if "foveal_position_embedding" not in key)
         if other:
-            raise ValueError(f"{path} has tensors of other shapes than the config's, such as {', '.join(other[:3])}.")
+            some = ", ".join(other[:3])
+            raise ValueError(f"{path} has other shapes than its config, such as {some}. Does the config belong to it?")
         missing = sorted(key for key in map(str, info["missing_keys"]) if not any(name in key for name in derived))
         if missing:
             raise ValueError(

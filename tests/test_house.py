@@ -31,12 +31,12 @@ BUDGETS = {
 # Lines of the folders that are still above their budget. A change may lower a number here, never raise one.
 ABOVE = {
     "configuration_shirg": 1434,
-    "modeling_shirg": 3236,
+    "modeling_shirg": 3204,
     "modeling_shirg/training": 3729,
     "modeling_shirg/training/toy": 1283,
     "modeling_shirg/demo": 446,
     "scripts": 2098,
-    "tests": 16972,
+    "tests": 15969,
 }
 # Of these folders only the files directly inside are counted: the rest has budgets of its own.
 FLAT = ("configuration_shirg", "modeling_shirg")
