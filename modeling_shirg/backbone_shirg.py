@@ -125,7 +125,8 @@ class ShirgLavidaPreTrainedModel(PreTrainedModel):
         mismatched = {str(key[0]) for key in info["mismatched_keys"]}
         other = sorted(key for key in mismatched if "foveal_position_embedding" not in key)
         if other:
-            raise ValueError(f"{path} has tensors of other shapes than the config's, such as {', '.join(other[:3])}.")
+            some = ", ".join(other[:3])
+            raise ValueError(f"{path} has other shapes than its config, such as {some}. Does the config belong to it?")
         missing = sorted(key for key in map(str, info["missing_keys"]) if not any(name in key for name in derived))
         if missing:
             raise ValueError(
@@ -474,8 +475,17 @@ class ShirgLavidaModel(ShirgLavidaPreTrainedModel):
                 )
 
     def _image_lengths(self, images: ImageInputs) -> torch.Tensor:
-        """Number of image tokens of each image, int64 (I,)."""
+        """Number of image tokens of each image, int64 (I,). An option that the preset does not read is an error."""
         config, pixels = self.config, images.pixel_values
+        reads = {
+            "fovea_size": config.fovea_size is not None and config.selection_method != "none",
+            "selection_budget": config.chooses,
+        }
+        for name, is_read in reads.items():
+            if images.shared(name) is not None and not is_read:
+                raise ValueError(
+                    f"{name}={images.shared(name)} was given, but preset {config.prune_method!r} reads none."
+                )
         if pixels is None:
             return torch.empty(0, dtype=torch.int64)
         if config.has_mosaic:

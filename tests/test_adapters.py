@@ -254,7 +254,7 @@ def test_a_larger_adapter_than_the_model_is_an_error(base, runs, tmp_path):
         (WEIGHTS, None, "only safetensors are read"),
         (WEIGHTS, b"version https://git-lfs", "no safetensors file"),
         ("run.json", b"{", "does not parse"),
-        ("run.json", b"{}", "run.json has no proper base_model, prune_method, config_overrides, config"),
+        ("run.json", b"{}", "run.json has no base_model, config, config_overrides, prune_method"),
         (WEIGHTS, (7).to_bytes(8, "little") + b'{"a":1}', "no safetensors file"),
         ("adapter_config.json", b"[]", "not a JSON object"),
     ],

@@ -308,6 +308,21 @@ def test_weights_that_a_checkpoint_lacks_are_an_error_and_not_random_numbers(tmp
             ShirgLavidaForConditionalGeneration.from_pretrained(tmp_path, prune_method=preset, **fields)
 
 
+@pytest.mark.parametrize(
+    ("preset", "option"),
+    [(preset, "selection_budget") for preset in ("lavida", "lavida-980", "siglip-672", "pool")]
+    + [("lavida-980", "fovea_size"), ("siglip-672", "fovea_size")],
+)
+def test_an_option_of_a_call_that_the_preset_does_not_read_is_an_error(preset, option):
+    config = tiny_config(preset)
+    with pytest.raises(ValueError, match=f"{option}=448"):
+        asked = encode(tiny_processor(config), chat("?", noise_image(0)), processor_kwargs={option: 448})
+        tiny_model(config)(**asked)
+    inputs = encode(tiny_processor(config), chat("?", noise_image(0)))
+    with pytest.raises(ValueError, match=f"{option}=5"):
+        tiny_model(config)(**inputs, **{option: torch.tensor([5])})
+
+
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_adaptive_hides_what_it_does_not_use(padding_side):
     config = tiny_config("shirg-adaptive", selection_mass=0.6)

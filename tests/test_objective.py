@@ -1,7 +1,5 @@
 """The training objective: what is masked, who sees whom, and what the loss is made of."""
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -182,8 +180,6 @@ def _problem():
         ({"labels": torch.full((2, 500), -100)}, "no token to predict"),
         ({"labels": torch.zeros(2, 5, dtype=torch.int64)}, r"labels \(2, 5\)"),
         ({"use_cache": True}, "use_cache"),
-        ({"logits_to_keep": 4}, "logits_to_keep"),
-        ({"logits_to_keep": torch.tensor([0])}, "logits_to_keep"),
     ],
 )
 def test_what_cannot_be_trained_on_is_named(given, words):
@@ -196,35 +192,13 @@ def test_what_cannot_be_trained_on_is_named(given, words):
         model.generate(**batch, labels=labels, max_new_tokens=4)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"diffusion_time": torch.tensor(0.5)}, r"diffusion_time.* \(\).*\(2,\)"),
-        ({"diffusion_time": torch.rand(4)}, r"diffusion_time.*\(4,\)"),
-        ({"diffusion_time": torch.rand(2, 1)}, r"diffusion_time.*\(2, 1\)"),
-        ({"diffusion_time": torch.tensor([0.5, 1.01])}, "diffusion_time.* 1.0"),
-        ({"diffusion_time": torch.tensor([math.nan, 0.5])}, "diffusion_time.*finite"),
-        ({"mask_noise": torch.rand(2, 5)}, r"mask_noise.*\(2, 5\)"),
-        ({"mask_noise": math.nan}, "mask_noise.*finite"),
-    ],
-)
-def test_draws_that_do_not_fit_are_named(wrong, message):
-    model, batch, labels = _problem()
-    if wrong.get("mask_noise") is math.nan:
-        wrong = {"mask_noise": torch.full(labels.shape, math.nan)}
-    with pytest.raises(ValueError, match=message):
-        model(**batch, labels=labels, **wrong)
-    with pytest.raises(ValueError, match="labels"):
-        model(**batch, **wrong)
-
-
 def test_4d_masks_that_no_kernel_reads_alike_are_refused():
     model, batch, labels = _problem()
     model.config.prefix_lm_loss = True
     length = labels.shape[1]
     four = torch.ones(2, 1, length, length, dtype=torch.bool)
     without = {name: value for name, value in batch.items() if name != "attention_mask"}
-    with pytest.raises(ValueError, match=r"attention_mask.*\(2, 1,"):
+    with pytest.raises(ValueError, match="attention_mask .B, L., got 4D"):
         model(**without, labels=labels, attention_mask=four)
     with pytest.raises(ValueError, match="torch.int64"):
         model(**without, attention_mask=four.long())

@@ -112,13 +112,10 @@ def test_the_foveal_table_learns_from_views_of_another_size():
 @pytest.mark.parametrize(
     ("preset", "given", "words"),
     [
-        ("shirg", {"selection_noise": torch.zeros(2, 9)}, ("(2, 9)", "(2, 256)")),
-        ("shirg", {"dropped_tokens": torch.zeros(2, 9, dtype=torch.bool)}, ("(2, 9)", "(2, 181)")),
         ("uniform", {"selection_noise": torch.zeros(2, 256)}, ("uniform", "ranks no patches")),
         ("pool", {"selection_noise": torch.zeros(2, 256)}, ("pool", "ranks no patches")),
-        ("lavida-980", {"dropped_tokens": torch.zeros(2, 9, dtype=torch.bool)}, ("lavida-980", "selects no tokens")),
-        ("lavida-980", {"fovea_size": torch.tensor([224, 224])}, ("lavida-980", "no fovea")),
-        ("siglip-672", {"fovea_size": torch.tensor([336, 336])}, ("siglip-672", "keeps every token")),
+        ("lavida-980", {"fovea_size": torch.tensor([224, 224])}, ("lavida-980", "fovea_size=224")),
+        ("siglip-672", {"fovea_size": torch.tensor([336, 336])}, ("siglip-672", "fovea_size=336")),
         ("shirg", {"fovea_size": torch.tensor([224, 256])}, ("same fovea_size", "[224, 256]")),
         ("shirg", {"fovea_size": torch.tensor([256, 256])}, ("256", "224")),
     ],
