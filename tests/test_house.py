@@ -33,7 +33,6 @@ ABOVE = {
     "configuration_shirg": 1434,
     "modeling_shirg": 3627,
     "modeling_shirg/training": 2313,
-    "modeling_shirg/training/toy": 1283,
     "modeling_shirg/demo": 446,
     "scripts": 1708,
     "tests": 16300,
