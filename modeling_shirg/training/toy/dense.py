@@ -153,17 +153,18 @@ class ViewBatches:
         size = image.width
         visible = (boxes_M4[:, 2:] > 0).all(1) & (boxes_M4[:, :2] < size).all(1)
         marks = [mark for mark, seen in zip(drawn.marks, visible, strict=True) if seen]
-        boxes_M4, whole = boxes_M4[visible], np.array([[0, 0, size, size]])
-        grid = size // self.config.vision_config.patch_size
-        slots, colors = patch_targets(marks, boxes_M4, token_boxes(whole, grid))
+        boxes_M4, patch = boxes_M4[visible], self.config.vision_config.patch_size
+        grid = size // patch
+        boxes_N4 = token_boxes(np.array([[0, 0, grid * patch, grid * patch]]), grid)
+        slots, colors = patch_targets(marks, boxes_M4, boxes_N4)
         # Each patch of the fovea is a token, those of other views are pooled.
-        tokens = grid if foveal else self.config.pooled_grid_size
+        boxes_T4 = boxes_N4 if foveal else token_boxes(np.array([[0, 0, size, size]]), self.config.pooled_grid_size)
         named = [marks[number] for number in rng.permutation(len(marks))[:_CAPTION_MARKS]]
         return {
             "pixels": np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1,
             "slots": slots,
             "colors": colors,
-            "labels": token_labels(marks, owned_marks(boxes_M4, token_boxes(whole, tokens))),
+            "labels": token_labels(marks, owned_marks(boxes_M4, boxes_T4)),
             "caption": " ".join(f"{mark.color} {mark.label}" for mark in named),
         }
 
