@@ -89,7 +89,3 @@ def build_page(args: argparse.Namespace) -> Any:
     folder = Path(str(files("shirg_hub_card") / "examples"))
     examples = [(folder / name, question) for name, question in EXAMPLES.items()]
     return DemoPage(asker, args.systems, examples, "" if args.model else TOY)
-
-
-if __name__ == "__main__":
-    main(parse_args())

@@ -20,7 +20,6 @@ from .uploads import UploadedFilesOnly
 
 TITLE = "SHIRG: a diffusion model that looks where it matters"
 HINT = "Tap two opposite corners on the picture to say where the fovea looks."
-LEGEND = "*kept*: views outlined, dropped patches dark, kept ones framed. *scores*: yellow is highest, violet lowest."
 STEP_SECONDS = 0.25  # how long each step of an answer stays on the screen
 EMPTY = "Pick an example or upload an image first."
 CSS = """
@@ -31,7 +30,6 @@ CSS = """
 .draft .fresh { background: #bbf7d0; color: #14532d; }
 .gallery .grid-wrap { max-height: none !important; overflow: visible !important; }
 #picture .wrap:has(.error), #hint .wrap:has(.error) { display: none !important; }
-footer { display: none !important; }
 """
 
 
@@ -49,10 +47,8 @@ class DemoPage:
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
                     self._lay_out_question(list(systems))
-                with gr.Column(scale=3, min_width=320):
-                    with gr.Row():
-                        self.panels = [self._lay_out_panel(number) for number in range(2)]
-                    gr.Markdown(LEGEND)
+                with gr.Column(scale=3, min_width=320), gr.Row():
+                    self.panels = [self._lay_out_panel(number) for number in range(2)]
             self._wire()
         self.blocks.queue(max_size=self.limits.max_requests, default_concurrency_limit=1)
 
@@ -74,21 +70,17 @@ class DemoPage:
     def _lay_out_question(self, systems: list[str]) -> None:
         self.picture = gr.Image(interactive=False, show_label=False, height=300, buttons=[], elem_id="picture")
         self.hint = gr.Markdown(EMPTY, elem_id="hint")
-        with gr.Row():
-            self.upload = gr.UploadButton("Upload an image", file_types=["image"], size="sm", elem_id="upload")
-            self.clear = gr.Button("Remove the box", size="sm", min_width=80)
+        self.upload = gr.UploadButton("Upload an image", file_types=["image"], size="sm", elem_id="upload")
         samples, pictured = [[str(path)] for path, _ in self.examples], [gr.Image(render=False)]
-        self.samples = gr.Dataset(
-            components=pictured, samples=samples, type="index", layout="gallery", label="Examples", elem_id="examples"
-        )
+        named = {"label": "Examples", "elem_id": "examples"}
+        self.samples = gr.Dataset(components=pictured, samples=samples, type="index", layout="gallery", **named)
         self.question = gr.Textbox(label="Question", lines=1, max_lines=3, elem_id="question")
         with gr.Row():
             self.system = gr.Dropdown(systems, value=systems[0], label="System", min_width=140, elem_id="system")
             choices = ["(none)", *systems]
             self.other = gr.Dropdown(choices, value="(none)", label="Compare with", min_width=140, elem_id="other")
         self.ask = gr.Button("Ask", variant="primary", elem_id="ask")
-        about = "% of the tokens that the system selects"
-        self.budget = gr.Slider(10, 100, value=100, step=5, label=about, elem_id="budget")
+        self.budget = gr.Slider(10, 100, value=100, step=5, label="% of the tokens that the system selects")
 
     def _lay_out_panel(self, number: int) -> tuple[gr.Column, gr.HTML, gr.Gallery]:
         with gr.Column(min_width=300, visible=number == 0, elem_id=f"panel-{number}") as column:
@@ -104,38 +96,29 @@ class DemoPage:
         # Every tap counts, however fast: taps are taken in turn.
         taps = {"trigger_mode": "multiple", **quietly}
         self.picture.select(self.tapped, [self.image, self.box, self.corner], boxed, **taps)
-        self.clear.click(self.cleared, self.image, boxed, **quietly)
         self.other.change(lambda name: gr.Column(visible=name != "(none)"), self.other, self.panels[1][0])
         inputs = [self.image, self.box, self.question, self.system, self.other, self.budget]
         outputs = [*self.panels[0][1:], *self.panels[1][1:]]
         gr.on([self.ask.click, self.question.submit], self.answers, inputs, outputs, **quietly)
-
-    # Events
 
     def opened(self, path: str) -> tuple:
         try:
             image = read_image(open_checked(Path(path).read_bytes(), self.limits.max_image_pixels))
         except ValueError as error:
             raise _refused(str(error)) from None
-        return image, *self.cleared(image)
+        return image, None, None, with_box(image, None), HINT
 
     def example(self, index: int) -> tuple:
         path, question = self.examples[index]
         return *self.opened(str(path)), question
 
-    def tapped(self, image: Image.Image | None, box: Box | None, corner: tuple | None, event: gr.SelectData) -> tuple:
+    def tapped(self, image: Image.Image, box: Box | None, corner: tuple | None, event: gr.SelectData) -> tuple:
         # The picture takes no tap while it is exchanged, so it changes after the second tap only.
-        if image is None:
-            return self.cleared(None)
         x, y = (position / enlargement(image) for position in event.index)
         if corner is None or x == corner[0] or y == corner[1]:
             return box, (x, y), gr.skip(), f"One corner is at {x:.0f}, {y:.0f}. Now tap the opposite one."
-        (left, right), (top, bottom) = sorted([x, corner[0]]), sorted([y, corner[1]])
-        box = left, top, right, bottom
+        box = min(x, corner[0]), min(y, corner[1]), max(x, corner[0]), max(y, corner[1])
         return box, None, with_box(image, box), "The fovea looks here. Tap two corners for another box."
-
-    def cleared(self, image: Image.Image | None) -> tuple:
-        return (None, None, None, EMPTY) if image is None else (None, None, with_box(image, None), HINT)
 
     def answers(
         self, image: Image.Image | None, box: Box | None, text: str, system: str, other: str, budget: float

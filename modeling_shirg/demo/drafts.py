@@ -4,9 +4,8 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -24,8 +23,7 @@ Draft = list[str | None]
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """The answer about `image`, its seconds, and notes on options that the system does not have."""
 
     answer: Answers
@@ -49,10 +47,8 @@ class Asker:
         self._loaded[name] = self._loaded.pop(name)
         return self._loaded[name]
 
-    def ask(
-        self, name: str, image: Image.Image, text: str, box: Box | None = None, budget: float = 1, **generation: Any
-    ) -> Iterator[Draft | Result]:
-        """Drafts, then the result; `box` and `budget` are those of `image_options`.
+    def ask(self, name: str, image: Image.Image, text: str, box: Box | None = None, budget: float = 1) -> Iterator:
+        """Each `Draft`, then the `Result`; `box` and `budget` are those of `image_options`.
 
         Closing the iterator ends the generation at its next step. A question that is too long is a `ValueError`.
         """
@@ -60,7 +56,7 @@ class Asker:
         arguments, notes = image_options(loaded.model.config, box, budget)
         streamer = DraftQueue(loaded)
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(ask, loaded, [conversation(image, text)], arguments, streamer, **generation)
+            future = pool.submit(ask, loaded, [conversation(image, text)], arguments, streamer)
             future.add_done_callback(lambda _: streamer.drafts.put(None))
             try:
                 while (draft := streamer.drafts.get()) is not None:
@@ -134,12 +130,12 @@ def result_html(result: Result) -> str:
 
 
 def pictures(result: Result) -> list[tuple[Image.Image, str]]:
-    """The views with their kept patches, and the scores of a system that scores patches, each with a caption."""
+    """The views with their kept patches, and scores where patches have some, each with a caption."""
     answer, scores = result.answer, result.answer.outputs.scores
-    shown = [(answer.overlay(result.image), "views" if answer.outputs.kept_indices is None else "kept")]
+    shown = [(answer.overlay(result.image), "views" if answer.outputs.kept_indices is None else "kept patches")]
     if scores is not None:
         boxes_N4 = answer.inputs["patch_boxes"][0, -scores.shape[1] :].cpu().numpy()
-        shown.append((draw_scores(result.image, boxes_N4, scores[0].cpu().numpy()), "scores"))
+        shown.append((draw_scores(result.image, boxes_N4, scores[0].cpu().numpy()), "scores, yellow is highest"))
     return shown
 
 

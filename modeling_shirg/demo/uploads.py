@@ -39,11 +39,8 @@ class UploadedFilesOnly:
         if not isinstance(content, dict):
             return content
         path = content.get("path")
-        if (path is not None or content.get("url") is not None) and not self._is_upload(path):
+        usable = isinstance(path, str) and "\0" not in path and "://" not in path
+        uploaded = usable and Path(path).resolve().is_relative_to(self.folder)
+        if (path is not None or content.get("url") is not None) and not uploaded:
             raise ValueError("A file is one that was uploaded to this page: no other path, and no URL, is read.")
         return {name: self._checked(value) for name, value in content.items() if name != "url"}
-
-    def _is_upload(self, path: Any) -> bool:
-        # A null character, which no path has, is a ValueError of `resolve`.
-        usable = isinstance(path, str) and "\0" not in path and "://" not in path
-        return usable and Path(path).resolve().is_relative_to(self.folder)
