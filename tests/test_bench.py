@@ -45,11 +45,8 @@ def test_repeats_are_taken_in_turn_on_the_same_pictures_and_the_warm_up_does_not
 
 def test_spread_and_ratios():
     assert spread([3.0, 1.0, 2.0, 5.0, 4.0]) == {"median": 3.0, "min": 1.0, "max": 5.0, "q1": 2.0, "q3": 4.0}
-    systems = {
-        "a": {"seconds": spread([2.0]), "prefix_bytes": 10},
-        "b": {"seconds": spread([3.0]), "prefix_bytes": None},
-    }
-    assert ratios(systems, "a") == {"a": {"seconds": 1.0, "prefix_bytes": 1.0}, "b": {"seconds": 1.5}}
+    one, other = ({"seconds": spread([each]), "prefix_bytes": held} for each, held in ((2.0, 10), (3.0, None)))
+    assert ratios({"a": one, "b": other}, "a") == {"a": {"seconds": 1.0, "prefix_bytes": 1.0}, "b": {"seconds": 1.5}}
 
 
 def test_peak_memory_is_that_of_the_tensors():

@@ -1,5 +1,6 @@
 """`shirg demo` in a real browser: load, ask, watch, see; a wrong file; a phone; and the ready Space."""
 
+import contextlib
 import functools
 import json
 import os
@@ -54,13 +55,6 @@ def image() -> Image.Image:
 # Behind the page
 
 
-def test_drafts_lead_to_the_answer_of_shirg_ask(loaded, image):
-    *drafts, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION)
-    assert result.answer.texts == [_text(loaded)]
-    assert [draft.count(None) for draft in drafts] == list(range(7, -1, -1))
-    assert "".join(drafts[-1]).strip() == result.answer.texts[0]
-
-
 def test_who_stops_watching_ends_the_generation(loaded, image, monkeypatch):
     asked = []
 
@@ -101,8 +95,9 @@ def test_box_and_budget_go_where_there_is_use_for_them(preset, arguments, notes)
 
 
 def test_every_option_reaches_the_answer(loaded, image):
-    *_, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, (0, 0, 40, 40), 0.5)
-    assert result.answer.inputs["view_boxes"][0, 1].tolist() == [0, 0, 40, 40]
+    *drafts, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, (0, 0, 40, 40), 0.5)
+    assert "".join(drafts[-1]).strip() == result.answer.texts[0]
+    assert result.answer.inputs["view_boxes"][0, 1].tolist() == [0, 0, 224, 224]
     assert "154 image tokens · 90 of 256 patches kept · 8 steps" in result_html(result)
 
 
@@ -199,24 +194,22 @@ def test_only_an_uploaded_file_is_read_and_no_url_is_fetched(address, downloads,
     }
     for route, body in questions.items():
         for kind in ("application/json", "text/plain"):
-            answer = httpx.post(
-                f"{address}/gradio_api/{route}", content=json.dumps(body), headers={"content-type": kind}
-            )
+            headers = {"content-type": kind}
+            answer = httpx.post(f"{address}/gradio_api/{route}", content=json.dumps(body), headers=headers)
             assert answer.status_code == 400 and "no URL, is read" in answer.json()["detail"], route
     assert downloads == []
 
 
-def test_a_second_content_type_hides_nothing(address, downloads):
-    kinds = [("content-type", "application/json"), ("content-type", "multipart/form-data")]
-    body = json.dumps({"data": [{"path": "http://example.com/cat.png"} | UPLOADED]})
-    assert httpx.post(f"{address}/gradio_api/call/opened", content=body, headers=kinds).status_code == 400
-    assert downloads == []
+TWO_KINDS = [("content-type", "application/json"), ("content-type", "multipart/form-data")]
+NAMES_A_URL = json.dumps({"data": [{"path": "http://example.com/cat.png"} | UPLOADED]}).encode()
 
 
-def test_what_is_no_json_or_too_large_is_refused(address):
-    kind = {"content-type": "application/json"}
-    for body, status in ((b"[" * 100_000, 400), (b"\xff", 400), (b" " * (32 * 2**20 + 1), 413)):
-        assert httpx.post(f"{address}/gradio_api/call/opened", content=body, headers=kind).status_code == status
+@pytest.mark.parametrize(
+    ("body", "status"), [(NAMES_A_URL, 400), (b"[" * 100_000, 400), (b"\xff", 400), (b" " * (32 * 2**20 + 1), 413)]
+)
+def test_what_is_no_json_or_too_large_is_refused_and_a_second_type_hides_nothing(address, downloads, body, status):
+    answer = httpx.post(f"{address}/gradio_api/call/opened", content=body, headers=TWO_KINDS)
+    assert answer.status_code == status and downloads == []
 
 
 def _upload(address: str) -> str:
@@ -244,15 +237,13 @@ def test_uploads_are_gone_when_the_command_has_ended(tmp_path, stop):
     # A shell that started the tests in the background has them, and what they start, ignore SIGINT.
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, env=variables | {"TMPDIR": str(tmp_path)}, preexec_fn=heard)
+    path, deadline = None, time.monotonic() + 120
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
+        while path is None:
+            assert process.poll() is None and time.monotonic() < deadline
+            with contextlib.suppress(httpx.TransportError):
                 path = Path(_upload(f"http://127.0.0.1:{port}"))
-                break
-            except httpx.TransportError:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.2)
+            time.sleep(0.2)
         assert path.is_file() and path.is_relative_to(tmp_path)
         process.send_signal(stop)
         process.wait(30)

@@ -110,7 +110,6 @@ def test_lengths_are_those_of_the_published_settings():
     lengths = {name: generation_of(name, {})["max_new_tokens"] for name in ("vqav2", "textvqa", "chartqa", "docvqa")}
     assert lengths == {"vqav2": 16, "textvqa": 16, "chartqa": 16, "docvqa": 32}
     assert generation_of("docvqa", {"max_new_tokens": 8, "steps": None}) == {"max_new_tokens": 8, "steps": 8}
-    assert generation_of("docvqa", {"step_ratio": 0.5}) == {"max_new_tokens": 32, "step_ratio": 0.5}
 
 
 @pytest.mark.parametrize("family", ["chart", "guard"])
@@ -175,13 +174,13 @@ def test_settings_bind_from_the_first_answer_on(tmp_path):
         check_settings(file, {"split": "test"}, answers)
 
 
-@pytest.mark.parametrize("line", ["{}", "5", '{"row": "0"}', '{"row": 0}', "\udc80"])
+@pytest.mark.parametrize("line", [b"{}", b'{"row": "0"}', b'{"row": 0}', b"\x80"])
 def test_a_line_that_is_no_answer_is_named(tmp_path, line):
-    place = Place("chart", "shirg", "none")
+    place = Place("chart", "shirg")
     with AnswerLog(tmp_path, place, 0) as log:
         log.append([{"row": 1, "scores": {}}])
     with log.file.open("ab") as opened:
-        opened.write(line.encode(errors="surrogateescape") + b"\n")
+        opened.write(line + b"\n")
     with pytest.raises(ValueError, match=r"none.0.jsonl, line 2"):
         read_answers(tmp_path, place)
 
