@@ -85,7 +85,7 @@ def test_arguments_that_do_not_fit_are_named(words, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("learning_rat: 1", "'learning_rat'.*'learning_rate'"), ("- 1", "got list"), ("a: [", "be read")],
+    [("learning_rat: 1", "'learning_rate'"), ("- 1", "got list"), ("a: [", "be read")],
 )
 def test_a_file_of_arguments_that_is_wrong_is_an_error(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
