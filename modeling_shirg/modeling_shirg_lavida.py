@@ -176,7 +176,11 @@ class ShirgLavidaForConditionalGeneration(ShirgLavidaGenerationMixin, ShirgLavid
                 f"attn_implementation={language_config._attn_implementation!r} takes no 4D attention mask, which "
                 "prefix_lm_loss=True makes too: load the model with attn_implementation='sdpa' or 'eager'."
             )
-        return mask_BHLL if mask_BHLL.is_floating_point() else additive_mask(mask_BHLL.bool(), inputs_embeds)
+        if mask_BHLL.is_floating_point():
+            return mask_BHLL
+        if mask_BHLL.dtype != torch.bool:
+            raise ValueError(f"A 4D attention_mask must be bool or floating-point, got {mask_BHLL.dtype}.")
+        return additive_mask(mask_BHLL, inputs_embeds)
 
 
 def _kept_positions(hidden_BLC: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

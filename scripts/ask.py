@@ -90,7 +90,3 @@ def _report(answers, seconds: dict[str, float]) -> dict:
         "prefix_bytes": None if held is None else {"total": sum(held), "per_layer": held},
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
-
-
-if __name__ == "__main__":
-    main(parse_args())

@@ -109,7 +109,3 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(args, name)}: it must be {least} or more.")
     if args.out is not None and not args.out.resolve().parent.is_dir():
         raise ValueError(f"--out {args.out}: {args.out.resolve().parent} is no folder.")
-
-
-if __name__ == "__main__":
-    main(parse_args())

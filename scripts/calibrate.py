@@ -97,7 +97,3 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         report = {"prune_method": config.prune_method, "calibration": calibration, "left_out": unseen}
         print(json.dumps({**report, "written": None if written is None else str(written)}))
-
-
-if __name__ == "__main__":
-    main(parse_args())

@@ -95,7 +95,3 @@ def main(args: argparse.Namespace) -> None:
 def _line(system: str, tokens: int | str, seconds: str, figures: list[str], answer: str) -> str:
     """One line of the table."""
     return " ".join([f"{system:<16}", f"{tokens:>6}", f"{seconds:>8}", *(f"{text:>10}" for text in figures), answer])
-
-
-if __name__ == "__main__":
-    main(parse_args())

@@ -62,7 +62,3 @@ def main(args: argparse.Namespace) -> None:
         f"file{'s' if shards > 1 else ''}, preset {facts['prune_method']}{graft}"
         f"{', with its text tower' if facts['text_tower'] else ''}"
     )
-
-
-if __name__ == "__main__":
-    main(parse_args())

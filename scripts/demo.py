@@ -33,7 +33,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_model_arguments(parser)
     add_quantize_argument(parser)
     add_systems_argument(parser)
-    parser.add_argument("--step_seconds", type=float, default=0.25, help="how long each step stays on the screen")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=port_number, default=7860)
     return parser.parse_args(argv)
@@ -89,8 +88,4 @@ def build_page(args: argparse.Namespace) -> Any:
     asker.system(args.systems[0])
     folder = Path(str(files("shirg_hub_card") / "examples"))
     examples = [(folder / name, question) for name, question in EXAMPLES.items()]
-    return DemoPage(asker, args.systems, examples, "" if args.model else TOY, args.step_seconds)
-
-
-if __name__ == "__main__":
-    main(parse_args())
+    return DemoPage(asker, args.systems, examples, "" if args.model else TOY)

@@ -15,6 +15,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .argument_types import system_label
+from .arguments import (
+    CommandParser,
+    add_answer_arguments,
+    add_model_arguments,
+    add_quantize_argument,
+    add_systems_argument,
+    answer_arguments,
+)
+
 _SYSTEMS, _TASKS = ["lavida-980", "shirg"], ["chart", "document", "entity_grid", "guard"]
 # Answers depend on these; --systems, --tasks and --control have files of their own.
 _SETTINGS = ("revision", "dtype", "quantize", "split", "limit", "batch_size")
@@ -22,15 +32,6 @@ _SETTINGS = ("revision", "dtype", "quantize", "split", "limit", "batch_size")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from .argument_types import system_label
-    from .arguments import (
-        CommandParser,
-        add_answer_arguments,
-        add_model_arguments,
-        add_quantize_argument,
-        add_systems_argument,
-    )
-
     parser = CommandParser("shirg evaluate", __doc__)
     add_model_arguments(parser)
     add_quantize_argument(parser)
@@ -58,8 +59,6 @@ def main(args: argparse.Namespace) -> None:
     from modeling_shirg.evaluation.report.reported import open_report
     from modeling_shirg.evaluation.results import Logged, Plan, missing, tabulate, write_results
     from modeling_shirg.running.systems import parse_row
-
-    from .arguments import answer_arguments
 
     rows = [parse_row(text) for text in dict.fromkeys(args.systems)]
     places = _places(args, rows)
@@ -110,8 +109,6 @@ def _ask(args: argparse.Namespace, rows: list, places: dict[str, str]) -> tuple[
     from modeling_shirg.fingerprint_shirg import fingerprint
     from modeling_shirg.running.load import load
 
-    from .arguments import answer_arguments
-
     share = Share.of_process()
     tasks, asked = {}, (share.device(args.device), args.dtype, None)
     for row in rows:
@@ -125,7 +122,3 @@ def _ask(args: argparse.Namespace, rows: list, places: dict[str, str]) -> tuple[
             for control in ("none", *args.control):
                 ask_rows(args.out, Place(task, row.label, control), loaded, generation, args.batch_size, table, share)
     return {task: len(table) for task, table in tasks.items()}, machine(loaded.model.device, loaded.model.dtype)
-
-
-if __name__ == "__main__":
-    main(parse_args())

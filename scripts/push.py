@@ -124,7 +124,3 @@ def _base(trained_on: dict, args: argparse.Namespace):
             f"{wanted[:12]}): name the right base with --base REPO_ID@REVISION."
         )
     return base
-
-
-if __name__ == "__main__":
-    main(parse_args())

@@ -38,7 +38,3 @@ def main(args: argparse.Namespace) -> None:
     except (ValueError, OSError) as error:
         told.insert(0, {"caption": f"No overlays: {error}", "file": None})
     print("\n".join(map(str, write_pages(report, told))))
-
-
-if __name__ == "__main__":
-    main(parse_args())

@@ -73,7 +73,3 @@ def main(args: argparse.Namespace) -> None:
         print(f"--host {args.host}: whoever reaches this address may ask; there is no password.", file=sys.stderr)
     print(f"Model: {name}, system: {loaded.model.config.prune_method}", file=sys.stderr)
     uvicorn.run(app, host=args.host, port=args.port, timeout_graceful_shutdown=5)
-
-
-if __name__ == "__main__":
-    main(parse_args())

@@ -68,7 +68,3 @@ def _ask(args: argparse.Namespace, plan, model: str, systems: list[str], out: Pa
     words += ["--out", str(out), "--device", args.device, "--batch_size", str(plan.batch_size)]
     words += [] if plan.limit is None else ["--limit", str(plan.limit)]
     evaluate.main(evaluate.parse_args(words))
-
-
-if __name__ == "__main__":
-    main(parse_args())

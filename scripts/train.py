@@ -115,7 +115,3 @@ def _train(folder: Path, settings: dict[str, Any], parts, args, rows, validation
                 say(exact_match_words(row))
         write_json(folder / run_folder.RUN_FILE, facts | {"status": "finished"})
     say(f"Finished: the adapter of step {facts.get('metrics', {}).get('best_step')} is in {folder}")
-
-
-if __name__ == "__main__":
-    main(parse_args())

@@ -14,47 +14,39 @@ from shirg_scripts.cli import main
 from tiny_model import tiny_config, tiny_model, tiny_processor
 
 COUNTS = ["--profile", "toy", "--threads", "1", "--repeats", "2", "--device", "cpu"]
+BUNDLED = str(Path(__file__).parents[1] / "hub_card" / "shirg-lavida-tiny")
 ROWS = ("lavida-980", "shirg", "lavida-980:prefix_kv=0.6", "shirg:prefix_kv=0.6")
 
 
-def _timed(preset: str, batch: int = 1) -> Timed:
+def _timed(preset: str) -> Timed:
     config = tiny_config(preset)
-    return Timed(Loaded(tiny_model(config), tiny_processor(config), preset), {"max_new_tokens": 8, "steps": 4}, batch)
+    return Timed(Loaded(tiny_model(config), tiny_processor(config), preset), {"max_new_tokens": 8, "steps": 4})
 
 
-def test_repeats_are_taken_in_turn_and_the_warm_up_does_not_count(monkeypatch):
+def test_repeats_are_taken_in_turn_on_the_same_pictures_and_the_warm_up_does_not_count(monkeypatch):
     systems, asked = {"a": _timed("lavida-980"), "b": _timed("shirg")}, []
     ask = side_by_side.ask
 
-    def noted(loaded, *arguments, **generation):
-        asked.append(loaded.name)
-        return ask(loaded, *arguments, **generation)
+    def noted(loaded, chats, *arguments, **generation):
+        asked.append((loaded.name, chats[0][0]["content"][0]["image"].tobytes()))
+        return ask(loaded, chats, *arguments, **generation)
 
     monkeypatch.setattr(side_by_side, "ask", noted)
     found = measure(systems, repeats=2, warmup=1)
-    assert asked[:6] == ["lavida-980", "shirg"] * 3 and len(asked) == 6 + 2 * 3  # stages, FLOPs and memory
+    names, pictures = zip(*asked, strict=True)
+    assert names[:6] == ("lavida-980", "shirg") * 3 and len(names) == 6 + 2 * 3  # stages, FLOPs and memory
+    assert len(set(pictures)) == 1
     for system in found.values():
         assert system["seconds"]["min"] <= system["seconds"]["median"] <= system["seconds"]["max"]
         assert (system["forwards"], system["image_tokens"]) == (4, 245) and tuple(system["stages"]) == STAGES
         assert system["peak_memory_bytes"] == system["weight_bytes"] + system["activation_bytes"]
-    assert ratios(found, "a")["a"]["flops"] == 1.0 and found["b"]["flops"] > 0
-
-
-def test_all_systems_see_the_same_pictures():
-    pictures = [
-        [chat[0]["content"][0]["image"].tobytes() for chat in _timed(preset, 2).chats()]
-        for preset in ("shirg", "lavida")
-    ]
-    assert pictures[0] == pictures[1] and pictures[0][0] != pictures[0][1]
+    assert found["b"]["flops"] > 0
 
 
 def test_spread_and_ratios():
     assert spread([3.0, 1.0, 2.0, 5.0, 4.0]) == {"median": 3.0, "min": 1.0, "max": 5.0, "q1": 2.0, "q3": 4.0}
-    systems = {
-        "a": {"seconds": spread([2.0]), "prefix_bytes": 10},
-        "b": {"seconds": spread([3.0]), "prefix_bytes": None},
-    }
-    assert ratios(systems, "a") == {"a": {"seconds": 1.0, "prefix_bytes": 1.0}, "b": {"seconds": 1.5}}
+    one, other = ({"seconds": spread([each]), "prefix_bytes": held} for each, held in ((2.0, 10), (3.0, None)))
+    assert ratios({"a": one, "b": other}, "a") == {"a": {"seconds": 1.0, "prefix_bytes": 1.0}, "b": {"seconds": 1.5}}
 
 
 def test_peak_memory_is_that_of_the_tensors():
@@ -86,12 +78,11 @@ def test_the_last_line_is_one_object_and_every_row_has_a_line(capsys, tmp_path):
     assert (result["settings"]["weights"], result["machine"]["threads"]) == ("random weights", 1)
 
 
-def test_real_weights_share_their_language_model(capsys):
-    folder = str(Path(__file__).parents[1] / "hub_card" / "shirg-lavida-tiny")
-    words = ["--model", folder, "--systems", "shirg", "shirg:batch=2", "uniform", "--steps", "2"]
+def test_real_weights_are_named(capsys):
+    words = ["--model", BUNDLED, "--systems", "shirg", "shirg:batch=2", "--steps", "2"]
     assert main(["bench", *COUNTS, *words]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["settings"]["weights"] == folder and result["systems"]["shirg"]["image_tokens"] == 245
+    assert result["settings"]["weights"] == BUNDLED and result["systems"]["shirg"]["image_tokens"] == 245
 
 
 @pytest.mark.parametrize(

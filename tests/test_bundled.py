@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from configuration_shirg import ShirgLavidaProcessor
 from fresh_process import ask_fresh
 from modeling_shirg.scenes import FAMILIES
 
@@ -25,18 +24,6 @@ def test_its_code_files_are_links_to_the_sources(folder):
         assert path.is_symlink() and path.exists(), f"{path} must be a link, see training/toy/bundle.py"
         assert path.resolve().parent in (ROOT / "configuration_shirg", ROOT / "modeling_shirg")
         assert path.resolve().name == path.name
-
-
-def test_its_processor_takes_another_budget_when_loaded_or_called():
-    prompt = "<image>\nWhat is in cell 5?"
-    own, other = (
-        ShirgLavidaProcessor.from_pretrained(BUNDLED, **kwargs) for kwargs in ({}, {"selection_budget": 100})
-    )
-    image = Image.open(HUB_CARD / "examples" / "grid.png")
-    called = own(images=image, text=prompt, selection_budget=100)
-    loaded = other(images=image, text=prompt)
-    assert called.pop("selection_budget") == [100]
-    assert called["input_ids"] == loaded["input_ids"] and loaded["input_ids"][0].count(own.image_token_id) == 164
 
 
 @pytest.mark.parametrize("folder", [BUNDLED, BASE, ADAPTER])

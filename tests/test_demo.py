@@ -1,8 +1,10 @@
 """`shirg demo` in a real browser: load, ask, watch, see; a wrong file; a phone; and the ready Space."""
 
+import contextlib
 import functools
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -20,10 +22,9 @@ import pytest
 from huggingface_hub import RepoCard
 from PIL import Image
 
-from configuration_shirg.image_reading_shirg import read_image
+from command_runs import CommandError, command
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.demo.drafts import Asker, Result, image_options
-from modeling_shirg.demo.pictures import draft_html, facts
+from modeling_shirg.demo.drafts import Asker, draft_html, image_options, result_html
 from modeling_shirg.running.ask import ask, conversation
 from modeling_shirg.running.load import Loaded, load
 from modeling_shirg.running.overlay import draw_scores
@@ -42,64 +43,59 @@ def loaded() -> Loaded:
     return load()
 
 
-def _example(loaded: Loaded, name: str = "grid.png") -> Image.Image:
-    return read_image(str(EXAMPLES / name))
+def _text(loaded: Loaded, name: str = "grid.png", question: str = QUESTION, **options) -> str:
+    return ask(loaded, [conversation(str(EXAMPLES / name), question)], options).texts[0]
 
 
-def _text(loaded: Loaded, image: Image.Image, question: str = QUESTION, **options) -> str:
-    return ask(loaded, [conversation(image, question)], options).texts[0]
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.open(EXAMPLES / "grid.png").convert("RGB")
 
 
 # Behind the page
 
 
-def test_drafts_lead_to_the_answer_of_shirg_ask(loaded):
-    image = _example(loaded)
-    *drafts, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, {})
-    assert isinstance(result, Result)
-    assert result.answer.texts == [_text(loaded, image)]
-    assert [draft.count(None) for draft in drafts] == list(range(7, -1, -1))
-    assert "".join(drafts[-1]).strip() == result.answer.texts[0]
-
-
-def test_who_stops_watching_ends_the_generation(loaded, monkeypatch):
+def test_who_stops_watching_ends_the_generation(loaded, image, monkeypatch):
     asked = []
 
-    def answer(*args, **generation):
+    def answer(*args):
         asked.append("begun")
         try:
-            return ask(*args, **generation)
+            return ask(*args)
         except InterruptedError:
             asked.append("ended")
             raise
 
     monkeypatch.setattr("modeling_shirg.demo.drafts.ask", answer)
-    events = Asker(lambda name: loaded).ask("shirg", _example(loaded), QUESTION, {}, max_new_tokens=256)
+    events = Asker(lambda name: loaded).ask("shirg", image, QUESTION)
     next(events)
     events.close()
     assert asked == ["begun", "ended"]
 
 
-def test_box_budget_and_fovea_go_where_there_is_use_for_them(loaded):
-    options = {"box": (0, 0, 9, 9), "budget": 0.5, "fovea": 1.5}
-    expected = {"fovea_boxes": [(0, 0, 9, 9)], "selection_budget": round(0.5 * 181), "fovea_size": 336}
-    assert image_options(loaded.model.config, **options) == (expected, [])
-    for preset, budget in (("lavida-980", None), ("visionzip", 120), ("siglip-672", None)):
-        arguments, notes = image_options(load(None, preset).model.config, **options)
-        assert arguments == ({} if budget is None else {"selection_budget": budget})
-        assert len(notes) == (3 if budget is None else 2)
+@pytest.mark.parametrize(
+    ("preset", "arguments", "notes"),
+    [
+        ("shirg", {"fovea_boxes": [(0, 0, 9, 9)], "selection_budget": round(0.5 * 181)}, 0),
+        ("lavida-980", {}, 2),
+        ("visionzip", {"selection_budget": 120}, 1),
+    ],
+)
+def test_box_and_budget_go_where_there_is_use_for_them(preset, arguments, notes):
+    found, told = image_options(load(None, preset).model.config, (0, 0, 9, 9), 0.5)
+    assert found == arguments and len(told) == notes
 
 
-def test_every_option_reaches_the_answer(loaded):
-    image, options = _example(loaded), {"box": (0, 0, 40, 40), "budget": 0.5, "fovea": 1.5}
-    *_, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, options, steps=4)
-    assert result.answer.inputs["fovea_size"].tolist() == [336]
-    assert facts(result).startswith("154 image tokens · 90 of 576 patches kept · 4 steps")
+def test_every_option_reaches_the_answer(loaded, image):
+    *drafts, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, (0, 0, 40, 40), 0.5)
+    assert "".join(drafts[-1]).strip() == result.answer.texts[0]
+    assert result.answer.inputs["view_boxes"][0, 1].tolist() == [0, 0, 224, 224]
+    assert "154 image tokens · 90 of 256 patches kept · 8 steps" in result_html(result)
 
 
 def test_a_draft_shows_masks_and_marks_what_is_new():
     html = draft_html(["<b>", None, ""], [None, None, ""], 2)
-    assert html.count('class="mask"') == 1 and 'class="token fresh">&lt;b&gt;<' in html and 'class="filler">' in html
+    assert html.count('class="mask"') == 1 and 'class="fresh">&lt;b&gt;<' in html and 'class="token">&middot;' in html
 
 
 def test_scores_are_coloured_from_violet_to_yellow_where_the_patches_are():
@@ -113,35 +109,35 @@ def test_scores_are_coloured_from_violet_to_yellow_where_the_patches_are():
 # The command
 
 
-def test_a_port_that_is_taken_and_a_host_that_is_none_are_named(capsys):
-    from shirg_scripts.cli import main
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        assert main(["demo", "--port", port]) == 2
-        assert f"--host 127.0.0.1 --port {port}: Address already in use" in capsys.readouterr().err
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
-        port = str(taken.getsockname()[1])
-        assert main(["demo", "--host", "[::1]", "--port", port]) == 2
-        assert f"--host [::1] --port {port}: Address already in use" in capsys.readouterr().err
-    assert main(["demo", "--host", "nosuch.invalid"]) == 2
-    assert "--host nosuch.invalid --port 7860" in capsys.readouterr().err
+def test_a_port_that_is_taken_and_a_host_that_is_none_are_named():
+    for host, family in (("127.0.0.1", socket.AF_INET), ("[::1]", socket.AF_INET6)):
+        with socket.create_server((host.strip("[]"), 0), family=family) as taken:
+            flags = f"--host {host} --port {taken.getsockname()[1]}"
+            with pytest.raises(CommandError, match=re.escape(f"{flags}: Address already in use")):
+                command("demo", *flags.split())
+    with pytest.raises(CommandError, match="--host nosuch.invalid --port 7860"):
+        command("demo", "--host", "nosuch.invalid")
 
 
 # What is asked
 
 
 @pytest.mark.parametrize("system", ["shirg", "lavida"])
-def test_a_question_that_is_too_long_is_refused_before_the_model_runs(system, monkeypatch):
+def test_a_question_that_is_too_long_is_refused_before_the_model_runs(system, image, monkeypatch):
     gr, module = pytest.importorskip("gradio"), pytest.importorskip("modeling_shirg.demo.demo_page")
     page = module.DemoPage(Asker(lambda name: load(None, name)), [system], [])
     monkeypatch.setattr(
         ShirgLavidaForConditionalGeneration, "generate", lambda *args, **kwargs: pytest.fail("the model was asked")
     )
-    image = _example(load())
     for text, said in (("x " * 100_000, "at most 100000 characters, got 200000"), ("x " * 2_000, "positions")):
         with pytest.raises(gr.Error, match=said):
-            list(page.answers(image, None, text, system, "(none)", 100, 100, 0))
+            list(page.answers(image, None, text, system, "(none)", 100))
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 # What is uploaded
@@ -184,19 +180,28 @@ def test_only_an_uploaded_file_is_read_and_no_url_is_fetched(address, downloads,
     file |= UPLOADED
     questions = {
         "call/opened": {"data": [file]},
-        "call//opened": {"data": [file]},
         "call/v2/opened": {"path": file},
-        "run/opened": {"data": [file]},
         "queue/join": {"data": [file], "fn_index": 0, "session_hash": "a"},
-        "call/answers": {"data": [None, None, [{"deep": file}], "shirg", "(none)", 100, 100, 0]},
+        "call/answers": {"data": [None, None, [{"deep": file}], "shirg", "(none)", 100]},
     }
     for route, body in questions.items():
-        for kind in ("application/json", "text/plain", "application/x+json"):
-            answer = httpx.post(
-                f"{address}/gradio_api/{route}", content=json.dumps(body), headers={"content-type": kind}
-            )
+        for kind in ("application/json", "text/plain"):
+            headers = {"content-type": kind}
+            answer = httpx.post(f"{address}/gradio_api/{route}", content=json.dumps(body), headers=headers)
             assert answer.status_code == 400 and "no URL, is read" in answer.json()["detail"], route
     assert downloads == []
+
+
+TWO_KINDS = [("content-type", "application/json"), ("content-type", "multipart/form-data")]
+NAMES_A_URL = json.dumps({"data": [{"path": "http://example.com/cat.png"} | UPLOADED]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(NAMES_A_URL, 400), (b"[" * 100_000, 400), (b"\xff", 400), (b" " * (32 * 2**20 + 1), 413)]
+)
+def test_what_is_no_json_or_too_large_is_refused_and_a_second_type_hides_nothing(address, downloads, body, status):
+    answer = httpx.post(f"{address}/gradio_api/call/opened", content=body, headers=TWO_KINDS)
+    assert answer.status_code == status and downloads == []
 
 
 def _upload(address: str) -> str:
@@ -218,23 +223,19 @@ def test_an_uploaded_file_is_read_whatever_address_comes_with_it(address, downlo
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_uploads_are_gone_when_the_command_has_ended(tmp_path, stop):
     pytest.importorskip("gradio")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     command = [sys.executable, "-m", "shirg_scripts.cli", "demo", "--port", str(port), "--systems", "shirg"]
     variables = {name: value for name, value in os.environ.items() if name != "GRADIO_TEMP_DIR"}
     # A shell that started the tests in the background has them, and what they start, ignore SIGINT.
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, env=variables | {"TMPDIR": str(tmp_path)}, preexec_fn=heard)
+    path, deadline = None, time.monotonic() + 120
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
+        while path is None:
+            assert process.poll() is None and time.monotonic() < deadline
+            with contextlib.suppress(httpx.TransportError):
                 path = Path(_upload(f"http://127.0.0.1:{port}"))
-                break
-            except httpx.TransportError:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.2)
+            time.sleep(0.2)
         assert path.is_file() and path.is_relative_to(tmp_path)
         process.send_signal(stop)
         process.wait(30)
@@ -246,16 +247,13 @@ def test_uploads_are_gone_when_the_command_has_ended(tmp_path, stop):
 # In a browser
 
 
-def _chromium() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return os.environ.get("SHIRG_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-
-
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        found = _chromium() or playwright.chromium.executable_path
+        names = ("chromium", "chromium-browser", "google-chrome")
+        on_path = next(filter(None, map(shutil.which, names)), playwright.chromium.executable_path)
+        found = os.environ.get("SHIRG_CHROMIUM", on_path)
         if not Path(found).exists():
             pytest.skip("no Chromium: apt-get install chromium, playwright install chromium, or set SHIRG_CHROMIUM")
         running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -266,10 +264,8 @@ def browser():
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     pytest.importorskip("gradio")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    page = demo.build_page(demo.parse_args(["--step_seconds", "0.1", "--systems", "shirg", "lavida-980"]))
+    port = _free_port()
+    page = demo.build_page(demo.parse_args(["--systems", "shirg", "lavida-980"]))
     page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True)
     yield f"http://127.0.0.1:{port}"
     page.blocks.close()
@@ -291,18 +287,13 @@ def _pick_example(page, number: int) -> None:
 
 def _ask(page) -> None:
     page.locator("#ask").click()
-    page.wait_for_function("document.querySelector('#facts-0').innerText.includes('image tokens')")
 
 
-def _answer(page, number: int = 0) -> str:
-    return page.locator(f"#answer-{number} .answer").inner_text()
-
-
-def _captions(page, count: int) -> list[str]:
-    """What stands below the first system's pictures, once there are so many."""
-    labels = page.locator("#gallery-0 .caption-label")
-    labels.nth(count - 1).wait_for()
-    return labels.all_inner_texts()
+def _answers(page, panels: int = 1) -> list[str]:
+    """The answers of so many panels, once they are whole."""
+    for number in range(panels):
+        page.locator(f"#answer-{number} .facts", has_text="image tokens").wait_for()
+    return [page.locator(f"#answer-{number} .answer").inner_text() for number in range(panels)]
 
 
 def test_ask_watch_and_see(browser, address, loaded):
@@ -318,12 +309,13 @@ def test_ask_watch_and_see(browser, address, loaded):
         "}).observe(document.body, {childList: true, subtree: true, characterData: true})"
     )
     _ask(page)
+    assert _answers(page) == [_text(loaded)]
     seen = list(dict.fromkeys(page.evaluate("window.drafts")))
     assert len(seen) >= 4 and set(seen) <= {f"{step},{8 - step}" for step in range(1, 9)}
-    assert _answer(page) == _text(loaded, _example(loaded))
-    assert "245 image tokens · 181 of 256 patches kept · 8 steps" in page.locator("#facts-0").inner_text()
-    captions = _captions(page, 4)
-    assert captions == ["kept", "scores", "view: 192 px", "fovea: 224 px"]
+    assert "245 image tokens · 181 of 256 patches kept · 8 steps" in page.locator("#answer-0 .facts").inner_text()
+    captions = page.locator("#gallery-0 .caption-label")
+    captions.nth(1).wait_for()
+    assert captions.all_inner_texts() == ["kept patches", "scores, yellow is highest"]
     page.wait_for_function("[...document.querySelectorAll('#gallery-0 img')].every(each => each.naturalWidth > 0)")
     assert not errors
     assert not [url for url in outside if not url.startswith((address, "data:", "blob:"))]
@@ -340,12 +332,12 @@ def test_a_tapped_box_moves_the_fovea_and_two_systems_stand_side_by_side(browser
     page.get_by_role("option", name="lavida-980").click()
     page.wait_for_selector("#panel-1")
     _ask(page)
-    page.wait_for_function("document.querySelector('#facts-1').innerText.includes('image tokens')")
-    image = _example(loaded, "chart.png")
-    box = tuple(share * image.width for share in (0.7, 0.7, 0.95, 0.95))
-    assert _answer(page) == _text(loaded, image, CHART_QUESTION, fovea_boxes=[box])
-    assert "the box was not used" in page.locator("#facts-1").inner_text()
-    assert _answer(page, 1) == _text(load(None, "lavida-980"), image, CHART_QUESTION)
+    answers = _answers(page, 2)
+    side = Image.open(EXAMPLES / "chart.png").width
+    box = tuple(share * side for share in (0.7, 0.7, 0.95, 0.95))
+    assert answers[0] == _text(loaded, "chart.png", CHART_QUESTION, fovea_boxes=[box])
+    assert answers[1] == _text(load(None, "lavida-980"), "chart.png", CHART_QUESTION)
+    assert "the box was not used" in page.locator("#answer-1 .facts").inner_text()
     assert page.locator("#panel-0").bounding_box()["y"] == page.locator("#panel-1").bounding_box()["y"]
 
 
@@ -368,13 +360,14 @@ def test_a_file_that_is_no_image_and_no_question_are_errors_that_say_so(browser,
     assert page.locator("#picture img").is_visible() and not page.locator("#picture .error").is_visible()
     page.get_by_label("Question").fill("What color is the triangle?")
     _ask(page)
-    assert _answer(page) == "blue"
+    assert _answers(page) == ["blue"]
 
 
 def test_it_fits_a_phone(browser, address):
     page = _open(browser, address, PHONE)
     _pick_example(page, 2)
     _ask(page)
+    _answers(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     for part in ("#picture", "#question", "#ask", "#answer-0", "#gallery-0"):
         box = page.locator(part).bounding_box()
@@ -387,10 +380,8 @@ def test_two_people_see_each_their_own(browser, address):
     for number, page in zip((0, 3), pages, strict=True):
         _pick_example(page, number)
     for page in pages:
-        page.locator("#ask").click()
-    for page in pages:
-        page.wait_for_function("document.querySelector('#facts-0').innerText.includes('image tokens')")
-    assert [_answer(page) for page in pages] == ["N", "blue"]
+        _ask(page)
+    assert [_answers(page) for page in pages] == [["N"], ["blue"]]
 
 
 # The Space
@@ -406,10 +397,8 @@ def test_the_space_is_complete_and_builds_the_page():
     assert isinstance(page.blocks, gradio.Blocks)
 
 
-def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):
-    from shirg_scripts.cli import main
-
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr("modeling_shirg.running.extras.find_spec", lambda name: None if name == "gradio" else object())
-    assert main(["demo"]) == 2
-    assert "pip install 'shirg-lavida[demo]'" in capsys.readouterr().err
+    with pytest.raises(CommandError, match=r"pip install 'shirg-lavida\[demo\]'"):
+        command("demo")

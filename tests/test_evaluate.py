@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 from multiprocessing import Process
 from pathlib import Path
 
@@ -12,25 +11,21 @@ import numpy as np
 import pytest
 
 from child_process import finish, fork, kill_when
+from command_runs import CommandError, checkpoint, command
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place, check_settings, read_answers
 from modeling_shirg.evaluation.intervals import difference_interval, mean_interval
 from modeling_shirg.evaluation.results import Logged, Plan, guard_verdicts, missing, tabulate, write_results
 from modeling_shirg.evaluation.tasks import TASKS, TaskRows
 from modeling_shirg.scenes.benchmark import build_benchmark, cells_of
 from shirg_scripts.cli import main
-from tiny_model import noise_image, tiny_config, tiny_model, tiny_processor
+from tiny_model import noise_image
 
 STRING, INT = datasets.Value("string"), datasets.Value("int64")
 STRINGS = datasets.List(STRING)
 PEOPLE = datasets.List({"answer": STRING, "answer_confidence": STRING, "answer_id": INT})
-WORD, PHRASE = (
-    "\nAnswer the question with a single word.",
-    "\nAnswer the question using a single word or phrase.",
-)
-
-
-def _people(*answers: str) -> list[dict]:
-    return [{"answer": each, "answer_confidence": "yes", "answer_id": i} for i, each in enumerate(answers, start=1)]
+SAID = [{"answer": "none", "answer_confidence": "yes", "answer_id": number} for number in range(1, 11)]
+WORD = "\nAnswer the question with a single word."
+PHRASE = "\nAnswer the question using a single word or phrase."
 
 
 # Task, split, columns as the Hub has them, one row without its image, suffix, golds, what else is kept, and the scores
@@ -74,7 +69,7 @@ SCHEMAS = {
     "vqav2": (
         ("vqav2", "validation"),
         {"question_id": INT, "question": STRING, "answers": PEOPLE, "multiple_choice_answer": STRING},
-        (6, "How many?", _people(*["none"] * 10), "none"),
+        (6, "How many?", SAID, "none"),
         ("How many?" + PHRASE, ["none"] * 10, {}, "6"),
         ("none", {"vqa_accuracy": 0.0}),
     ),
@@ -106,21 +101,21 @@ def test_a_row_of_every_schema_is_asked_and_scored_by_its_task(tmp_path, schema)
     sample = rows.sample(0)
     assert (sample.question, sample.golds, sample.facts, sample.question_id) == expected
     assert sample.image.size == (70, 40) and len(np.unique(sample.image)) > 100
-    assert {name: score(prediction, sample.golds) for name, score in TASKS[task].scores.items()} == pytest.approx(
-        scores
-    )
+    given = {name: score(prediction, sample.golds) for name, score in TASKS[task].scores.items()}
+    assert given == pytest.approx(scores)
 
 
 @pytest.mark.parametrize("family", ["chart", "guard"])
 def test_a_limited_family_is_the_first_rows_of_the_whole(family):
-    rows, whole = TaskRows(family, limit=len(cells_of(family)) + 3), build_benchmark(family, per_cell=3)
-    assert len(rows) == len(cells_of(family)) + 3
-    for place in (0, 5, len(rows) - 1):
+    count = len(cells_of(family)) + 3
+    rows, whole = TaskRows(family, limit=count), build_benchmark(family, per_cell=3)
+    assert len(rows) == count
+    for place in (0, count - 1):
         sample, row = rows.sample(place), whole[place]
-        assert (sample.question, sample.golds[0]) == (row["question"], row["answer"])
+        assert (sample.question, sample.golds) == (row["question"], [row["answer"]] * len(sample.golds))
         assert np.array_equal(sample.image, row["image"])
         assert {name: row[name] for name in sample.facts} == sample.facts
-    assert len(rows.sample(0).golds) == (10 if family == "guard" else 1)
+    assert len(sample.golds) == (10 if family == "guard" else 1)
 
 
 def test_controls_take_the_image_or_the_question_away(tmp_path):
@@ -149,10 +144,9 @@ def test_half_a_line_is_dropped_and_a_second_writer_refused(tmp_path):
         log.append([{"row": 4, "scores": {}}])
         other.append([{"row": 1, "scores": {}}])
     assert [record["row"] for record in read_answers(tmp_path, place)] == [0, 1, 2, 4]
-    assert read_answers(tmp_path, place)[0]["text"] == "Ä\n"
     with AnswerLog(tmp_path, place, 1) as other:
         other.append([{"row": 4, "scores": {}}])
-    with pytest.raises(ValueError, match="row 4 was answered before"):
+    with pytest.raises(ValueError, match="row 4"):
         read_answers(tmp_path, place)
 
 
@@ -168,10 +162,9 @@ def test_settings_bind_from_the_first_answer_on(tmp_path):
         log.append([{"row": 0, "bad": "no image"}])
     with pytest.raises(ValueError, match="split was 'test', now 'nope'"):
         check_settings(file, {"split": "nope"}, answers)
-    for text, message in (("", "settings.json"), ("5", "holds no facts")):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            check_settings(file, {"split": "test"}, answers)
+    file.write_text("")
+    with pytest.raises(ValueError, match="settings.json"):
+        check_settings(file, {"split": "test"}, answers)
 
 
 # The tables
@@ -180,11 +173,8 @@ def test_settings_bind_from_the_first_answer_on(tmp_path):
 def test_bootstrap_intervals_repeat_and_cover():
     values = np.random.default_rng(0).random(400) < 0.3
     assert mean_interval(values, 1) == mean_interval(values, 1) != mean_interval(values, 2)
-    low, high = mean_interval(values, 1)
     reach = 1.96 * (values.mean() * (1 - values.mean()) / 400) ** 0.5
-    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.006)
-    assert mean_interval([1.0] * 5, 0) == (1.0, 1.0)
-    assert difference_interval([1.0, 1.0], [0.0], 0) == (1.0, 1.0)
+    assert mean_interval(values, 1) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.006)
     low, high = difference_interval(values, ~values, 0)
     assert low < 2 * values.mean() - 1 < high and high - low == pytest.approx(2**0.5 * 2 * reach, abs=0.01)
 
@@ -204,8 +194,8 @@ def _record(place: Place, row: int, right: float, **facts) -> dict:
     }
 
 
-def _log(root: Path, place: Place, rights: list[float], facts: list[dict] | None = None) -> None:
-    facts = facts or [{}] * len(rights)
+def _log(root: Path, task: str, system: str, rights: list[float], facts: list[dict] | None = None) -> None:
+    place, facts = Place(task, system), facts or [{}] * len(rights)
     with AnswerLog(root, place, 0) as log:
         log.append([_record(place, row, right, **facts[row]) for row, right in enumerate(rights)])
 
@@ -223,8 +213,8 @@ def _cells() -> list[dict]:
 
 
 def test_differences_and_groups_by_hand(tmp_path):
-    _log(tmp_path, Place("chart", "base", "none"), [0, 1, 1, 0, 0], _cells())
-    _log(tmp_path, Place("chart", "new", "none"), [1, 1, 0, 1, 1], _cells())
+    _log(tmp_path, "chart", "base", [0, 1, 1, 0, 0], _cells())
+    _log(tmp_path, "chart", "new", [1, 1, 0, 1, 1], _cells())
     tables = tabulate(_plan(tmp_path, "chart", 5))
     total = {row["system"]: row for row in tables["scores"] if (row["by"], row["metric"]) == ("", "exact_match")}
     assert (total["base"]["value"], total["base"]["difference"]) == (0.4, None)
@@ -263,8 +253,8 @@ def test_differences_and_groups_by_hand(tmp_path):
 def test_the_guard_passes_if_the_interval_stays_above_minus_one_point(tmp_path, worse, better, passes):
     base = [1] * 2000 + [0] * 2000
     new = [0] * worse + [1] * (2000 - worse + better) + [0] * (2000 - better)
-    _log(tmp_path, Place("guard", "base", "none"), base)
-    _log(tmp_path, Place("guard", "new", "none"), new)
+    _log(tmp_path, "guard", "base", base)
+    _log(tmp_path, "guard", "new", new)
     tables = tabulate(_plan(tmp_path, "guard", 4000))
     (verdict,) = tables["guard"].values()
     assert list(tables["guard"]) == ["new"] and verdict["enough_rows"]
@@ -289,27 +279,16 @@ def test_bad_rows_are_counted_listed_and_limited(tmp_path):
 # Whole runs
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    config = tiny_config("shirg")
-    tiny_model(config).save_pretrained(folder)
-    tiny_processor(config).save_pretrained(folder)
-    return folder
-
-
 COMMON = ["--batch_size", "2", "--max_new_tokens", "4", "--steps", "2", "--device", "cpu"]
 RUN = ["--tasks", "guard", "entity_grid", "--limit", "10", "--systems", "lavida-980", "shirg"]
 
 
-def _evaluate(base: Path, out: Path, *arguments: str) -> dict:
-    assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *arguments]) == 0
-    return json.loads((out / "results.json").read_text())
+def _words(out: Path, *arguments: str) -> list[str]:
+    return ["evaluate", "--model", str(checkpoint()), "--out", str(out), *COMMON, *arguments]
 
 
-def _start(base: Path, out: Path, rank: int = 0, world: int = 1) -> Process:
-    words = ["evaluate", "--model", str(base), "--out", str(out), *COMMON, *RUN]
-    return fork(_as_rank, words, rank, world)
+def _start(out: Path, rank: int = 0, world: int = 1) -> Process:
+    return fork(_as_rank, _words(out, *RUN), rank, world)
 
 
 def _as_rank(words: list[str], rank: int, world: int) -> int:
@@ -317,27 +296,22 @@ def _as_rank(words: list[str], rank: int, world: int) -> int:
     return main(words)
 
 
-def _comparable(results: dict) -> dict:
-    """What does not depend on the clock."""
-    return {
-        name: results[name] for name in ("tasks", "systems", "baseline", "scores", "groups", "discrepancy", "guard")
+def _comparable(out: Path) -> tuple[dict, dict]:
+    """Of results and answers what does not depend on the clock."""
+    results = json.loads((out / "results.json").read_text())
+    names = ("tasks", "systems", "baseline", "scores", "groups", "discrepancy", "guard")
+    places = [Place(*folder.relative_to(out / "answers").parts) for folder in sorted(out.glob("answers/*/*/"))]
+    answers = {
+        place: [(record["question_id"], record["prediction"]) for record in read_answers(out, place)]
+        for place in places
     }
-
-
-def _predictions(out: Path) -> dict[str, list[tuple]]:
-    found: dict[str, list[tuple]] = {}
-    for file in sorted(out.glob("answers/*/*/*.jsonl")):
-        records = [json.loads(line) for line in file.read_text().splitlines()]
-        found.setdefault(str(file.parent.relative_to(out)), []).extend(
-            (record["row"], record["question_id"], record["prediction"]) for record in records
-        )
-    return {name: sorted(each) for name, each in found.items()}
+    return {name: results[name] for name in names}, answers
 
 
 @pytest.fixture(scope="module")
-def whole(base, tmp_path_factory) -> Path:
+def whole(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    _evaluate(base, out, *RUN)
+    command(*_words(out, *RUN))
     return out
 
 
@@ -358,50 +332,42 @@ def test_every_answer_is_logged_with_what_it_cost(whole):
     assert len(set(record["prediction"] for record in records)) > 1
 
 
-def test_a_killed_run_goes_on_and_asks_nothing_twice(base, whole, tmp_path):
+def test_a_killed_run_goes_on_and_asks_nothing_twice(whole, tmp_path):
     file = tmp_path / "answers" / "guard" / "shirg" / "none.0.jsonl"
-    kill_when(lambda: file.exists() and file.stat().st_size, _start(base, tmp_path))
+    kill_when(lambda: file.exists() and file.stat().st_size, _start(tmp_path))
     assert not (tmp_path / "results.json").exists()
     before = file.read_bytes()
     file.write_bytes(before + b'{"task": "gua')
-    results = _evaluate(base, tmp_path, *RUN)
+    command(*_words(tmp_path, *RUN))
     assert file.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     assert len(file.read_text().splitlines()) == 10
-    assert _predictions(tmp_path) == _predictions(whole)
-    assert _comparable(results) == _comparable(json.loads((whole / "results.json").read_text()))
+    assert _comparable(tmp_path) == _comparable(whole)
 
 
-def test_two_processes_answer_what_one_does(base, whole, tmp_path):
-    assert finish(*(_start(base, tmp_path, rank, 2) for rank in range(2))) == [0, 0]
+def test_two_processes_answer_what_one_does(whole, tmp_path):
+    assert finish(*(_start(tmp_path, rank, 2) for rank in range(2))) == [0, 0]
     folder = tmp_path / "answers" / "guard" / "shirg"
     rows = [[json.loads(line)["row"] for line in file.open()] for file in sorted(folder.glob("*.jsonl"))]
     assert rows == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
-    assert _predictions(tmp_path) == _predictions(whole)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert _comparable(results) == _comparable(json.loads((whole / "results.json").read_text()))
+    assert _comparable(tmp_path) == _comparable(whole)
 
 
-def test_chartqa_from_a_folder_by_subset_with_controls_and_bad_rows(base, tmp_path, capsys):
+def test_chartqa_from_a_folder_by_subset_with_controls_and_bad_rows(tmp_path):
     images = [noise_image(0, 70, 40), {"bytes": b"no image", "path": None}, *(noise_image(n) for n in (1, 2))]
-    data = _charts(tmp_path / "data", 4, images)
-    words = ["--tasks", "chartqa", "--data", f"chartqa={data}", "--systems", "shirg:steps=1", "shirg"]
-    words += ["--control", "blank", "shuffled_question"]
-    out = tmp_path / "out"
-    assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *words]) == 2
-    assert "1 of 4 rows of chartqa cannot be used" in capsys.readouterr().err
-    elsewhere = [word.replace(str(data), f"{data},split=test") for word in words]
-    assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *elsewhere]) == 2
-    assert "data was" in capsys.readouterr().err
-    assert main(["evaluate", "--model", str(base), "--out", str(out), *COMMON, *words, "--max_bad_share", "0.3"]) == 0
-    printed = capsys.readouterr().out
+    data, out = _charts(tmp_path / "data", 4, images), tmp_path / "out"
+    words = ["--tasks", "chartqa", "--systems", "shirg:steps=1", "shirg", "--control", "blank", "shuffled_question"]
+    with pytest.raises(CommandError, match="1 of 4 rows of chartqa"):
+        command(*_words(out, *words, "--data", f"chartqa={data}"))
+    with pytest.raises(CommandError, match="data was"):
+        command(*_words(out, *words, "--data", f"chartqa={data},split=test"))
+    printed = command(*_words(out, *words, "--data", f"chartqa={data}", "--max_bad_share", "0.3"))
     assert "chartqa: 1 of 4 rows were bad, row 1: unreadable image" in printed
     results = json.loads((out / "results.json").read_text())
     found = {(r["group"], r["control"], r["metric"]): r["n"] for r in results["scores"] if r["system"] == "shirg"}
     groups, controls = {"": 3, "human": 2, "augmented": 1}, ("none", "blank", "shuffled_question")
     metrics = ("relaxed_accuracy", "exact_match", "cider")
     assert found == {(g, c, m): n for g, n in groups.items() for c in controls for m in metrics}
-    assert {r["forwards"] for r in results["efficiency"] if r["system"] == "shirg:steps=1"} == {1.0}
-    assert results["efficiency"][1]["forwards"] == 2
+    assert {r["system"]: r["forwards"] for r in results["efficiency"]} == {"shirg:steps=1": 1, "shirg": 2}
 
 
 @pytest.mark.parametrize(
@@ -418,19 +384,17 @@ def test_chartqa_from_a_folder_by_subset_with_controls_and_bad_rows(base, tmp_pa
         (["--max_bad_share", "1"], "--max_bad_share 1.0"),
     ],
 )
-def test_a_wrong_argument_is_an_error_that_says_what_to_do(base, tmp_path, capsys, words, message):
-    arguments = ["evaluate", "--model", str(base), "--out", str(tmp_path), *COMMON, "--tasks", "guard", *words]
-    assert main(arguments) == 2
-    assert re.search(message, capsys.readouterr().err)
+def test_a_wrong_argument_is_an_error_that_says_what_to_do(tmp_path, words, message):
+    with pytest.raises(CommandError, match=message):
+        command(*_words(tmp_path, "--tasks", "guard", *words))
     assert not (tmp_path / "results.json").exists()
 
 
-def test_other_settings_or_other_weights_in_one_folder_are_errors(base, whole, tmp_path, capsys):
-    words = ["evaluate", "--model", str(base), "--out", str(whole), *COMMON, *RUN]
-    assert main([*words, "--limit", "9", "--prefix_kv", "0.5"]) == 2
-    assert "limit was 10, now 9; prefix_kv was None, now 0.5" in capsys.readouterr().err
+def test_other_settings_or_other_weights_in_one_folder_are_errors(whole, tmp_path):
+    with pytest.raises(CommandError, match="limit was 10, now 9; prefix_kv was None, now 0.5"):
+        command(*_words(whole, *RUN, "--limit", "9", "--prefix_kv", "0.5"))
     (tmp_path / "weights.json").write_text('{"weights": "of another model"}')
-    with AnswerLog(tmp_path, Place("guard", "lavida-980", "none"), 0) as log:
+    with AnswerLog(tmp_path, Place("guard", "lavida-980"), 0) as log:
         log.append([{"row": 0, "bad": "no image"}])
-    assert main([*words, "--out", str(tmp_path)]) == 2
-    assert "weights was 'of another model'" in capsys.readouterr().err
+    with pytest.raises(CommandError, match="weights was 'of another model'"):
+        command(*_words(tmp_path, *RUN))

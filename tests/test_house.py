@@ -31,12 +31,9 @@ BUDGETS = {
 # Lines of the folders that are still above their budget. A change may lower a number here, never raise one.
 ABOVE = {
     "configuration_shirg": 1434,
-    "modeling_shirg": 3236,
+    "modeling_shirg": 3187,
     "modeling_shirg/training": 2313,
-    "modeling_shirg/training/toy": 1283,
-    "modeling_shirg/demo": 446,
-    "scripts": 1708,
-    "tests": 16300,
+    "tests": 13905,
 }
 # Of these folders only the files directly inside are counted: the rest has budgets of its own.
 FLAT = ("configuration_shirg", "modeling_shirg")

@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from command_runs import checkpoint, command
 from modeling_shirg.evaluation.answer_log import Place, read_answers
-from shirg_scripts.cli import main
-from tiny_model import noise_image, tiny_config, tiny_model, tiny_processor
+from tiny_model import noise_image
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,51 +49,32 @@ def score(doc, results):
 """
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    config = tiny_config("shirg")
-    tiny_model(config).save_pretrained(folder)
-    tiny_processor(config).save_pretrained(folder)
-    return folder
-
-
 def _rows(folder: Path) -> Path:
-    rows = [
-        {"image": noise_image(n, 70, 40), "question": f"How many {n}?", "answer": str(n), "type": "human_test"}
-        for n in range(5)
-    ]
-    string = datasets.Value("string")
-    columns = {"question": string, "answer": string, "type": string, "image": datasets.Image()}
+    rows = [{"question": f"How many {n}?", "answer": str(n), "type": "human_test"} for n in range(5)]
+    filled = [{**row, "image": noise_image(number, 70, 40)} for number, row in enumerate(rows)]
+    columns = dict.fromkeys(rows[0], datasets.Value("string")) | {"image": datasets.Image()}
     file = folder / "test-00000-of-00001.parquet"
-    datasets.Dataset.from_list(rows, features=datasets.Features(columns)).to_parquet(file)
+    datasets.Dataset.from_list(filled, features=datasets.Features(columns)).to_parquet(file)
     return file
 
 
-def _lmms_eval(folder: Path, arguments: str, name: str) -> tuple[int, str, Path]:
-    out = folder / name
-    words = ["--model", "shirg", "--model_args", arguments, "--tasks", "local_charts", "--include_path", str(folder)]
-    words += ["--batch_size", "2", "--output_path", str(out), "--log_samples"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "lmms_eval", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
-    return done.returncode, done.stdout + done.stderr, out
-
-
-def test_lmms_eval_gets_the_answers_of_shirg_evaluate(base, tmp_path):
-    file = _rows(tmp_path)
-    (tmp_path / "local_charts.yaml").write_text(TASK.format(file=file))
+def test_lmms_eval_gets_the_answers_of_shirg_evaluate(tmp_path):
+    (tmp_path / "local_charts.yaml").write_text(TASK.format(file=_rows(tmp_path)))
     (tmp_path / "charts.py").write_text(FUNCTIONS)
-    system = "shirg:prefix_kv=0.6,diversity_weight=0"
+    base, system = checkpoint(), "shirg:prefix_kv=0.6,diversity_weight=0"
     arguments = f"pretrained={base},prune_method=shirg,device=cpu,steps=2,prefix_kv=0.6,diversity_weight=0"
+    words = ["--model", "shirg", "--model_args", arguments, "--tasks", "local_charts", "--include_path", str(tmp_path)]
+    words += ["--batch_size", "2", "--output_path", str(tmp_path / "out"), "--log_samples"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    lmms_eval = [sys.executable, "-m", "lmms_eval", *words]
+    done = subprocess.run(lmms_eval, capture_output=True, text=True, timeout=900, env=environment)
     # The command's status is 0 whatever happens: what it wrote tells.
-    _, printed, out = _lmms_eval(tmp_path, arguments, "out")
-    samples = sorted(out.rglob("*samples_local_charts*.jsonl"))
-    assert samples, printed[-3000:]
+    samples = sorted((tmp_path / "out").rglob("*samples_local_charts*.jsonl"))
+    assert samples, (done.stdout + done.stderr)[-3000:]
     records = [json.loads(line) for line in samples[0].read_text().splitlines()]
     given = {record["doc_id"]: record["filtered_resps"] for record in records}
     words = ["--tasks", "chartqa", "--data", f"chartqa={tmp_path}", "--systems", system, "--max_new_tokens", "4"]
     words += ["--steps", "2", "--batch_size", "2", "--device", "cpu"]
-    assert main(["evaluate", "--model", str(base), "--out", str(tmp_path / "own"), *words]) == 0
+    command("evaluate", "--model", str(base), "--out", str(tmp_path / "own"), *words)
     answers = read_answers(tmp_path / "own", Place("chartqa", system, "none"))
     assert given == {answer["row"]: answer["prediction"] for answer in answers} and len(given) == 5

@@ -8,46 +8,49 @@ import pytest
 from modeling_shirg.evaluation.metrics import METRICS, metric_folder
 from modeling_shirg.evaluation.metrics.answer_scores import anls, exact_match, relaxed_accuracy, token_f1
 from modeling_shirg.evaluation.metrics.cider_scores import cider
-from modeling_shirg.evaluation.metrics.vqa_scores import normalize, vqa_accuracy
+from modeling_shirg.evaluation.metrics.vqa_scores import gold_texts, normalize, vqa_accuracy
+
+# Score, prediction, golds, its value; golds that are one text stand for a list of it alone.
+CASES = [
+    (relaxed_accuracy, "2014", "2010", 1.0),  # 0.2% off
+    (relaxed_accuracy, "105", "100", 1.0),
+    (relaxed_accuracy, "105.1", "100", 0.0),
+    (relaxed_accuracy, "-105", "-100", 1.0),
+    (relaxed_accuracy, "1,000", "1000", 0.0),  # not a number, and not the same text
+    (relaxed_accuracy, "1,000", "1,000", 1.0),
+    (relaxed_accuracy, "50%", "0.5", 1.0),
+    (relaxed_accuracy, "50", "50%", 0.0),
+    (relaxed_accuracy, "50 %", "50%", 1.0),
+    (relaxed_accuracy, "0", "0", 1.0),
+    (relaxed_accuracy, "0.0", "0", 0.0),  # a gold of 0 is compared as text
+    (relaxed_accuracy, "Yes", "yes", 1.0),
+    (relaxed_accuracy, "nan", "NaN", 1.0),  # not numbers
+    (anls, "ab  cd", "ab cd", 1.0),
+    (anls, "abcd", "abef", 0.5),  # exactly a half counts
+    (anls, "abcd", "aefg", 0.0),
+    (anls, "abc", ["xyz", "abd"], 2 / 3),
+    (vqa_accuracy, "Red.", ["red"] * 10, 1.0),
+    (vqa_accuracy, "red", ["red"] + ["blue"] * 9, 0.3),  # nine annotators see 1 match, the one who said it sees none
+    (vqa_accuracy, "red", ["red"] * 3 + ["blue"] * 7, 0.9),
+    (vqa_accuracy, "red", ["red"] * 4 + ["blue"] * 6, 1.0),
+    (vqa_accuracy, "green", ["red"] * 3 + ["blue"] * 7, 0.0),
+    (vqa_accuracy, "2", ["two"] * 5 + ["2"] * 5, 1.0),  # golds that differ are normalised
+    (vqa_accuracy, "none", ["none"] * 10, 0.0),  # golds that agree are not
+    (vqa_accuracy, "none", ["none"] * 9 + ["0"], 1.0),
+    (exact_match, "  Two\n cars ", "two cars", 1.0),
+    (exact_match, "two cars", "two red cars", 0.0),
+    (exact_match, "car", ["bus", "car"], 1.0),
+    (token_f1, "two cars", "two red cars", 0.8),
+    (token_f1, "red red car", "red car", 0.8),
+    (token_f1, "car", ["bus", "car"], 1.0),
+    (token_f1, "", "bus", 0.0),
+    (token_f1, "", [""], 1.0),
+]
 
 
-@pytest.mark.parametrize(
-    ("prediction", "gold", "score"),
-    [
-        ("2014", "2010", 1.0),  # 0.2% off
-        ("105", "100", 1.0),
-        ("105.1", "100", 0.0),
-        ("-105", "-100", 1.0),
-        ("1,000", "1000", 0.0),  # not a number, and not the same text
-        ("1,000", "1,000", 1.0),
-        ("50%", "0.5", 1.0),
-        ("50", "50%", 0.0),
-        ("50 %", "50%", 1.0),
-        ("0", "0", 1.0),
-        ("0.0", "0", 0.0),  # a gold of 0 is compared as text
-        ("Yes", "yes", 1.0),
-        ("nan", "NaN", 1.0),  # not numbers
-    ],
-)
-def test_relaxed_accuracy(prediction, gold, score):
-    assert relaxed_accuracy(prediction, [gold]) == score
-
-
-@pytest.mark.parametrize(
-    ("prediction", "golds", "score"),
-    [
-        ("abcd", ["abcd"], 1.0),
-        ("ab  cd", ["ab cd"], 1.0),
-        ("abcd", ["abce"], 0.75),
-        ("abcd", ["abef"], 0.5),  # exactly a half counts
-        ("abcd", ["aefg"], 0.0),
-        ("abc", ["abd", "abc"], 1.0),
-        ("abc", ["xyz", "abd"], 2 / 3),
-        ("", ["abc"], 0.0),
-    ],
-)
-def test_anls(prediction, golds, score):
-    assert anls(prediction, golds) == pytest.approx(score)
+@pytest.mark.parametrize(("score", "prediction", "golds", "value"), CASES)
+def test_a_score_by_hand(score, prediction, golds, value):
+    assert score(prediction, [golds] if isinstance(golds, str) else golds) == pytest.approx(value)
 
 
 def test_anls_agrees_with_the_package_anls_but_at_exactly_a_half():
@@ -90,39 +93,10 @@ def test_vqa_normalisation(text, normal):
     assert normalize(text) == normal
 
 
-@pytest.mark.parametrize(
-    ("prediction", "golds", "score"),
-    [
-        ("red", ["red"] * 10, 1.0),
-        ("Red.", ["red"] * 10, 1.0),
-        ("red", ["red"] + ["blue"] * 9, 0.3),  # nine annotators see 1 match, the one who said it sees none
-        ("red", ["red"] * 3 + ["blue"] * 7, 0.9),
-        ("red", ["red"] * 4 + ["blue"] * 6, 1.0),
-        ("green", ["red"] * 3 + ["blue"] * 7, 0.0),
-        ("2", ["two"] * 5 + ["2"] * 5, 1.0),  # golds that differ are normalised
-        ("none", ["none"] * 10, 0.0),  # golds that agree are not
-        ("none", ["none"] * 9 + ["0"], 1.0),
-    ],
-)
-def test_vqa_accuracy(prediction, golds, score):
-    assert vqa_accuracy(prediction, golds) == pytest.approx(score)
-
-
-@pytest.mark.parametrize(
-    ("prediction", "golds", "match", "f1"),
-    [
-        ("K3", ["k3"], 1.0, 1.0),
-        ("  two\n cars ", ["two cars"], 1.0, 1.0),
-        ("two cars", ["two red cars"], 0.0, 0.8),
-        ("red red car", ["red car"], 0.0, 0.8),
-        ("car", ["bus", "car"], 1.0, 1.0),
-        ("", ["bus"], 0.0, 0.0),
-        ("", [""], 1.0, 1.0),
-    ],
-)
-def test_exact_match_and_token_f1(prediction, golds, match, f1):
-    assert exact_match(prediction, golds) == match
-    assert token_f1(prediction, golds) == pytest.approx(f1)
+def test_golds_of_a_row_are_its_texts():
+    people = [{"answer": "Two cars" if i % 2 else " 2 cars", "answer_id": i + 1} for i in range(10)]
+    assert gold_texts(people)[:2] == [" 2 cars", "Two cars"]
+    assert vqa_accuracy("2 cars", gold_texts(people)) == 1.0
 
 
 def test_cider_agrees_with_pycocoevalcap():
@@ -163,7 +137,5 @@ def test_a_metric_takes_single_golds_batches_and_options():
     metric.add_batch(predictions=["abcd"], references=[["abce", "abcd"]])
     metric.add(prediction="x", reference=["y"])
     assert metric.compute() == {"anls": 0.5}
-    vqa = evaluate.load(metric_folder("vqa_accuracy"))
-    row = {"predictions": ["none"], "references": [["none"] * 10]}
-    assert vqa.compute(**row) == {"vqa_accuracy": 0.0}
-    assert vqa.compute(**row, keep_unanimous=False) == {"vqa_accuracy": 1.0}
+    row = {"predictions": ["none"], "references": [["none"] * 10], "keep_unanimous": False}
+    assert evaluate.load(metric_folder("vqa_accuracy")).compute(**row) == {"vqa_accuracy": 1.0}

@@ -46,14 +46,6 @@ def test_its_measured_parts_are_what_is_stored():
     assert set(PARTS) == set(re.findall(r"<!-- measured: (\w+) -->", README))
 
 
-def test_a_measured_part_follows_its_results(tmp_path):
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "exactness.md").write_text("# Page\n\n7 of 9 cases pass.\n")
-    text = with_measured_parts("a\n<!-- measured: exactness -->\nold\n<!-- end -->\nz\n", tmp_path)
-    assert text.startswith("a\n<!-- measured: exactness -->\n") and text.endswith("\n<!-- end -->\nz\n")
-    assert "[7 of 9 reference cases]" in text and "old" not in text
-
-
 def _arguments(command: str) -> list[str]:
     """The words behind `shirg`, with paths in this checkout."""
     return [str(ROOT / word) if word.startswith("hub_card/") else word for word in shlex.split(command)[1:]]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from command_runs import CommandError, checkpoint, command
 from modeling_shirg.evaluation.answer_log import AnswerLog, Place
 from modeling_shirg.evaluation.report.examples import pick_examples
 from modeling_shirg.evaluation.report.figures import shown
@@ -15,20 +16,8 @@ from modeling_shirg.evaluation.report.reported import open_report
 from modeling_shirg.evaluation.results import Logged, Plan, tabulate, write_results
 from modeling_shirg.evaluation.study_plan import read_study
 from modeling_shirg.evaluation.tasks import TASKS, TaskRows
-from shirg_scripts.cli import main
-from tiny_model import tiny_config, tiny_model, tiny_processor
 
-SLIDES = (
-    "Motivation",
-    "Upper bound",
-    "Landscape",
-    "Method",
-    "Results",
-    "Efficiency",
-    "Ablations",
-    "Failures",
-    "Roadmap",
-)
+SLIDES = "Motivation,Upper bound,Landscape,Method,Results,Efficiency,Ablations,Failures,Roadmap".split(",")
 SYSTEMS = ["lavida-980", "lavida-full", "shirg", "random", "uniform", "pool", "shirg-salient", "saint", "topv"]
 CONFIGS = Path(__file__).parents[1] / "scripts" / "configs" / "study"
 MACHINE = {"gpu": None, "cpu": "a CPU", "cores": 2, "threads": 1, "load_average": 0.5, "date": "2026-01-01"}
@@ -54,26 +43,15 @@ def _answers(root: Path, systems: list[str], rows: int = 40, tasks: tuple[str, .
     for task in tasks:
         table = TaskRows(task, limit=rows)
         for number, system in enumerate(systems):
-            records = []
-            for row in range(rows):
-                sample, right = table.sample(row), (row * 7 + number * 3) % 5 < 3
-                prediction = sample.golds[0] if right else "<b>none"
-                scores = {name: float(right) for name in TASKS[task].scores}
-                batch = {"size": 4, "seconds": 0.4 + number, "prefix_bytes": 1000}
-                head = {**Place(task, system)._asdict(), "row": row, "question": sample.question}
-                cost = {"image_tokens": 245 + number, "forwards": 8, "batch": batch}
-                records.append(
-                    {
-                        **head,
-                        "answers": sample.golds,
-                        "prediction": prediction,
-                        "scores": scores,
-                        **sample.facts,
-                        **cost,
-                    }
-                )
-            with AnswerLog(root, Place(task, system), 0) as log:
-                log.append(records)
+            place, batch = Place(task, system), {"size": 4, "seconds": 0.4 + number, "prefix_bytes": 1000}
+            cost = {"image_tokens": 245 + number, "forwards": 8, "batch": batch}
+            with AnswerLog(root, place, 0) as log:
+                for row in range(rows):
+                    sample, right = table.sample(row), (row * 7 + number * 3) % 5 < 3
+                    asked = {**place._asdict(), "row": row, "question": sample.question, "answers": sample.golds}
+                    given = {"prediction": sample.golds[0] if right else "<b>none"}
+                    scores = {"scores": {name: float(right) for name in TASKS[task].scores}}
+                    log.append([{**asked, **given, **scores, **sample.facts, **cost}])
         (root / "answers" / task / "rows.json").write_text(json.dumps({"data": None, "rows": rows}))
 
 
@@ -85,7 +63,7 @@ def evaluation(tmp_path_factory) -> Path:
     plan = Plan({"chart": 40, "guard": 40}, systems, ["none"], "lavida-980")
     about = {"settings": {"model": None}, "machine": MACHINE, "baseline": "lavida-980", "systems": SYSTEMS}
     write_results(folder, about | tabulate(plan))
-    assert main(["report", str(folder), "--no_examples"]) == 0
+    command("report", str(folder), "--no_examples")
     return folder
 
 
@@ -97,7 +75,7 @@ def study(tmp_path_factory) -> Path:
     _answers(folder / "zero-shot", ["lavida-980", "lavida-full", "shirg", "shirg:prefix_kv=0.6"])
     for adaptation in read_study(folder / "study.json", folder).adapt[:2]:
         _answers(folder / "adapted" / adaptation.name, [adaptation.system])
-    assert main(["report", str(folder)]) == 0
+    command("report", str(folder))
     return folder
 
 
@@ -113,22 +91,20 @@ def _tables(text: str) -> dict[str, list[dict[str, str]]]:
 def _check_scores(tables: dict, title: str, baseline: str, scores: list[dict]) -> int:
     """Compare the tables of scores and differences with the results; returns the number of cells."""
     count = 0
+    kinds = {
+        "value low high": (".1f", "percent, with 95% intervals"),
+        "difference difference_low difference_high": (
+            "+.1f",
+            f"paired differences to {baseline} in points, with 95% intervals",
+        ),
+    }
     for row in scores:
-        if (row["by"], row["metric"]) != ("", TASKS[row["task"]].metric):
-            continue
-        column = f"{row['task']}, {row['metric'].replace('_', ' ')}"
-        for names, form, caption in (
-            (("value", "low", "high"), ".1f", "percent, with 95% intervals"),
-            (
-                ("difference", "difference_low", "difference_high"),
-                "+.1f",
-                f"paired differences to {baseline} in points, with 95% intervals",
-            ),
-        ):
-            if row[names[0]] is not None:
-                value, low, high = (format(100 * row[name], form) for name in names)
+        for names, (form, caption) in kinds.items():
+            values = [row[name] for name in names.split()]
+            if (row["by"], row["metric"]) == ("", TASKS[row["task"]].metric) and values[0] is not None:
+                value, low, high = (format(100 * each, form) for each in values)
                 (line,) = [line for line in tables[f"{title}: {caption}"] if line["system"] == row["system"]]
-                assert line[column] == f"{value} ({low} to {high})"
+                assert line[f"{row['task']}, {row['metric'].replace('_', ' ')}"] == f"{value} ({low} to {high})"
                 count += 1
     return count
 
@@ -169,12 +145,10 @@ def test_figures_of_a_study_are_those_of_its_results_and_missing_parts_are_named
 
 
 def test_slides_have_content_and_need_no_other_file(study, evaluation):
-    for folder, names in (
-        (study, SLIDES),
-        (evaluation, [name for name in SLIDES if name not in ("Ablations", "Roadmap")]),
-    ):
+    for folder, left_out in ((study, ()), (evaluation, ("Ablations", "Roadmap"))):
         text = (folder / "DECK.html").read_text()
         titles = re.findall(r"<section><h1>([^<]*)</h1>", text)
+        names = [name for name in SLIDES if name not in left_out]
         assert [title.startswith(name) for title, name in zip(titles, names, strict=True)] == [True] * len(names)
         sources = re.findall(r'(?:src|href)="([^"]*)"', text)
         assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
@@ -192,12 +166,12 @@ def test_examples_are_of_every_kind(evaluation):
     }
 
 
-def test_a_folder_that_is_none_and_a_cut_file_are_named(study, tmp_path, capsys):
-    assert main(["report", str(tmp_path)]) == 2
-    assert "study.json nor results.json" in capsys.readouterr().err
-    (tmp_path / "study.json").write_text('{"status": ')
-    assert main(["report", str(tmp_path)]) == 2
-    assert str(tmp_path / "study.json") in capsys.readouterr().err
+@pytest.mark.parametrize("content", [None, '{"status": '])
+def test_a_folder_that_is_none_and_a_cut_file_are_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    with pytest.raises(CommandError, match="study.json"):
+        command("report", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -215,33 +189,20 @@ def test_a_wrong_study_is_named(tmp_path, changes, named):
         read_study(tmp_path / "study.yaml", tmp_path)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model(config := tiny_config("shirg")).save_pretrained(folder)
-    tiny_processor(config).save_pretrained(folder)
-    return folder
-
-
-def test_a_study_trains_asks_and_skips_finished_parts(base, tmp_path, capsys, monkeypatch):
-    recipe = {
-        "data": ["synthetic:guard,rows=8"],
-        "footprint": "shirg-extra",
-        "max_steps": 1,
-        "save_steps": 1,
-        "logging_steps": 1,
-    }
-    recipe |= {"effective_batch_size": 2, "per_device_train_batch_size": 2, "warmup_steps": 0, "use_cpu": True}
+def test_a_study_trains_asks_and_skips_finished_parts(tmp_path, monkeypatch):
+    recipe = {"data": ["synthetic:guard,rows=8"], "footprint": "shirg-extra", "use_cpu": True, "warmup_steps": 0}
+    recipe |= dict.fromkeys(("max_steps", "save_steps", "logging_steps"), 1)
+    recipe |= dict.fromkeys(("effective_batch_size", "per_device_train_batch_size"), 2)
     plan = {"tasks": ["guard"], "limit": 6, "train": recipe, "adapt": [{"system": s} for s in ("lavida-980", "shirg")]}
     plan["tables"] = [{"name": "systems", "baseline": "lavida-980", "systems": ["lavida-980", "shirg"]}]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan))
-    words = f"study {tmp_path / 'study.yaml'} --base {base} --out {tmp_path / 'run'} --device cpu".split()
-    assert main(words) == 0, capsys.readouterr().err
+    out = tmp_path / "run"
+    words = f"study {tmp_path / 'study.yaml'} --base {checkpoint()} --out {out} --device cpu".split()
+    command(*words)
     monkeypatch.setattr("shirg_scripts.train.main", lambda *_: pytest.fail("it trained again"))
-    assert main(words) == 0 and "shirg, seed 0: finished before" in capsys.readouterr().out
-    assert main(["report", str(tmp_path / "run")]) == 0
-    report = open_report(tmp_path / "run")
-    assert [table.title for table in report.tables] == ["systems, zero-shot", "systems, adapted"]
-    with Image.open(next((tmp_path / "run" / "examples").glob("*.png"))) as picture:
+    assert "shirg, seed 0: finished before" in command(*words)
+    command("report", str(out))
+    assert [table.title for table in open_report(out).tables] == ["systems, zero-shot", "systems, adapted"]
+    with Image.open(next((out / "examples").glob("*.png"))) as picture:
         colors = [color for _, color in picture.getcolors(1 << 24)]
         assert any(g > r + 60 and g > b + 60 for r, g, b in colors)  # frames of kept patches

@@ -1,21 +1,21 @@
-"""One question to one system, as a stream of drafts with the answer at the end."""
+"""One question to one system, as a stream of drafts with the answer at the end, and how both are shown."""
 
 import queue
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from html import escape
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from transformers import TextDiffusionStreamer
 
 from configuration_shirg import ShirgLavidaConfig
 from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.ask import Answers, ask, conversation
 from modeling_shirg.running.load import Loaded
+from modeling_shirg.running.overlay import draw_scores, enlarged, enlargement
 
 # The response after a step: the text of each token, `None` where it is still masked, "" for filler.
 Draft = list[str | None]
@@ -23,8 +23,7 @@ Draft = list[str | None]
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """The answer about `image`, its seconds, and notes on options that the system does not have."""
 
     answer: Answers
@@ -38,28 +37,26 @@ class Asker:
 
     def __init__(self, load: Callable[[str], Loaded]):
         self._load = load
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        self._loaded: dict[str, Loaded] = {}
 
     def system(self, name: str) -> Loaded:
         if name not in self._loaded:
-            if len(self._loaded) > 1:
-                self._loaded.popitem(last=False)
+            for oldest in [*self._loaded][:-1]:
+                del self._loaded[oldest]
             self._loaded[name] = self._load(name)
-        self._loaded.move_to_end(name)
+        self._loaded[name] = self._loaded.pop(name)
         return self._loaded[name]
 
-    def ask(
-        self, name: str, image: Image.Image, text: str, options: dict, **generation: Any
-    ) -> Iterator[Draft | Result]:
-        """Drafts, then the result; `options` are those of `image_options`.
+    def ask(self, name: str, image: Image.Image, text: str, box: Box | None = None, budget: float = 1) -> Iterator:
+        """Each `Draft`, then the `Result`; `box` and `budget` are those of `image_options`.
 
         Closing the iterator ends the generation at its next step. A question that is too long is a `ValueError`.
         """
         loaded, start = self.system(name), time.perf_counter()
-        arguments, notes = image_options(loaded.model.config, **options)
+        arguments, notes = image_options(loaded.model.config, box, budget)
         streamer = DraftQueue(loaded)
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(ask, loaded, [conversation(image, text)], arguments, streamer, **generation)
+            future = pool.submit(ask, loaded, [conversation(image, text)], arguments, streamer)
             future.add_done_callback(lambda _: streamer.drafts.put(None))
             try:
                 while (draft := streamer.drafts.get()) is not None:
@@ -69,12 +66,10 @@ class Asker:
         yield Result(future.result(), image, time.perf_counter() - start, notes)
 
 
-def image_options(
-    config: ShirgLavidaConfig, box: Box | None = None, budget: float = 1, fovea: float = 1
-) -> tuple[dict[str, Any], list[str]]:
+def image_options(config: ShirgLavidaConfig, box: Box | None, budget: float) -> tuple[dict[str, Any], list[str]]:
     """Call-time arguments of the image processor, and notes on options that the system does not have.
 
-    The fovea looks at `box`; `budget` and `fovea` are relative to the system's own budget and side of the fovea.
+    The fovea looks at `box`; `budget` is a share of the system's own.
     """
     arguments, notes = {}, []
     if box is not None and config.view_policy == "foveal":
@@ -86,11 +81,6 @@ def image_options(
         arguments["selection_budget"] = views * max(1, round(budget * config.selection_budget / views))
     elif budget != 1:
         notes.append("it selects no tokens, so it has no budget")
-    if fovea != 1 and config.view_policy == "foveal":
-        patch = config.vision_config.patch_size
-        arguments["fovea_size"] = patch * round(fovea * config.fovea_size / patch)
-    elif fovea != 1:
-        notes.append("it has no fovea, so its size was not used")
     return arguments, notes
 
 
@@ -116,3 +106,43 @@ class DraftQueue(TextDiffusionStreamer):
 
     def end(self) -> None:
         """Nothing is held back."""
+
+
+def draft_html(draft: Draft, before: Draft | None, step: int) -> str:
+    """A draft with masks as blocks; tokens that the last step filled in are marked."""
+    cells = []
+    for token, was in zip(draft, before or [None] * len(draft), strict=True):
+        kind = "mask" if token is None else "fresh" if was is None else "token"
+        cells.append(f'<span class="{kind}">{"&nbsp;" if token is None else escape(token) or "&middot;"}</span>')
+    return f'<div class="draft" data-step="{step}">{"".join(cells)}</div><div class="facts">step {step}</div>'
+
+
+def result_html(result: Result) -> str:
+    """The answer, and one line about its cost."""
+    answer = result.answer
+    parts = [f"{answer.num_image_tokens[0]} image tokens"]
+    if answer.outputs.kept_indices is not None:
+        kept, scores = int((answer.outputs.kept_indices[0] >= 0).sum()), answer.outputs.scores
+        parts.append(f"{kept} patches kept" if scores is None else f"{kept} of {scores.shape[1]} patches kept")
+    facts = " · ".join([*parts, f"{answer.outputs.forwards} steps", f"{result.seconds:.2f} s", *result.notes])
+    text = escape(answer.texts[0]) or "(an empty answer)"
+    return f'<div class="answer">{text}</div><div class="facts">{facts}</div>'
+
+
+def pictures(result: Result) -> list[tuple[Image.Image, str]]:
+    """The views with their kept patches, and scores where patches have some, each with a caption."""
+    answer, scores = result.answer, result.answer.outputs.scores
+    shown = [(answer.overlay(result.image), "views" if answer.outputs.kept_indices is None else "kept patches")]
+    if scores is not None:
+        boxes_N4 = answer.inputs["patch_boxes"][0, -scores.shape[1] :].cpu().numpy()
+        shown.append((draw_scores(result.image, boxes_N4, scores[0].cpu().numpy()), "scores, yellow is highest"))
+    return shown
+
+
+def with_box(image: Image.Image, box: Box | None) -> Image.Image:
+    """The image, enlarged if small, with a box in pixels of `image`."""
+    marked, scale = enlarged(image).copy(), enlargement(image)
+    if box is not None:
+        width = max(2, max(marked.size) // 200)
+        ImageDraw.Draw(marked).rectangle([edge * scale for edge in box], outline="#e11d48", width=width)
+    return marked

@@ -11,18 +11,14 @@ from modeling_shirg.serving.request_bodies import TooLarge, read_body, replayed
 
 
 class UploadedFilesOnly:
-    """ASGI middleware: refuses JSON that names a file which was not uploaded, and takes URLs out of the rest.
+    """ASGI middleware: refuses JSON that names a file outside the uploads' `folder`, and takes URLs out of the rest.
 
     Gradio takes `{"path": "http://..."}` for any input of any endpoint, and fetches it. Uploads themselves are
-    multipart forms, which name nothing. The folder of an upload has the hash of its content as name, so that nobody
-    without the file can name it.
-    Uploads lie in `folder`; other bodies have at most `max_bytes`.
+    multipart forms, which name nothing. Other bodies have at most `max_bytes`.
     """
 
     def __init__(self, app: Any, folder: Path, max_bytes: int):
-        self.app = app
-        self.folder = folder.resolve()
-        self.max_bytes = max_bytes
+        self.app, self.folder, self.max_bytes = app, folder.resolve(), max_bytes
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         is_form = Headers(scope=scope).get("content-type", "").startswith("multipart/form-data")
@@ -43,11 +39,8 @@ class UploadedFilesOnly:
         if not isinstance(content, dict):
             return content
         path = content.get("path")
-        if (path is not None or content.get("url") is not None) and not self._is_upload(path):
+        usable = isinstance(path, str) and "\0" not in path and "://" not in path
+        uploaded = usable and Path(path).resolve().is_relative_to(self.folder)
+        if (path is not None or content.get("url") is not None) and not uploaded:
             raise ValueError("A file is one that was uploaded to this page: no other path, and no URL, is read.")
         return {name: self._checked(value) for name, value in content.items() if name != "url"}
-
-    def _is_upload(self, path: Any) -> bool:
-        # A null character, which no path has, is a ValueError of `resolve`.
-        usable = isinstance(path, str) and "\0" not in path and "://" not in path
-        return usable and Path(path).resolve().is_relative_to(self.folder)

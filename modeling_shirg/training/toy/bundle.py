@@ -22,55 +22,32 @@ from modeling_shirg.publishing.checkpoint import Checkpoint
 from modeling_shirg.publishing.publications import open_run, run_publication
 from modeling_shirg.training.toy.recipe import TRAINING_FILE, WEIGHTS_FILE
 
-FOLDER = Path("hub_card")
-MERGED, ADAPTER, BASE = (FOLDER / f"shirg-lavida-tiny{ending}" for ending in ("", "-lora", "-base"))
-LICENCE = "apache-2.0"
+MERGED, ADAPTER, BASE = (Path("hub_card", f"shirg-lavida-tiny{ending}") for ending in ("", "-lora", "-base"))
 
 
 def main(folder: Path) -> None:
-    """Build both folders from the run in `folder`, then put them where the old ones are.
-
-    Raises:
-        ValueError: the run adapted another base than the one in the checkout, or that one is not here.
-    """
-    if not (BASE / TRAINING_FILE).is_file():
-        raise ValueError(f"There is no {BASE / TRAINING_FILE}: run this in a checkout, after the recipe's --export.")
-    run = open_run(folder, None)
-    wanted, found = run.run["base_model"]["fingerprint"], base_fingerprint(BASE)
+    """Replace both folders by what the run in `folder` makes of the base in this checkout."""
+    run, base = open_run(folder), Checkpoint(str(BASE))
+    wanted, found = run.run["base_model"]["fingerprint"], base_fingerprint(base)
     if found != wanted:
         raise ValueError(
             f"The run adapted a base with fingerprint {wanted[:12]}, {BASE} has {found[:12]}: adapt the base that is "
             "there, or export the one that was adapted."
         )
-    base = Checkpoint(str(BASE))
-    with TemporaryDirectory(dir=FOLDER, prefix=".bundle-") as workshop:
-        built = {}
-        for target in (MERGED, ADAPTER):
-            files, built[target] = Path(workshop, target.name, "files"), Path(workshop, target.name, "repository")
-            files.mkdir(parents=True)
-            publication = run_publication(run, folder, str(target), base, LICENCE, files, merge=target == MERGED)
-            publication.write(built[target], str(target), "main")
-        round_weights(built[MERGED] / WEIGHTS_FILE)
-        shutil.copy(BASE / TRAINING_FILE, built[MERGED])
-        for target, repository in built.items():
-            if target.exists():
-                shutil.rmtree(target)
-            repository.rename(target)
-            link_code(target)
-
-
-def link_code(folder: Path) -> None:
-    """Replace the code files that were saved beside the weights by relative links to their sources."""
-    for file in folder.glob("*.py"):
-        here = Path("configuration_shirg", file.name)
-        source = here if here.is_file() else Path("modeling_shirg", file.name)
-        file.unlink()
-        file.symlink_to(Path("..", "..", source))
-
-
-def round_weights(file: Path) -> None:
-    """Store weights in bfloat16; the config still says in which type they are loaded."""
-    save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file, {"format": "pt"})
+    for target in (MERGED, ADAPTER):
+        with TemporaryDirectory() as files:
+            merge = target == MERGED
+            publication = run_publication(run, folder, str(target), base, "apache-2.0", Path(files), merge)
+            shutil.rmtree(target, ignore_errors=True)
+            publication.write(target, str(target), "main")
+        for file in target.glob("*.py"):
+            here = Path("configuration_shirg", file.name)
+            source = here if here.is_file() else Path("modeling_shirg", file.name)
+            file.unlink()
+            file.symlink_to(Path("..", "..", source))
+    weights = MERGED / WEIGHTS_FILE
+    save_file({name: value.bfloat16() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    shutil.copy(BASE / TRAINING_FILE, MERGED)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ Shape suffixes: V views, N patches, T image tokens, M marks of a scene, L words 
 the language model, P pixels per side.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, SiglipTextConfig, SiglipTextModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -42,66 +42,71 @@ _FAMILIES = {"page": 0.45, "document": 0.25, "chart": 0.15, "entity_grid": 0.08,
 # Empty slots are most of a page; at full weight they would be most of the loss. A second glyph is rarer still.
 _EMPTY_WEIGHTS = (0.2, 0.1)
 _ABSENT_WEIGHT = 5.0  # of the alignment's "not on this token", a mean over very many
+View = tuple[Image.Image, np.ndarray]
 
 
-class SceneView(NamedTuple):
-    """Part of a scene at the size that the tower gets: RGB (P, P), and the marks' boxes (M, 4) in its pixels."""
+def draw_view(drawn: Scene, config: ShirgLavidaConfig, rng: np.random.Generator, foveal: bool) -> View:
+    """A square as the tower gets it, and the boxes (M, 4) of the scene's marks in its pixels.
 
-    image: Image.Image
-    boxes_M4: np.ndarray
-
-
-def base_view(drawn: Scene, size: int) -> SceneView:
-    """The whole scene squashed to `size`."""
-    return _resized(drawn, size)
-
-
-def tile_view(drawn: Scene, size: int, rng: np.random.Generator) -> SceneView:
-    """One of the 2x2 tiles of the scene resized to twice `size`."""
-    whole = _resized(drawn, 2 * size)
-    return _cut(whole, *(size * rng.integers(2, size=2)), size)
-
-
-def fovea_view(drawn: Scene, size: int, rng: np.random.Generator) -> SceneView:
-    """A native crop: every other time from the centre, where inference looks, else from anywhere."""
-    width, height = drawn.image.size
-    left, top = (width - size) // 2, (height - size) // 2
-    if rng.random() < 0.5:
-        left, top = rng.integers(width - size + 1), rng.integers(height - size + 1)
-    whole = SceneView(drawn.image, np.array([mark.box for mark in drawn.marks], np.float32).reshape(-1, 4))
-    return _cut(whole, left, top, size)
+    A foveal view is a native crop, half of the time from the centre. Others are the whole scene or one of 2x2 tiles.
+    """
+    size, native = config.vision_config.image_size, drawn.image.size
+    if foveal:
+        size = config.fovea_size
+        left, top = ((side - size) // 2 for side in native)
+        if rng.random() < 0.5:
+            left, top = (rng.integers(side - size + 1) for side in native)
+        return _cut(drawn, native, left, top, size)
+    if rng.random() < 0.6:
+        return _cut(drawn, (2 * size, 2 * size), *(size * rng.integers(2, size=2)), size)
+    return _cut(drawn, (size, size), 0, 0, size)
 
 
-def mark_shares(boxes_M4: np.ndarray, cells_N4: np.ndarray) -> np.ndarray:
-    """Overlap of every cell with every mark as a share of the smaller of the two, (N, M); boxes in the same unit."""
-    cells, marks = cells_N4[:, None], boxes_M4[None]
-    across = np.minimum(cells[..., 2], marks[..., 2]) - np.maximum(cells[..., 0], marks[..., 0])
-    down = np.minimum(cells[..., 3], marks[..., 3]) - np.maximum(cells[..., 1], marks[..., 1])
-    areas = [np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1) for boxes in (cells, marks)]
+def _cut(drawn: Scene, whole: tuple[int, int], left: int, top: int, size: int) -> View:
+    """The square of `size` at (left, top) of the scene resized to `whole`."""
+    left, top = int(left), int(top)
+    scale = np.array(whole * 2, np.float32) / np.array(drawn.image.size * 2, np.float32)
+    boxes_M4 = np.array([mark.box for mark in drawn.marks], np.float32).reshape(-1, 4) * scale
+    image = drawn.image.resize(whole, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    return image, boxes_M4 - np.array([left, top, left, top], np.float32)
+
+
+def token_boxes(view_boxes_V4: np.ndarray, view_grid: int) -> np.ndarray:
+    """Boxes (T, 4) of the square parts of the views that pooled tokens stand for, in the unit of the views' boxes."""
+    top, left = np.divmod(np.arange(view_grid * view_grid), view_grid)
+    parts_T4 = np.stack([left, top, left + 1, top + 1], 1) / view_grid
+    origins_V4 = np.tile(view_boxes_V4[:, :2], 2)
+    extents_V4 = np.tile(view_boxes_V4[:, 2:] - view_boxes_V4[:, :2], 2)
+    return (origins_V4[:, None] + parts_T4 * extents_V4[:, None]).reshape(-1, 4).astype(np.float32)
+
+
+def mark_shares(boxes_M4: np.ndarray, boxes_T4: np.ndarray) -> np.ndarray:
+    """Overlap of every token with every mark as a share of the smaller of the two, (T, M); boxes in the same unit."""
+    tokens, marks = boxes_T4[:, None], boxes_M4[None]
+    across = np.minimum(tokens[..., 2], marks[..., 2]) - np.maximum(tokens[..., 0], marks[..., 0])
+    down = np.minimum(tokens[..., 3], marks[..., 3]) - np.maximum(tokens[..., 1], marks[..., 1])
+    areas = [np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1) for boxes in (tokens, marks)]
     return across.clip(0) * down.clip(0) / np.minimum(*areas).clip(1e-6)
 
 
-def owned_marks(shares_NM: np.ndarray) -> np.ndarray:
-    """Whether a mark lies on a cell: they share at least 0.35 of the smaller; bool (N, M)."""
-    return shares_NM > _OWNED_SHARE
+def owned_marks(boxes_M4: np.ndarray, boxes_T4: np.ndarray) -> np.ndarray:
+    """Which marks lie on each token: they share more than 0.35 of the smaller; bool (T, M)."""
+    return mark_shares(boxes_M4, boxes_T4) > _OWNED_SHARE
 
 
-def patch_targets(marks: list[Mark], boxes_M4: np.ndarray, grid: int, patch: int) -> tuple[np.ndarray, np.ndarray]:
+def patch_targets(marks: list[Mark], boxes_M4: np.ndarray, boxes_N4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What lies on each patch of a view.
 
     Returns:
         slots int64 (N, 2), 1 + index into `MARKS` of the two marks that share most with the patch, left to right, or
         0; colors int64 (N,), 1 + index into the colours of the mark that shares most, or 0.
     """
-    slots_N2, colors_N = np.zeros((grid * grid, NUM_SLOTS), np.int64), np.zeros(grid * grid, np.int64)
-    if not marks:
-        return slots_N2, colors_N
-    shares_NM = mark_shares(boxes_M4, _cells(grid, patch))
+    slots_N2, colors_N = np.zeros((len(boxes_N4), NUM_SLOTS), np.int64), np.zeros(len(boxes_N4), np.int64)
     middle_M = (boxes_M4[:, 0] + boxes_M4[:, 2]) / 2
-    for patch_number in np.nonzero(owned_marks(shares_NM).any(1))[0]:
-        shares_M = shares_NM[patch_number]
+    for patch_number, shares_M in enumerate(mark_shares(boxes_M4, boxes_N4)):
         chosen = [mark for mark in np.argsort(-shares_M, kind="stable")[:NUM_SLOTS] if shares_M[mark] > _OWNED_SHARE]
-        colors_N[patch_number] = _COLORS[marks[chosen[0]].color]
+        if chosen:
+            colors_N[patch_number] = _COLORS[marks[chosen[0]].color]
         for slot, mark in enumerate(sorted(chosen, key=lambda number: middle_M[number])):
             slots_N2[patch_number, slot] = _LABELS[marks[mark].label]
     return slots_N2, colors_N
@@ -123,55 +128,45 @@ def alignment_loss(logits_TL: torch.Tensor, labels_TL: torch.Tensor) -> torch.Te
     return -present - _ABSENT_WEIGHT * absent
 
 
-class ViewDataset(Dataset):
-    """Views of rendered scenes with targets per patch and per image token, and a caption.
+@dataclass
+class ViewBatches:
+    """Draws batches from numbers of training scenes: views with targets per patch and per image token, and a caption.
 
-    Batches of `batch_size` rows, taken in order, alternate between foveal views and base-size views.
+    Consecutive batches alternate between foveal views and views of the base size.
     """
 
-    def __init__(self, config: ShirgLavidaConfig, tokenizer, split: str, indices: range, batch_size: int):
-        self.config, self.patch = config, config.vision_config.patch_size
-        self.tokenizer, self.split, self.indices, self.batch_size = tokenizer, split, indices, batch_size
+    config: ShirgLavidaConfig
+    tokenizer: PreTrainedTokenizerBase
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def __call__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """The batch of `DensePretrainingModel.forward`."""
+        rows = [self._row(index, foveal=indices[0] // len(indices) % 2 == 0) for index in indices]
+        captions = [row.pop("caption") for row in rows]
+        options = {"padding": "max_length", "truncation": True, "max_length": CAPTION_LENGTH, "return_tensors": "pt"}
+        batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+        return batch | {"caption_ids": self.tokenizer(captions, **options).input_ids}
 
-    def __getitem__(self, item: int) -> dict:
-        index = self.indices[item]
+    def _row(self, index: int, foveal: bool) -> dict[str, Any]:
         rng = np.random.default_rng([3, index])
-        drawn = scene(str(rng.choice(list(_FAMILIES), p=list(_FAMILIES.values()))), self.split, index)
-        view = self._view(drawn, rng, use_fovea=item // self.batch_size % 2 == 0)
-        size = view.image.width
-        visible = (view.boxes_M4[:, 2:] > 0).all(1) & (view.boxes_M4[:, :2] < size).all(1)
+        drawn = scene(str(rng.choice(list(_FAMILIES), p=list(_FAMILIES.values()))), "train", index)
+        image, boxes_M4 = draw_view(drawn, self.config, rng, foveal)
+        size = image.width
+        visible = (boxes_M4[:, 2:] > 0).all(1) & (boxes_M4[:, :2] < size).all(1)
         marks = [mark for mark, seen in zip(drawn.marks, visible, strict=True) if seen]
-        boxes_M4 = view.boxes_M4[visible]
-        slots, colors = patch_targets(marks, boxes_M4, size // self.patch, self.patch)
-        grid, side = size // self.patch, self.patch
-        if size != self.config.fovea_size:  # pooled; each patch of the fovea is a token
-            grid, side = self.config.pooled_grid_size, size / self.config.pooled_grid_size
-        owned_TM = owned_marks(mark_shares(boxes_M4.reshape(-1, 4), _cells(grid, side)))
+        boxes_M4, patch = boxes_M4[visible], self.config.vision_config.patch_size
+        grid = size // patch
+        boxes_N4 = token_boxes(np.array([[0, 0, grid * patch, grid * patch]]), grid)
+        slots, colors = patch_targets(marks, boxes_M4, boxes_N4)
+        # Each patch of the fovea is a token, those of other views are pooled.
+        boxes_T4 = boxes_N4 if foveal else token_boxes(np.array([[0, 0, size, size]]), self.config.pooled_grid_size)
         named = [marks[number] for number in rng.permutation(len(marks))[:_CAPTION_MARKS]]
         return {
-            "pixels": np.asarray(view.image, np.float32).transpose(2, 0, 1) / 127.5 - 1,
+            "pixels": np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1,
             "slots": slots,
             "colors": colors,
-            "labels": token_labels(marks, owned_TM),
+            "labels": token_labels(marks, owned_marks(boxes_M4, boxes_T4)),
             "caption": " ".join(f"{mark.color} {mark.label}" for mark in named),
         }
-
-    def _view(self, drawn: Scene, rng: np.random.Generator, use_fovea: bool) -> SceneView:
-        if use_fovea:
-            return fovea_view(drawn, self.config.fovea_size, rng)
-        size = self.config.vision_config.image_size
-        return tile_view(drawn, size, rng) if rng.random() < 0.6 else base_view(drawn, size)
-
-    def collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """One batch of one view size."""
-        options = {"padding": "max_length", "truncation": True, "max_length": CAPTION_LENGTH, "return_tensors": "pt"}
-        captions = self.tokenizer([row["caption"] for row in rows], **options)
-        keys = ("pixels", "slots", "colors", "labels")
-        stacked = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in keys}
-        return stacked | {"caption_ids": captions.input_ids}
 
 
 class DensePretrainingModel(nn.Module):
@@ -204,25 +199,21 @@ class DensePretrainingModel(nn.Module):
         labels: torch.Tensor,
         caption_ids: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Loss, and the share of marks that patches name right, for a batch of `ViewDataset.collate`."""
+        """The loss of a batch of `ViewBatches`."""
         features_VND, _ = self.vision_tower(pixels)
         mark_logits = self.mark_head(features_VND).unflatten(-1, (NUM_SLOTS, -1)).float()
         color_logits = self.color_head(features_VND).float()
         weights = torch.where(slots > 0, 1.0, torch.tensor(_EMPTY_WEIGHTS, device=slots.device))
-        dense = _weighted_cross_entropy(mark_logits, slots, weights)
-        dense = dense + 0.5 * _weighted_cross_entropy(color_logits, colors, torch.where(colors > 0, 1.0, 0.2))
-        places = self.place_head(features_VND).float()
-        place = F.mse_loss(places, _places(features_VND).expand_as(places))
+        dense = weighted_cross_entropy(mark_logits, slots, weights)
+        dense = dense + 0.5 * weighted_cross_entropy(color_logits, colors, torch.where(colors > 0, 1.0, 0.2))
+        grid = round(features_VND.shape[1] ** 0.5)
+        corners_N2 = torch.from_numpy(token_boxes(np.array([[0, 0, 1, 1]]), grid))[:, :2].to(features_VND.device)
+        places_VN2 = self.place_head(features_VND).float()
+        place = F.mse_loss(places_VN2, (corners_N2 + 0.5 / grid).expand_as(places_VN2))
         sigmoid = self._sigmoid_loss(features_VND, caption_ids)
         tokens_VTC = pool_square(self.projector(features_VND), round(labels.shape[1] ** 0.5))
         aligned = alignment_loss(self.read_head(self.read_norm(tokens_VTC)).float(), labels)
-        right = (mark_logits.argmax(-1) == slots) & (slots > 0)
-        return {
-            "loss": dense + place + 0.2 * sigmoid + aligned,
-            "sigmoid": sigmoid,
-            "aligned": aligned,
-            "mark_accuracy": right.sum() / (slots > 0).sum(),
-        }
+        return {"loss": dense + place + 0.2 * sigmoid + aligned}
 
     def _sigmoid_loss(self, features_VND: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
         vision_model = self.vision_tower.vision_model
@@ -251,32 +242,7 @@ def initialise_positions(tower: ShirgVisionTower) -> None:
             table.weight.copy_(0.5 * torch.cat([columns, rows], dim=1))
 
 
-def _resized(drawn: Scene, size: int) -> SceneView:
-    scale = size / np.array([drawn.image.width, drawn.image.height] * 2, np.float32)
-    boxes_M4 = np.array([mark.box for mark in drawn.marks], np.float32).reshape(-1, 4)
-    return SceneView(drawn.image.resize((size, size), Image.Resampling.BICUBIC), boxes_M4 * scale)
-
-
-def _cut(whole: SceneView, left: int, top: int, size: int) -> SceneView:
-    left, top = int(left), int(top)
-    image = whole.image.crop((left, top, left + size, top + size))
-    return SceneView(image, whole.boxes_M4 - np.array([left, top, left, top], np.float32))
-
-
-def _cells(grid: int, side: float) -> np.ndarray:
-    """Boxes (grid * grid, 4) of a view's patches or tokens in its pixels, raster order."""
-    top, left = np.array(np.divmod(np.arange(grid * grid), grid), np.float32) * side
-    return np.stack([left, top, left + side, top + side], 1)
-
-
-def _places(features_VND: torch.Tensor) -> torch.Tensor:
-    """Centre (x, y) in 0..1 of every patch of a square view, shape (1, N, 2)."""
-    grid = int(features_VND.shape[1] ** 0.5)
-    ticks = (torch.arange(grid, device=features_VND.device) + 0.5) / grid
-    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
-    return torch.stack([x, y], -1).reshape(1, -1, 2)
-
-
-def _weighted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weighted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over `labels` of any shape; `logits` have the classes behind it."""
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
     return (losses * weights.flatten()).sum() / weights.sum()
