@@ -154,7 +154,7 @@ def _by_demo(option: str, value, wide: str, folder: Path) -> None:
     names = {"fovea_boxes": "box", "selection_budget": "budget", "fovea_size": "fovea"}
     share = {"fovea_boxes": 1, "selection_budget": 181, "fovea_size": 224}[option]
     given = {names[option]: value[0] if option == "fovea_boxes" else value / share}
-    list(Asker(lambda name: load(None, name)).ask("shirg", read_image(wide), QUESTION, given))
+    list(Asker(lambda name: load(None, name)).ask("shirg", read_image(wide), QUESTION, **given))
 
 
 def _by_lmms_eval(option: str, value, wide: str, folder: Path) -> None:

@@ -76,18 +76,18 @@ def test_who_stops_watching_ends_the_generation(loaded, image, monkeypatch):
 @pytest.mark.parametrize(
     ("preset", "arguments", "notes"),
     [
-        ("shirg", {"fovea_boxes": [(0, 0, 9, 9)], "selection_budget": round(0.5 * 181)}, 0),
+        ("shirg", {"fovea_boxes": [(0, 0, 9, 9)], "fovea_size": 336, "selection_budget": round(0.5 * 181)}, 0),
         ("lavida-980", {}, 2),
         ("visionzip", {"selection_budget": 120}, 1),
     ],
 )
-def test_box_and_budget_go_where_there_is_use_for_them(preset, arguments, notes):
-    found, told = image_options(load(None, preset).model.config, (0, 0, 9, 9), 0.5)
+def test_box_budget_and_fovea_go_where_there_is_use_for_them(preset, arguments, notes):
+    found, told = image_options(load(None, preset).model.config, (0, 0, 9, 9), 0.5, 1.5)
     assert found == arguments and len(told) == notes
 
 
 def test_every_option_reaches_the_answer(loaded, image):
-    *drafts, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, (0, 0, 40, 40), 0.5)
+    *drafts, result = Asker(lambda name: loaded).ask("shirg", image, QUESTION, box=(0, 0, 40, 40), budget=0.5)
     assert "".join(drafts[-1]).strip() == result.answer.texts[0]
     assert result.answer.inputs["view_boxes"][0, 1].tolist() == [0, 0, 224, 224]
     assert "154 image tokens · 90 of 256 patches kept · 8 steps" in result_html(result)
@@ -131,7 +131,7 @@ def test_a_question_that_is_too_long_is_refused_before_the_model_runs(system, im
     )
     for text, said in (("x " * 100_000, "at most 100000 characters, got 200000"), ("x " * 2_000, "positions")):
         with pytest.raises(gr.Error, match=said):
-            list(page.answers(image, None, text, system, "(none)", 100))
+            list(page.answers(image, None, text, system, "(none)", 100, 100))
 
 
 def _free_port() -> int:
@@ -182,7 +182,7 @@ def test_only_an_uploaded_file_is_read_and_no_url_is_fetched(address, downloads,
         "call/opened": {"data": [file]},
         "call/v2/opened": {"path": file},
         "queue/join": {"data": [file], "fn_index": 0, "session_hash": "a"},
-        "call/answers": {"data": [None, None, [{"deep": file}], "shirg", "(none)", 100]},
+        "call/answers": {"data": [None, None, [{"deep": file}], "shirg", "(none)", 100, 100]},
     }
     for route, body in questions.items():
         for kind in ("application/json", "text/plain"):
@@ -337,7 +337,7 @@ def test_a_tapped_box_moves_the_fovea_and_two_systems_stand_side_by_side(browser
     box = tuple(share * side for share in (0.7, 0.7, 0.95, 0.95))
     assert answers[0] == _text(loaded, "chart.png", CHART_QUESTION, fovea_boxes=[box])
     assert answers[1] == _text(load(None, "lavida-980"), "chart.png", CHART_QUESTION)
-    assert "the box was not used" in page.locator("#answer-1 .facts").inner_text()
+    assert "its box and size were not used" in page.locator("#answer-1 .facts").inner_text()
     assert page.locator("#panel-0").bounding_box()["y"] == page.locator("#panel-1").bounding_box()["y"]
 
 

@@ -81,6 +81,7 @@ class DemoPage:
             self.other = gr.Dropdown(choices, value="(none)", label="Compare with", min_width=140, elem_id="other")
         self.ask = gr.Button("Ask", variant="primary", elem_id="ask")
         self.budget = gr.Slider(10, 100, value=100, step=5, label="% of the tokens that the system selects")
+        self.fovea = gr.Slider(100, 200, value=100, step=25, label="% of the fovea's side")
 
     def _lay_out_panel(self, number: int) -> tuple[gr.Column, gr.HTML, gr.Gallery]:
         with gr.Column(min_width=300, visible=number == 0, elem_id=f"panel-{number}") as column:
@@ -97,7 +98,7 @@ class DemoPage:
         taps = {"trigger_mode": "multiple", **quietly}
         self.picture.select(self.tapped, [self.image, self.box, self.corner], boxed, **taps)
         self.other.change(lambda name: gr.Column(visible=name != "(none)"), self.other, self.panels[1][0])
-        inputs = [self.image, self.box, self.question, self.system, self.other, self.budget]
+        inputs = [self.image, self.box, self.question, self.system, self.other, self.budget, self.fovea]
         outputs = [*self.panels[0][1:], *self.panels[1][1:]]
         gr.on([self.ask.click, self.question.submit], self.answers, inputs, outputs, **quietly)
 
@@ -121,15 +122,16 @@ class DemoPage:
         return box, None, with_box(image, box), "The fovea looks here. Tap two corners for another box."
 
     def answers(
-        self, image: Image.Image | None, box: Box | None, text: str, system: str, other: str, budget: float
+        self, image: Image.Image | None, box: Box | None, text: str, system: str, other: str, *shares: float
     ) -> Iterator[dict]:
-        """The answers of one system or two, step by step; `budget` in %."""
+        """The answers of one system or two, step by step; `shares` are budget and fovea in %."""
         if image is None:
             raise _refused(EMPTY)
         if not text.strip():
             raise _refused("Type a question.")
         if len(text) > self.limits.max_text_characters:
             raise _refused(f"A question has at most {self.limits.max_text_characters} characters, got {len(text)}.")
+        options = {"box": box, "budget": shares[0] / 100, "fovea": shares[1] / 100}
         for _, told, gallery in self.panels:
             yield {told: "", gallery: gr.Gallery(None, visible=False)}
         for name, (_, told, gallery) in zip((system, other), self.panels, strict=True):
@@ -138,7 +140,7 @@ class DemoPage:
             heading, before, step = f"<h3>{name}</h3>", None, 0
             yield {told: f"{heading}<div class='draft'>Reading the image</div>"}
             try:
-                for event in self.asker.ask(name, image, text.strip(), box, budget / 100):
+                for event in self.asker.ask(name, image, text.strip(), **options):
                     if isinstance(event, Result):
                         yield {told: heading + result_html(event), gallery: gr.Gallery(pictures(event), visible=True)}
                         break

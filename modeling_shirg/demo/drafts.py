@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from transformers import TextDiffusionStreamer
 
 from configuration_shirg import ShirgLavidaConfig
-from modeling_shirg.published_selections_shirg import METHODS
 from modeling_shirg.running.ask import Answers, ask, conversation
 from modeling_shirg.running.load import Loaded
 from modeling_shirg.running.overlay import draw_scores, enlarged, enlargement
@@ -47,13 +46,13 @@ class Asker:
         self._loaded[name] = self._loaded.pop(name)
         return self._loaded[name]
 
-    def ask(self, name: str, image: Image.Image, text: str, box: Box | None = None, budget: float = 1) -> Iterator:
-        """Each `Draft`, then the `Result`; `box` and `budget` are those of `image_options`.
+    def ask(self, name: str, image: Image.Image, text: str, **options: Any) -> Iterator[Draft | Result]:
+        """Each `Draft`, then the `Result`; `options` are those of `image_options`.
 
         Closing the iterator ends the generation at its next step. A question that is too long is a `ValueError`.
         """
         loaded, start = self.system(name), time.perf_counter()
-        arguments, notes = image_options(loaded.model.config, box, budget)
+        arguments, notes = image_options(loaded.model.config, **options)
         streamer = DraftQueue(loaded)
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(ask, loaded, [conversation(image, text)], arguments, streamer)
@@ -66,18 +65,18 @@ class Asker:
         yield Result(future.result(), image, time.perf_counter() - start, notes)
 
 
-def image_options(config: ShirgLavidaConfig, box: Box | None, budget: float) -> tuple[dict[str, Any], list[str]]:
-    """Call-time arguments of the image processor, and notes on options that the system does not have.
-
-    The fovea looks at `box`; `budget` is a share of the system's own.
-    """
-    arguments, notes = {}, []
-    if box is not None and config.view_policy == "foveal":
-        arguments["fovea_boxes"] = [box]
-    elif box is not None:
-        notes.append("it has no fovea, so the box was not used")
-    if budget != 1 and config.selection_method in METHODS:
-        views = config.num_selected_views
+def image_options(
+    config: ShirgLavidaConfig, box: Box | None = None, budget: float = 1, fovea: float = 1
+) -> tuple[dict[str, Any], list[str]]:
+    """Call-time arguments of the image processor for the fovea's box and for shares of the system's own budget and
+    fovea side, and notes on options that the system does not have."""
+    arguments, notes, views, patch = {}, [], config.num_selected_views, config.vision_config.patch_size
+    if config.view_policy == "foveal":
+        arguments = {} if box is None else {"fovea_boxes": [box]}
+        arguments |= {} if fovea == 1 else {"fovea_size": patch * round(fovea * config.fovea_size / patch)}
+    elif box is not None or fovea != 1:
+        notes.append("it has no fovea, so its box and size were not used")
+    if budget != 1 and config.chooses:
         arguments["selection_budget"] = views * max(1, round(budget * config.selection_budget / views))
     elif budget != 1:
         notes.append("it selects no tokens, so it has no budget")
@@ -125,8 +124,7 @@ def result_html(result: Result) -> str:
         kept, scores = int((answer.outputs.kept_indices[0] >= 0).sum()), answer.outputs.scores
         parts.append(f"{kept} patches kept" if scores is None else f"{kept} of {scores.shape[1]} patches kept")
     facts = " · ".join([*parts, f"{answer.outputs.forwards} steps", f"{result.seconds:.2f} s", *result.notes])
-    text = escape(answer.texts[0]) or "(an empty answer)"
-    return f'<div class="answer">{text}</div><div class="facts">{facts}</div>'
+    return f'<div class="answer">{escape(answer.texts[0]) or "(empty)"}</div><div class="facts">{facts}</div>'
 
 
 def pictures(result: Result) -> list[tuple[Image.Image, str]]:
