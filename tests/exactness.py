@@ -62,7 +62,6 @@ class Case:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the tolerance."""
         return self.error <= self.tolerance
 
 
@@ -87,11 +86,7 @@ class Golden:
 
 
 def compare(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Case:
-    """Largest error of a tensor, relative to the largest absolute value of `expected`.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """Largest error of a tensor, relative to the largest absolute value of `expected`, of the same shape."""
     if actual.shape != expected.shape:
         raise ValueError(f"{name}: shape {tuple(actual.shape)}, the reference has {tuple(expected.shape)}.")
     error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
@@ -102,23 +97,6 @@ def compare_exactly(name: str, actual: torch.Tensor, expected: torch.Tensor) -> 
     """Number of entries that differ; all of them if the shapes do."""
     differ = (actual != expected).sum().item() if actual.shape == expected.shape else expected.numel()
     return Case(name, expected.numel(), differ, 0)
-
-
-def convert_reference(reference: Path, out: Path) -> tuple[ShirgLavidaForConditionalGeneration, ShirgLavidaProcessor]:
-    """The reference checkpoint, converted with its vision base to `out` and loaded."""
-    (base,) = reference.glob("*siglip*")
-    convert_checkpoint(reference / "checkpoint", out, vision_base=base)
-    model = ShirgLavidaForConditionalGeneration.from_pretrained(out).eval()
-    return model, ShirgLavidaProcessor.from_pretrained(out)
-
-
-def all_cases(model, processor, reference: Path) -> Iterator[Case]:
-    """Every case of the reference folder, computed with a converted checkpoint in float32 on the CPU."""
-    yield from question_cases(model, processor, reference)
-    yield from prompt_cases(processor, reference)
-    yield from training_cases(model, processor, reference)
-    yield structure_case(reference)
-    yield from table_cases(model.config, reference)
 
 
 def table_cases(config, reference: Path) -> Iterator[Case]:
@@ -177,19 +155,14 @@ def question_cases(model, processor, reference: Path) -> Iterator[Case]:
     )
     yield compare("image tokens", images.image_tokens[0], golden["image_tokens"], VISION_TOLERANCE)
     ids = inputs["input_ids"].where(inputs["input_ids"] != model.config.image_token_id, ORIGINAL_IMAGE_ID)
-    yield compare_exactly("prompt ids, one for the image", one_per_image(ids), golden["input_ids"])
+    repeated = (ids == ORIGINAL_IMAGE_ID) & (ids.roll(1) == ORIGINAL_IMAGE_ID)
+    yield compare_exactly("prompt ids, one for the image", ids[~repeated][None], golden["input_ids"])
     yield compare_exactly("prompt ids", ids, golden["expanded_input_ids"])
     yield compare("prompt embeddings", embeds_1PC, golden["inputs_embeds"], VISION_TOLERANCE)
     yield from forward_cases(model, embeds_1PC, golden)
     for name, case in facts["generate"].items():
         yield from generation_cases(model, inputs, name, case["kwargs"], golden)
     yield golden.unread_case()
-
-
-def one_per_image(ids_1P: torch.Tensor) -> torch.Tensor:
-    """The ids with one placeholder instead of one per image token."""
-    repeated_1P = (ids_1P == ORIGINAL_IMAGE_ID) & (ids_1P.roll(1) == ORIGINAL_IMAGE_ID)
-    return ids_1P[~repeated_1P][None]
 
 
 @torch.no_grad()
@@ -360,7 +333,17 @@ def reference_cases(folder: Path) -> list[Case]:
     """Convert the reference to `folder` and compare everything with one thread, as the original was run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    cases = list(all_cases(*convert_reference(REFERENCE, folder), REFERENCE / "golden"))
+    (base,), golden = REFERENCE.glob("*siglip*"), REFERENCE / "golden"
+    convert_checkpoint(REFERENCE / "checkpoint", folder, vision_base=base)
+    model = ShirgLavidaForConditionalGeneration.from_pretrained(folder).eval()
+    processor = ShirgLavidaProcessor.from_pretrained(folder)
+    cases = [
+        *question_cases(model, processor, golden),
+        *prompt_cases(processor, golden),
+        *training_cases(model, processor, golden),
+        structure_case(golden),
+        *table_cases(model.config, golden),
+    ]
     torch.set_num_threads(threads)
     return cases
 

@@ -1,5 +1,6 @@
 """Bad input of every kind ends in an error that names the value: no traceback, no wrong answer, nothing written."""
 
+import json
 import math
 import shutil
 import string
