@@ -65,24 +65,21 @@ class Case:
         return self.error <= self.tolerance
 
 
-class Golden:
+class Golden(dict):
     """The tensors of one reference file, and which of them nothing has read yet."""
 
     def __init__(self, path: Path):
-        self.file, self.tensors = path.name, load_file(path)
-        self.unread = set(self.tensors)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
+        super().__init__(load_file(path))
+        self.file, self.unread = path.name, set(self)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         self.unread.discard(name)
-        return self.tensors[name]
+        return super().__getitem__(name)
 
     def unread_case(self) -> Case:
         """Number of tensors that nothing read: to be asked for when everything has been compared."""
         listed = f": {', '.join(sorted(self.unread))}" if self.unread else ""
-        return Case(f"{self.file}: tensors that no case reads{listed}", len(self.tensors), len(self.unread), 0)
+        return Case(f"{self.file}: tensors that no case reads{listed}", len(self), len(self.unread), 0)
 
 
 def compare(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Case:
@@ -315,18 +312,15 @@ def question(processor, image: Path, prompt: str):
 
 def table(cases: list[Case]) -> str:
     """The part of the page that is measured."""
-    machine = (
-        f"Machine: {platform.machine()}, {platform.system()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, Pillow {PIL.__version__}, one thread."
-    )
-    rows = [
-        f"| {case.name} | {case.entries:,} | {case.error:.1e} | {case.tolerance:g} | "
-        f"{'passes' if case.passed else '**fails**'} |"
-        for case in cases
-    ]
-    head = ["| case | entries | largest error | tolerance | |", "|---|---:|---:|---:|---|"]
-    passed = f"{sum(case.passed for case in cases)} of {len(cases)} cases pass. {machine}"
-    return "\n".join([passed, "", *head, *rows])
+    passed = f"{sum(case.passed for case in cases)} of {len(cases)} cases pass."
+    system = f"Machine: {platform.machine()}, {platform.system()}, torch {torch.__version__}"
+    versions = f"transformers {transformers.__version__}, Pillow {PIL.__version__}, one thread."
+    lines = [f"{passed} {system}, {versions}", ""]
+    lines += ["| case | entries | largest error | tolerance | |", "|---|---:|---:|---:|---|"]
+    for case in cases:
+        verdict = "passes" if case.passed else "**fails**"
+        lines.append(f"| {case.name} | {case.entries:,} | {case.error:.1e} | {case.tolerance:g} | {verdict} |")
+    return "\n".join(lines)
 
 
 def reference_cases(folder: Path) -> list[Case]:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, SiglipConfig, SiglipTextModel
 
@@ -152,16 +151,11 @@ def test_every_preset_converts_and_loads_whole(tmp_path, converted, prune_method
 def test_dtype_and_shards(tmp_path, converted):
     out = tmp_path / "out"
     facts = convert_checkpoint(ORIGINAL, out, vision_base=BASE, dtype="bfloat16", max_shard_size="200KB")
-    index = json.loads((out / "model.safetensors.index.json").read_text())
-    files = sorted(path.name for path in out.glob("*.safetensors"))
-    assert facts["shards"] == len(files) > 3 and files == sorted(set(index["weight_map"].values()))
-    assert index["metadata"]["total_size"] == facts["bytes"] == 2 * facts["parameters"]
-    whole = load_file(converted / "model.safetensors")
-    for file in files:
-        with safe_open(out / file, "pt") as shard:
-            assert shard.metadata() == {"format": "pt"}
-            assert all(torch.equal(shard.get_tensor(name), whole[name].bfloat16()) for name in shard.keys())
-    assert {parameter.dtype for parameter in load(out)[0].parameters()} == {torch.bfloat16}
+    assert facts["shards"] == len(list(out.glob("*.safetensors"))) > 3
+    shards, whole = load(out)[0].state_dict(), load(converted)[0].state_dict()
+    assert shards.keys() == whole.keys()
+    for name, tensor in shards.items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, whole[name].bfloat16()), name
 
 
 def test_tied_embeddings(source, tmp_path):

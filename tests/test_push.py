@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -164,27 +162,6 @@ def test_a_stranger_loads_the_adapter_by_its_card_alone_and_again_offline(publis
         assert torch.equal(logits, run.logits), name
     offline = home | {"HF_HUB_OFFLINE": "1"}
     run_fresh(OFFLINE.format(work=str(tmp_path), card=code_of(card)[0]), env=offline)
-
-
-@pytest.mark.slow
-def test_the_pipeline_and_the_command_take_the_adapter_from_the_hub(online, base, run, tmp_path):
-    push(base, "tester/base")
-    push(run.folder, "tester/charts", "--base", "tester/base")
-    noise_image(5).save(tmp_path / "photo.png")
-    code = f"""
-from transformers import pipeline
-ask = pipeline("image-text-to-text", model="tester/charts", processor="tester/charts", trust_remote_code=True)
-content = [{{"type": "image", "path": {str(tmp_path / "photo.png")!r}}}, {{"type": "text", "text": "Which?"}}]
-chat = [{{"role": "user", "content": content}}]
-print(repr(ask(text=chat, max_new_tokens=8, return_full_text=False)[0]["generated_text"].strip()))
-"""
-    answer = run_fresh(code, env=online.env).strip().splitlines()[-1]
-    words = ["ask", str(tmp_path / "photo.png"), "Which?", "--model", "tester/charts", "--max_new_tokens", "8"]
-    environment = os.environ | online.env | {"HF_HOME": str(tmp_path / "home")}
-    asked = subprocess.run(
-        [sys.executable, "-m", "shirg_scripts.cli", *words], env=environment, capture_output=True, text=True
-    )
-    assert repr(asked.stdout.strip()) == answer, asked.stderr
 
 
 def test_the_adapter_repository_names_its_base_and_holds_nothing_of_this_machine(published, run, base):
