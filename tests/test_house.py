@@ -36,7 +36,7 @@ ABOVE = {
     "modeling_shirg/training/toy": 1283,
     "modeling_shirg/demo": 446,
     "scripts": 1708,
-    "tests": 16300,
+    "tests": 14135,
 }
 # Of these folders only the files directly inside are counted: the rest has budgets of its own.
 FLAT = ("configuration_shirg", "modeling_shirg")
