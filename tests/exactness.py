@@ -62,36 +62,28 @@ class Case:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the tolerance."""
         return self.error <= self.tolerance
 
 
-class Golden:
+class Golden(dict):
     """The tensors of one reference file, and which of them nothing has read yet."""
 
     def __init__(self, path: Path):
-        self.file, self.tensors = path.name, load_file(path)
-        self.unread = set(self.tensors)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
+        super().__init__(load_file(path))
+        self.file, self.unread = path.name, set(self)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         self.unread.discard(name)
-        return self.tensors[name]
+        return super().__getitem__(name)
 
     def unread_case(self) -> Case:
         """Number of tensors that nothing read: to be asked for when everything has been compared."""
         listed = f": {', '.join(sorted(self.unread))}" if self.unread else ""
-        return Case(f"{self.file}: tensors that no case reads{listed}", len(self.tensors), len(self.unread), 0)
+        return Case(f"{self.file}: tensors that no case reads{listed}", len(self), len(self.unread), 0)
 
 
 def compare(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Case:
-    """Largest error of a tensor, relative to the largest absolute value of `expected`.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
+    """Largest error of a tensor, relative to the largest absolute value of `expected`, of the same shape."""
     if actual.shape != expected.shape:
         raise ValueError(f"{name}: shape {tuple(actual.shape)}, the reference has {tuple(expected.shape)}.")
     error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
@@ -102,23 +94,6 @@ def compare_exactly(name: str, actual: torch.Tensor, expected: torch.Tensor) -> 
     """Number of entries that differ; all of them if the shapes do."""
     differ = (actual != expected).sum().item() if actual.shape == expected.shape else expected.numel()
     return Case(name, expected.numel(), differ, 0)
-
-
-def convert_reference(reference: Path, out: Path) -> tuple[ShirgLavidaForConditionalGeneration, ShirgLavidaProcessor]:
-    """The reference checkpoint, converted with its vision base to `out` and loaded."""
-    (base,) = reference.glob("*siglip*")
-    convert_checkpoint(reference / "checkpoint", out, vision_base=base)
-    model = ShirgLavidaForConditionalGeneration.from_pretrained(out).eval()
-    return model, ShirgLavidaProcessor.from_pretrained(out)
-
-
-def all_cases(model, processor, reference: Path) -> Iterator[Case]:
-    """Every case of the reference folder, computed with a converted checkpoint in float32 on the CPU."""
-    yield from question_cases(model, processor, reference)
-    yield from prompt_cases(processor, reference)
-    yield from training_cases(model, processor, reference)
-    yield structure_case(reference)
-    yield from table_cases(model.config, reference)
 
 
 def table_cases(config, reference: Path) -> Iterator[Case]:
@@ -177,19 +152,14 @@ def question_cases(model, processor, reference: Path) -> Iterator[Case]:
     )
     yield compare("image tokens", images.image_tokens[0], golden["image_tokens"], VISION_TOLERANCE)
     ids = inputs["input_ids"].where(inputs["input_ids"] != model.config.image_token_id, ORIGINAL_IMAGE_ID)
-    yield compare_exactly("prompt ids, one for the image", one_per_image(ids), golden["input_ids"])
+    repeated = (ids == ORIGINAL_IMAGE_ID) & (ids.roll(1) == ORIGINAL_IMAGE_ID)
+    yield compare_exactly("prompt ids, one for the image", ids[~repeated][None], golden["input_ids"])
     yield compare_exactly("prompt ids", ids, golden["expanded_input_ids"])
     yield compare("prompt embeddings", embeds_1PC, golden["inputs_embeds"], VISION_TOLERANCE)
     yield from forward_cases(model, embeds_1PC, golden)
     for name, case in facts["generate"].items():
         yield from generation_cases(model, inputs, name, case["kwargs"], golden)
     yield golden.unread_case()
-
-
-def one_per_image(ids_1P: torch.Tensor) -> torch.Tensor:
-    """The ids with one placeholder instead of one per image token."""
-    repeated_1P = (ids_1P == ORIGINAL_IMAGE_ID) & (ids_1P.roll(1) == ORIGINAL_IMAGE_ID)
-    return ids_1P[~repeated_1P][None]
 
 
 @torch.no_grad()
@@ -342,25 +312,32 @@ def question(processor, image: Path, prompt: str):
 
 def table(cases: list[Case]) -> str:
     """The part of the page that is measured."""
-    machine = (
-        f"Machine: {platform.machine()}, {platform.system()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, Pillow {PIL.__version__}, one thread."
-    )
-    rows = [
-        f"| {case.name} | {case.entries:,} | {case.error:.1e} | {case.tolerance:g} | "
-        f"{'passes' if case.passed else '**fails**'} |"
-        for case in cases
-    ]
-    head = ["| case | entries | largest error | tolerance | |", "|---|---:|---:|---:|---|"]
-    passed = f"{sum(case.passed for case in cases)} of {len(cases)} cases pass. {machine}"
-    return "\n".join([passed, "", *head, *rows])
+    passed = f"{sum(case.passed for case in cases)} of {len(cases)} cases pass."
+    system = f"Machine: {platform.machine()}, {platform.system()}, torch {torch.__version__}"
+    versions = f"transformers {transformers.__version__}, Pillow {PIL.__version__}, one thread."
+    lines = [f"{passed} {system}, {versions}", ""]
+    lines += ["| case | entries | largest error | tolerance | |", "|---|---:|---:|---:|---|"]
+    for case in cases:
+        verdict = "passes" if case.passed else "**fails**"
+        lines.append(f"| {case.name} | {case.entries:,} | {case.error:.1e} | {case.tolerance:g} | {verdict} |")
+    return "\n".join(lines)
 
 
 def reference_cases(folder: Path) -> list[Case]:
     """Convert the reference to `folder` and compare everything with one thread, as the original was run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    cases = list(all_cases(*convert_reference(REFERENCE, folder), REFERENCE / "golden"))
+    (base,), golden = REFERENCE.glob("*siglip*"), REFERENCE / "golden"
+    convert_checkpoint(REFERENCE / "checkpoint", folder, vision_base=base)
+    model = ShirgLavidaForConditionalGeneration.from_pretrained(folder).eval()
+    processor = ShirgLavidaProcessor.from_pretrained(folder)
+    cases = [
+        *question_cases(model, processor, golden),
+        *prompt_cases(processor, golden),
+        *training_cases(model, processor, golden),
+        structure_case(golden),
+        *table_cases(model.config, golden),
+    ]
     torch.set_num_threads(threads)
     return cases
 

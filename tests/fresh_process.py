@@ -20,16 +20,10 @@ BLOCKED = ("configuration_shirg", "modeling_shirg", "shirg_scripts", "shirg_hub_
 _BLOCKER = f"""
 import sys
 
-BLOCKED = {BLOCKED!r}
-
-
 class Blocker:
-    @staticmethod
     def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
+        if name.partition(".")[0] in {BLOCKED!r}:
             raise ModuleNotFoundError(f"{{name}} is blocked in a fresh process", name=name)
-        return None
-
 
 sys.meta_path.insert(0, Blocker)
 """
@@ -67,15 +61,12 @@ print(json.dumps(reports[0]))
 _DROPPED = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
 
 
-def run_fresh(code: str, *, env: Mapping[str, str] | None = None, timeout: float = 300) -> str:
+def run_fresh(code: str, *, env: Mapping[str, str] | None = None) -> str:
     """Run Python code in a fresh process and return what it printed.
 
     The working directory is empty and is not on `sys.path`; `HF_HOME` is new and empty; the Hub is offline. `env` adds
-    to the environment or overrides it: `hub.env` of a `LoopbackHub`, or an `HF_HOME` that two calls share.
-
-    Raises:
-        RuntimeError: the code failed; the message holds its output and its standard error.
-        subprocess.TimeoutExpired: it ran longer than `timeout` seconds.
+    to the environment or overrides it: `hub.env` of a `LoopbackHub`, or an `HF_HOME` that two calls share. A
+    `RuntimeError` holds the output of code that failed.
     """
     with tempfile.TemporaryDirectory(prefix="shirg-fresh-") as folder:
         root = Path(folder)
@@ -83,13 +74,21 @@ def run_fresh(code: str, *, env: Mapping[str, str] | None = None, timeout: float
             (root / name).mkdir()
         (root / "site" / "sitecustomize.py").write_text(_BLOCKER)
         (root / "code.py").write_text(code)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)}
+        clean = {
+            "PYTHONPATH": str(root / "site"),
+            "HF_HOME": str(root / "home"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "2",
+        }
         run = subprocess.run(
             [sys.executable, "-P", str(root / "code.py")],
             cwd=root / "work",
-            env=_environment(root) | dict(env or {}),
+            env=kept | clean | dict(env or {}),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=300,
         )
     if run.returncode:
         raise RuntimeError(f"the fresh process failed with {run.returncode}\n{run.stdout}\n{run.stderr}")
@@ -104,15 +103,3 @@ def ask_fresh(
     """
     code = _ASK.format(arguments=(str(source), str(image), question, generation))
     return json.loads(run_fresh(code, env=env).strip().splitlines()[-1])
-
-
-def _environment(root: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)}
-    return kept | {
-        "PYTHONPATH": str(root / "site"),
-        "HF_HOME": str(root / "home"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": "2",
-    }

@@ -12,14 +12,13 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, SiglipConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import AutoTokenizer, SiglipConfig, SiglipTextModel
 
 from configuration_shirg import PRESETS, ShirgLavidaConfig, ShirgLavidaProcessor
 from fresh_process import ask_fresh
 from loopback_hub import Blob, Repo
-from modeling_shirg import ShirgGenerationConfig, ShirgLavidaForConditionalGeneration
+from modeling_shirg import ShirgLavidaForConditionalGeneration
 from modeling_shirg.conversion import convert_checkpoint
 from modeling_shirg.conversion.original_config import KNOWN_TOWERS
 from shirg_scripts.cli import main
@@ -32,7 +31,6 @@ BASE = FIXTURES / "tiny-siglip-so400m-patch14-384"
 GOLDEN = FIXTURES / "golden"
 QUESTION = "Describe the image in detail."
 TOWER = "model.vision_tower.vision_tower.vision_model."
-SCORED = ("shirg", "shirg-v1", "shirg-fixed", "shirg-mixed", "shirg-adaptive", "visionzip", "vispruner", "holov")
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +102,14 @@ def refused(match: str, source: Path | str, out: Path, *flags, **options) -> str
 
 
 def test_config_and_ids(converted):
-    config, saved = (kind.from_pretrained(converted) for kind in (ShirgLavidaConfig, ShirgGenerationConfig))
-    assert (config.prune_method, config.view_policy, config.patch_merge_type) == ("lavida", "anyres", "spatial_unpad")
+    config = ShirgLavidaConfig.from_pretrained(converted)
+    assert (config.prune_method, config.view_policy, config.pooled_grid_size) == ("lavida", "anyres", 14)
     assert config.image_grid_pinpoints == [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]]
-    assert config.pooled_grid_size == 14 and config.text_config.pad_token_id is None
     ids = ("image", "mask", "infill", "bos", "eos", "pad")
     assert [getattr(config, f"{name}_token_id") for name in ids] == [509, 500, 485, 480, 481, 481]
-    assert (config.vision_config.num_hidden_layers, config.vision_feature_layer) == (4, -2)
     assert AutoTokenizer.from_pretrained(converted).encode("<image>", add_special_tokens=False) == [509]
     assert str(FIXTURES) not in "".join(path.read_text() for path in converted.glob("*.json"))
-    assert saved.suppress_tokens == [] == load(converted)[0].generation_config.suppress_tokens
+    saved = load(converted)[0].generation_config
     assert (saved.max_new_tokens, saved.block_length, saved.step_ratio, saved.schedule) == (64, None, 0.5, "shift")
 
 
@@ -140,8 +136,6 @@ def test_without_a_base(tmp_path, converted, known_width):
     with torch.no_grad():
         logits = [each(**inputs, logits_to_keep=1).logits for each in (model, load(converted)[0])]
     assert torch.equal(*logits)
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "What is not here" in card and "What was grafted" not in card
 
 
 @pytest.mark.parametrize("prune_method", sorted(PRESETS))
@@ -154,42 +148,14 @@ def test_every_preset_converts_and_loads_whole(tmp_path, converted, prune_method
     assert saved.keys() == derived.keys() and (name not in saved or torch.equal(saved[name], derived[name]))
 
 
-def test_presets_that_score_by_the_pooling_head_need_the_base(tmp_path, known_width):
-    for prune_method in SCORED:
-        refused(
-            f"'{prune_method}' .*--vision_base",
-            ORIGINAL,
-            tmp_path / "out",
-            vision_base=None,
-            prune_method=prune_method,
-        )
-    convert_checkpoint(ORIGINAL, tmp_path / "out", prune_method="uniform")
-
-
 def test_dtype_and_shards(tmp_path, converted):
     out = tmp_path / "out"
     facts = convert_checkpoint(ORIGINAL, out, vision_base=BASE, dtype="bfloat16", max_shard_size="200KB")
-    index = json.loads((out / "model.safetensors.index.json").read_text())
-    files = sorted(path.name for path in out.glob("*.safetensors"))
-    assert facts["shards"] == len(files) > 3 and files == sorted(set(index["weight_map"].values()))
-    assert index["metadata"]["total_size"] == facts["bytes"] == 2 * facts["parameters"]
-    whole = load_file(converted / "model.safetensors")
-    for file in files:
-        with safe_open(out / file, "pt") as shard:
-            assert shard.metadata() == {"format": "pt"}
-            assert all(torch.equal(shard.get_tensor(name), whole[name].bfloat16()) for name in shard.keys())
-    assert {parameter.dtype for parameter in load(out)[0].parameters()} == {torch.bfloat16}
-
-
-def test_mixed_dtypes_stay_as_stored_and_float16_does_not_overflow(source, tmp_path):
-    norm = torch.ones(64, dtype=torch.bfloat16)
-    edit_tensors(source, **{"model.transformer.blocks.0.attn_norm.weight": norm})
-    assert convert_checkpoint(source, tmp_path / "out", vision_base=BASE)["dtype"] == "bfloat16, float32"
-    stored = load_file(tmp_path / "out" / "model.safetensors")
-    assert stored["model.language_model.layers.0.input_layernorm.weight"].dtype == torch.bfloat16
-    assert load(tmp_path / "out")[0].dtype == torch.float32
-    edit_tensors(source, **{"model.image_newline": torch.full((64,), 1e6)})
-    refused("model.image_newline .*1e[+]06.*65504", source, tmp_path / "other", dtype="float16")
+    assert facts["shards"] == len(list(out.glob("*.safetensors"))) > 3
+    shards, whole = load(out)[0].state_dict(), load(converted)[0].state_dict()
+    assert shards.keys() == whole.keys()
+    for name, tensor in shards.items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, whole[name].bfloat16()), name
 
 
 def test_tied_embeddings(source, tmp_path):
@@ -201,36 +167,29 @@ def test_tied_embeddings(source, tmp_path):
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-CANVASES = [[384, 768], [768, 384]]
 # Fields of the original config, `--pooled_grid_size`, and what the checkpoint was trained with.
+
+
+# Fields of the original config, `pooled_grid_size`, and what the checkpoint was trained with.
 VIEWS = [
     ({"image_aspect_ratio": "pad", "image_grid_pinpoints": None}, 0, ("pad", None, None)),
-    ({"image_aspect_ratio": "pad", "image_grid_pinpoints": None}, None, ("pad", None, 14)),
     ({"image_aspect_ratio": None, "image_grid_pinpoints": None}, None, ("square", None, 14)),
-    ({"image_grid_pinpoints": CANVASES}, None, ("anyres", CANVASES, 14)),
-    ({"image_grid_pinpoints": "[(384, 768), (768, 384)]"}, None, ("anyres", CANVASES, 14)),
+    ({"image_grid_pinpoints": "[(384, 768), (768, 384)]"}, None, ("anyres", [[384, 768], [768, 384]], 14)),
 ]
 
 
 @pytest.mark.parametrize(("fields", "pooled", "trained"), VIEWS)
-@pytest.mark.parametrize("prune_method", ["lavida", "shirg"])
-def test_preset_lavida_is_what_the_checkpoint_was_trained_with(
-    source, tmp_path, fields, pooled, trained, prune_method
-):
+def test_preset_lavida_is_what_the_checkpoint_was_trained_with(source, tmp_path, fields, pooled, trained):
     edit_json(source / "config.json", **fields)
-    options = {"vision_base": BASE, "prune_method": prune_method, "pooled_grid_size": pooled}
-    convert_checkpoint(source, tmp_path / "out", **options)
-    config = ShirgLavidaConfig.from_pretrained(tmp_path / "out")
-    config.with_preset("shirg").save_pretrained(tmp_path / "shirg")
-    restored = ShirgLavidaConfig.from_pretrained(tmp_path / "shirg", prune_method="lavida")
-    assert config.prune_method == prune_method
+    out = tmp_path / "out"
+    convert_checkpoint(source, out, vision_base=BASE, prune_method="shirg", pooled_grid_size=pooled)
+    config = ShirgLavidaConfig.from_pretrained(out)
+    assert config.prune_method == "shirg"
+    restored = ShirgLavidaConfig.from_pretrained(out, prune_method="lavida")
     for lavida in (restored, config.with_preset("lavida-980").with_preset("lavida")):
         assert (lavida.view_policy, lavida.image_grid_pinpoints, lavida.pooled_grid_size) == trained
         assert (lavida.patch_merge_type, lavida.fovea_size, lavida.selection_budget) == ("spatial_unpad", None, None)
         assert trained[0] == "anyres" or lavida.num_image_tokens == (trained[2] or 27) ** 2 + 1
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| views in training, of preset `lavida` | `{trained[0]}` |" in card
-    assert ("not pooled" in card) == (trained[2] is None)
 
 
 # What goes in
@@ -272,31 +231,28 @@ def test_a_broken_download_and_pickles(source, tmp_path, keep):
     refused("only safetensors", source, tmp_path / "out")
 
 
-def test_every_misfit_in_one_error(source, tmp_path):
-    edit_tensors(
-        source,
-        **{
-            "model.mm_projector.0.bias": None,
-            "model.transformer.blocks.1.q_proj.weight": None,
-            f"{TOWER}encoder.layers.0.mlp.fc1.weight": None,
-            "model.faster_token": torch.zeros(64),
-            "model.transformer.ln_f.weight": torch.zeros(65),
-            "model.transformer.blocks.2.attn_norm.weight": torch.zeros(64, dtype=torch.int8),
-        },
-    )
+def test_every_misfit_and_every_unsupported_setting_is_named_in_one_error(source, tmp_path):
+    misfits = {
+        "model.mm_projector.0.bias": None,
+        "model.transformer.blocks.1.q_proj.weight": None,
+        f"{TOWER}encoder.layers.0.mlp.fc1.weight": None,
+        "model.faster_token": torch.zeros(64),
+        "model.transformer.ln_f.weight": torch.zeros(65),
+        "model.transformer.blocks.2.attn_norm.weight": torch.zeros(64, dtype=torch.int8),
+    }
+    edit_tensors(source, **misfits)
     message = refused("3 missing:(.|\n)*1 unknown:(.|\n)*2 misshapen:", source, tmp_path / "out")
-    for part in ("mm_projector.0.bias", "q_proj", "fc1", "faster_token", "[65], the config needs [64]", "I8"):
-        assert part in message
-
-
-def test_every_unsupported_setting_in_one_error(source, tmp_path):
+    assert [part for part in (*misfits, "[65]", "[64]", "I8") if part not in message] == []
     wrong = {"alibi": True, "layer_norm_type": "default", "mm_projector_type": "linear", "rope_theta": "x"}
-    edit_json(source / "config.json", **wrong, n_heads=0, block_type=..., n_layers="3", d_model=...)
+    wrong |= {"n_heads": 0, "n_layers": "3", "block_type": None, "d_model": None}
+    edit_json(source / "config.json", **{name: ... if value is None else value for name, value in wrong.items()})
     message = refused("8 settings", source, tmp_path / "out")
-    for part in ("alibi=True", "layer_norm_type='default', supported: 'rms'", "block_type=None", "mm_projector_type"):
-        assert part in message
-    for part in ("n_heads=0", "rope_theta='x'", "n_layers='3'", "d_model=None"):
-        assert part in message
+    assert [name for name, value in wrong.items() if f"{name}={value!r}" not in message] == []
+
+
+def test_a_value_that_overflows_float16_is_refused(source, tmp_path):
+    edit_tensors(source, **{"model.image_newline": torch.full((64,), 1e6)})
+    refused("model.image_newline .*65504", source, tmp_path / "out", dtype="float16")
 
 
 def test_an_unconverted_checkpoint_names_the_command():
@@ -305,44 +261,48 @@ def test_an_unconverted_checkpoint_names_the_command():
             kind.from_pretrained(ORIGINAL)
 
 
-def test_missing_last_layers_of_the_known_tower_are_listed(source, tmp_path):
-    """A source with so400m's width in its vision tower, of which LaViDa kept 26 layers."""
-    sizes = {"hidden_size": 1152, "intermediate_size": 16, "image_size": 384, "patch_size": 14}
-    config = SiglipVisionConfig(**sizes, num_hidden_layers=26, num_attention_heads=16, vision_use_head=False)
-    with torch.device("meta"):
-        vision = SiglipVisionModel(config).state_dict()
-    tower = {TOWER + name: torch.zeros(each.shape, dtype=torch.float16) for name, each in vision.items()}
-    tensors = load_file(source / "model.safetensors")
-    tiny = dict.fromkeys(name for name in tensors if name.startswith(TOWER) and name not in tower)
-    edit_tensors(source, **{**tiny, **tower, "model.mm_projector.0.weight": torch.zeros(64, 1152)})
-    edit_json(source / "config.json", mm_hidden_size=1152)
-    convert_checkpoint(source, tmp_path / "whole")
-    edit_tensors(source, **dict.fromkeys(name for name in tower if "layers.25." in name))
-    refused("16 missing(.|\n)*encoder.layers.25.mlp.fc1.weight", source, tmp_path / "cut", vision_base=None)
-
-
 # The vision base and its text tower
 
+
+@pytest.mark.parametrize("prune_method", ["shirg", "shirg-v1", "shirg-fixed", "visionzip", "vispruner"])
+def test_presets_that_score_by_the_pooling_head_need_the_base(tmp_path, known_width, prune_method):
+    refused(
+        f"'{prune_method}' .*--vision_base", ORIGINAL, tmp_path / "out", vision_base=None, prune_method=prune_method
+    )
+
+
+# Fields of the base's config, of its text tower's, tensors; and what the error names.
 WRONG_BASES = [
-    ({"hidden_size": 32}, "hidden_size 32, needed 64"),
-    ({"num_hidden_layers": 3}, "num_hidden_layers 3, needed 4"),
-    ({"patch_size": 16, "image_size": 224}, "image_size 224, needed 384; patch_size 16, needed 14"),
-    ({"model_type": "clip"}, "model_type 'clip'"),
+    ({"hidden_size": 32}, {}, {}, "hidden_size 32, needed 64"),
+    ({"num_hidden_layers": 3}, {}, {}, "num_hidden_layers 3, needed 4"),
+    ({"patch_size": 16, "image_size": 224}, {}, {}, "image_size 224, needed 384; patch_size 16, needed 14"),
+    ({}, {"num_hidden_layers": 1}, {}, "16 unknown:\n  text_model.encoder.layers.1"),
+    ({}, {"projection_size": 32}, {}, "projection_size=32 .*hidden_size=64"),
+    ({}, {"vocab_size": 200}, {}, "257 ids, but relevance_text_config.vocab_size is 200|misshapen"),
+    ({}, {}, {"vision_model.head.probe": None}, "head.probe"),
+    ({}, {}, {"text_model.head.bias": None}, "text_model.head.bias"),
 ]
 
 
-@pytest.mark.parametrize(("fields", "says"), WRONG_BASES)
-def test_a_wrong_base(tmp_path, fields, says):
-    base = Path(shutil.copytree(BASE, tmp_path / "base"))
-    edit_json(base / "config.json", **fields)
-    refused(says, ORIGINAL, tmp_path / "out", vision_base=base)
+@pytest.mark.parametrize(("vision", "text", "tensors", "says"), WRONG_BASES)
+def test_a_wrong_base(tmp_path, siglip, vision, text, tensors, says):
+    base = Path(shutil.copytree(siglip, tmp_path / "base"))
+    whole = json.loads((base / "config.json").read_text())
+    towers = {"vision_config": whole["vision_config"] | vision, "text_config": whole["text_config"] | text}
+    edit_json(base / "config.json", **towers)
+    edit_tensors(base, **tensors)
+    refused(says, ORIGINAL, tmp_path / "out", vision_base=base, text_tower=True)
 
 
-def test_a_base_without_a_head_or_of_an_unknown_width(tmp_path):
-    base = Path(shutil.copytree(BASE, tmp_path / "base"))
-    edit_tensors(base, **{"vision_model.head.probe": None})
-    refused("head.probe .of the vision base.", ORIGINAL, tmp_path / "out", vision_base=base)
+def test_a_base_that_is_none_or_lacks_a_part(tmp_path, siglip):
+    base = Path(shutil.copytree(siglip, tmp_path / "base"))
     refused("width 64.*--vision_base", ORIGINAL, tmp_path / "out", vision_base=None)
+    refused("text_tower.*--vision_base", ORIGINAL, tmp_path / "out", vision_base=None, text_tower=True)
+    refused("'siglip_vision_model'", ORIGINAL, tmp_path / "out", text_tower=True)
+    (base / "tokenizer.json").unlink()
+    refused("no tokenizer.json", ORIGINAL, tmp_path / "out", vision_base=base, text_tower=True)
+    edit_json(base / "config.json", model_type="clip")
+    refused("model_type 'clip'", ORIGINAL, tmp_path / "out", vision_base=base)
 
 
 def test_text_tower(tmp_path, siglip, converted):
@@ -377,27 +337,6 @@ def test_what_siglips_tokenizer_class_does_in_python_is_done(tmp_path, siglip):
         convert_checkpoint(ORIGINAL, tmp_path / folder.name / "out", vision_base=folder, text_tower=True)
         tokenizer = ShirgLavidaProcessor.from_pretrained(tmp_path / folder.name / "out").relevance_tokenizer
         assert tokenizer.decode(tokenizer(" What's  IN it?")["input_ids"]) == decoded
-
-
-def test_text_tower_needs_a_whole_base(tmp_path, siglip):
-    out, base = tmp_path / "out", Path(shutil.copytree(siglip, tmp_path / "base"))
-    refused("text_tower.*--vision_base", ORIGINAL, out, vision_base=None, text_tower=True)
-    refused("a vision tower alone .model_type 'siglip_vision_model'", ORIGINAL, out, text_tower=True)
-    options = {"vision_base": base, "text_tower": True}
-    tower = json.loads((siglip / "config.json").read_text())["text_config"]
-    for fields, says in (
-        ({"num_hidden_layers": 1}, "16 unknown:\n  text_model.encoder.layers.1"),
-        ({"projection_size": 32}, "projection_size=32 .*hidden_size=64"),
-        ({"vocab_size": 200}, "257 ids, but relevance_text_config.vocab_size is 200|misshapen"),
-    ):
-        edit_json(base / "config.json", text_config={**tower, **fields})
-        refused(says, ORIGINAL, out, **options)
-    (base / "tokenizer.json").unlink()
-    refused("no tokenizer.json", ORIGINAL, out, **options)
-    shutil.copy(siglip / "tokenizer.json", base)
-    edit_json(base / "config.json", text_config=tower)
-    edit_tensors(base, **{"text_model.head.bias": None})
-    refused("1 missing:\n  text_model.head.bias .of the vision base", ORIGINAL, out, **options)
 
 
 # Where it goes
@@ -468,25 +407,22 @@ def test_command(tmp_path, siglip, capsys):
     arguments = ["convert", str(ORIGINAL), str(out), "--vision-base", str(siglip), "--prune-method", "shirg"]
     assert main([*arguments, "--text-tower", "--dtype", "bfloat16"]) == 0
     said = capsys.readouterr().out
-    assert "bfloat16 in 1 file, preset shirg" in said and "pooling head from whole, with its text tower" in said
+    assert [part for part in ("bfloat16", "preset shirg", "text tower") if part not in said] == []
     ask = ["ask", str(GOLDEN / "doc.png"), QUESTION, "--model", str(out), "--max_new_tokens", "4", "--json"]
     kept = []
     for relevance in ("siglip", "lm"):
         assert main([*ask, "--text_relevance", relevance]) == 0
         kept.append(json.loads(capsys.readouterr().out.splitlines()[-1])["kept"])
     assert kept[0] != kept[1]
-    assert main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "other")]) == 2
-    assert "There is no folder" in capsys.readouterr().err
 
 
 def test_from_the_hub(hub, tmp_path):
-    card = b"---\nlicense: other\nlicense_name: some-licence\n---\n# A model\n"
-    commits = {}
+    card, commits = Blob(b"---\nlicense: other\nlicense_name: some-licence\n---\n# A model\n"), {}
     for name, folder in (("tester/lavida", ORIGINAL), ("tester/siglip", BASE)):
         tree = {path.name: Blob(path.read_bytes(), lfs=path.suffix == ".safetensors") for path in folder.iterdir()}
-        tree |= {"README.md": Blob(card), "optimizer.bin": Blob(b"pickle"), "old/model.safetensors": Blob(b"old")}
-        hub.repos["models", name] = repo = Repo("models", name)
-        commits[name] = repo.commit("main", tree)
+        tree |= {"README.md": card, "optimizer.bin": Blob(b"pickle"), "old/model.safetensors": Blob(b"old")}
+        hub.repos[name] = Repo(name)
+        commits[name] = hub.repos[name].commit("main", tree)
     command = [sys.executable, "-m", "shirg_scripts.cli", "convert", "tester/lavida"]
     settings = {"cwd": tmp_path, "env": {**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home")}}
     for words, status in (("out --vision_base tester/siglip", 0), ("other --revision nope", 2)):

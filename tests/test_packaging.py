@@ -27,16 +27,13 @@ def wheel(tmp_path_factory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_nothing_lands_under_a_foreign_name(wheel):
-    files = zipfile.ZipFile(wheel).namelist()
+def test_nothing_lands_under_a_foreign_name_and_the_command_is_declared(wheel):
+    archive = zipfile.ZipFile(wheel)
+    files = archive.namelist()
     assert {name.split("/")[0] for name in files if ".dist-info/" not in name} == TOP_LEVEL
     assert "modeling_shirg/evaluation/metrics/anls/anls.py" in files
-
-
-def test_the_command_is_declared(wheel):
-    archive = zipfile.ZipFile(wheel)
-    (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    declared = archive.read(name).decode()
+    (entry_points,) = [name for name in files if name.endswith("entry_points.txt")]
+    declared = archive.read(entry_points).decode()
     assert "[console_scripts]\nshirg = shirg_scripts.cli:main" in declared
     assert "[lmms_eval.models]\nshirg = modeling_shirg.evaluation.lmms_eval_model:manifest" in declared
 

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from command_runs import contents
 from fresh_process import run_fresh
 from loopback_hub import Blob
 from modeling_shirg import ShirgLavidaForConditionalGeneration
-from modeling_shirg.publishing.publications import publishable
 from shirg_scripts.cli import main
 from tiny_model import QUESTIONS, noise_image, tiny_config, tiny_model
 
@@ -158,7 +155,7 @@ with torch.no_grad():
 def test_a_stranger_loads_the_adapter_by_its_card_alone_and_again_offline(published, run, tmp_path):
     noise_image(5).save(tmp_path / "photo.png")
     card = card_of(published, "tester/charts", "v2")
-    assert pinned(card) in published.repos["models", "tester/charts"].commits
+    assert pinned(card) in published.repos["tester/charts"].commits
     home = {"HF_HOME": str(tmp_path / "home")}
     run_fresh(STRANGER.format(work=str(tmp_path), card="\n".join(code_of(card))), env=published.env | home)
     for name, logits in load_file(tmp_path / "logits.safetensors").items():
@@ -167,41 +164,20 @@ def test_a_stranger_loads_the_adapter_by_its_card_alone_and_again_offline(publis
     run_fresh(OFFLINE.format(work=str(tmp_path), card=code_of(card)[0]), env=offline)
 
 
-@pytest.mark.slow
-def test_the_pipeline_and_the_command_take_the_adapter_from_the_hub(online, base, run, tmp_path):
-    push(base, "tester/base")
-    push(run.folder, "tester/charts", "--base", "tester/base")
-    noise_image(5).save(tmp_path / "photo.png")
-    code = f"""
-from transformers import pipeline
-ask = pipeline("image-text-to-text", model="tester/charts", processor="tester/charts", trust_remote_code=True)
-content = [{{"type": "image", "path": {str(tmp_path / "photo.png")!r}}}, {{"type": "text", "text": "Which?"}}]
-chat = [{{"role": "user", "content": content}}]
-print(repr(ask(text=chat, max_new_tokens=8, return_full_text=False)[0]["generated_text"].strip()))
-"""
-    answer = run_fresh(code, env=online.env).strip().splitlines()[-1]
-    words = ["ask", str(tmp_path / "photo.png"), "Which?", "--model", "tester/charts", "--max_new_tokens", "8"]
-    environment = os.environ | online.env | {"HF_HOME": str(tmp_path / "home")}
-    asked = subprocess.run(
-        [sys.executable, "-m", "shirg_scripts.cli", *words], env=environment, capture_output=True, text=True
-    )
-    assert repr(asked.stdout.strip()) == answer, asked.stderr
-
-
 def test_the_adapter_repository_names_its_base_and_holds_nothing_of_this_machine(published, run, base):
     files = published.files("tester/charts", revision="v2")
     assert {name for name in files if not name.endswith("_shirg.py")} >= ADAPTER_FILES
-    head = published.repos["models", "tester/base"].branches["main"]
+    head = published.repos["tester/base"].branches["main"]
     config, report = (json.loads(files[name]) for name in ("adapter_config.json", "run.json"))
     assert (config["base_model_name_or_path"], config["revision"]) == ("tester/base", head)
     assert report["base_model"] == run.report["base_model"] | {"name_or_path": "tester/base", "revision": head}
-    assert report["command"] == "shirg train --model my-base --hub_token *** --output_dir charts"
+    assert report["command"] == "shirg train --model my-base --hub_token *** --token=*** hf_*** --output_dir charts"
     changed = {name for name in report if report[name] != run.report[name]}
     assert changed == {"base_model", "command", "data"}
     for name, content in files.items():
         of_this_machine = (b"hf_very", b"/data/ada", str(base.parent).encode())
         assert name.endswith(".py") or not any(part in content for part in of_this_machine), name
-    private = [published.repos["models", f"tester/{name}"].private for name in ("charts", "base")]
+    private = [published.repos[f"tester/{name}"].private for name in ("charts", "base")]
     assert private == [True, False]
 
 
@@ -214,23 +190,17 @@ def test_the_card_says_what_the_report_says(published):
     results = [(result.dataset_type, result.metric_type, result.metric_value) for result in data.eval_results]
     assert results == [("charts", "exact_match", 0.625), ("lmms-lab/ChartQA", "relaxed_accuracy", 0.375)]
     said = [
-        f"`{report['base_model']['revision']}`",
         "| system | `shirg-v1`, `selection_budget=100` |",
-        "num_image_tokens 164",
         "| footprint | `charts`, LoRA rank 4, alpha 8 |",
         f"| trained weights | {report['trainable']['total']:,} (1.25% of the base's) |",
         "| `model.multi_modal_projector.linear_2` | 1,251 |",
         "| rows:charts.jsonl | charts.jsonl | 0.75 | 4,321 | 17 |",
-        "| tester/scenes | tester/scenes, config=DocVQA | 0.25 | 1,234 | 0 |",
         "| steps, epochs, effective batch | 240, 1.5, 16 |",
         "| best step, validation loss, training loss | 180, 1.234, 1.346 |",
-        "| charts | exact_match | 0.625 | 0.591 to 0.658 | 808 | - | - |",
         "| ChartQA | relaxed_accuracy | 0.375 | 0.356 to 0.394 | 2,500 | - | - |",
         "torch 2.13.0",
-        "processes 2",
-        "Toy-scale: views of 192 pixels",
-        report["base_model"]["fingerprint"],
-        "licence `apache-2.0`",
+        "Toy-scale",
+        *(report["base_model"][name] for name in ("revision", "fingerprint")),
     ]
     assert [text for text in said if text not in card] == []
 
@@ -301,15 +271,14 @@ def test_a_checkpoint_keeps_its_own_card(online, tmp_path):
 @pytest.mark.parametrize(
     ("named", "says"),
     [
-        (None, "is a local folder.*--base REPO_ID.*--merge"),
-        ("tester/other", "other weights than the run was trained on"),
-        ("tester/nowhere", "tester/nowhere"),
-        ("tester/other@nothing", "nothing"),
-        ("a/b/c", "a/b/c"),
+        ((), "(?s)is a local folder.*--base REPO_ID.*--merge"),
+        (("--base", "tester/other"), "other weights than the run was trained on"),
+        (("--base", "tester/nowhere"), "tester/nowhere"),
+        (("--base", "tester/other@nothing"), "nothing"),
     ],
 )
 def test_a_base_that_is_not_the_runs_is_refused(untouched, run, refused, named, says):
-    assert re.search(says, refused(run.folder, "tester/charts", *(["--base", named] if named else [])), re.DOTALL)
+    assert re.search(says, refused(run.folder, "tester/charts", *named))
 
 
 def unfinished(run, folder: Path) -> Path:
@@ -347,60 +316,46 @@ def test_of_an_unfinished_run_a_complete_checkpoint_is_published(online, base, r
     assert "Nothing was evaluated with these weights" in card and "eval_results" not in ModelCard(card).data.to_dict()
 
 
-def edited_weights(run, folder: Path, edit) -> Path:
-    tensors = load_file(run.folder / WEIGHTS)
-    save_file(edit(tensors), copy_folder(run.folder, folder) / WEIGHTS, metadata={"format": "pt"})
-    return folder
-
-
 def test_broken_runs_are_refused(untouched, run, refused, tmp_path):
-    last = max(load_file(run.folder / WEIGHTS))
-    lost = edited_weights(run, tmp_path / "lost", lambda tensors: {**tensors, last: tensors[last] * torch.nan})
+    tensors = load_file(run.folder / WEIGHTS)
+    last = max(tensors)
+    lost, partial, broken = (copy_folder(run.folder, tmp_path / name) for name in ("lost", "partial", "broken"))
+    save_file({**tensors, last: tensors[last] * torch.nan}, lost / WEIGHTS, metadata={"format": "pt"})
     for flags in (["--merge"], ["--base", "tester/other"]):
         assert f"{last} holds values that are not finite" in refused(lost, "tester/charts", *flags)
-    partial = edited_weights(
-        run, tmp_path / "partial", lambda tensors: {name: tensors[name] for name in tensors if POSITIONS not in name}
-    )
+    without = {name: tensors[name] for name in tensors if POSITIONS not in name}
+    save_file(without, partial / WEIGHTS, metadata={"format": "pt"})
     assert POSITIONS in refused(partial, "tester/charts", "--merge")
-    broken = copy_folder(run.folder, tmp_path / "broken")
     report = {name: fact for name, fact in run.report.items() if name != "footprint"}
-    for file, content, says in (
-        ("config.json", "{}", "both adapter_config.json and config.json"),
-        ("run.json", json.dumps(report), "footprint"),
-        ("run.json", None, "no run.json"),
-    ):
-        (broken / file).write_text(content) if content else (broken / file).unlink()
-        assert says in refused(broken, "tester/charts", "--merge")
-        (broken / "config.json").unlink(missing_ok=True)
-    (copy_folder(run.folder, tmp_path / "empty") / "adapter_config.json").unlink()
-    assert "no adapter_config.json" in refused(tmp_path / "empty", "tester/charts", "--merge")
-    assert "neither adapter_config.json nor config.json" in refused(tmp_path / "nowhere", "tester/charts")
+    (broken / "run.json").write_text(json.dumps(report))
+    assert "footprint" in refused(broken, "tester/charts", "--merge")
+    for name in ("run.json", "adapter_config.json"):
+        (broken / name).unlink()
+        assert f"no {name}" in refused(broken, "tester/charts", "--merge")
+        shutil.copy(run.folder / name, broken)
 
 
 def test_broken_checkpoints_are_refused(untouched, base, refused, tmp_path):
     folder = copy_folder(base, tmp_path / "cut")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
-    assert "model.safetensors" in refused(folder, "tester/charts")
-    weights.unlink()
-    assert "model.safetensors" in refused(folder, "tester/charts")
-    (folder / "modeling_shirg_lavida.py").unlink()
-    assert "has no modeling_shirg_lavida.py" in refused(folder, "tester/charts")
+    assert weights.name in refused(folder, "tester/charts")
+    for missing in (weights, folder / "modeling_shirg_lavida.py"):
+        missing.unlink()
+        assert missing.name in refused(folder, "tester/charts")
 
 
 # Half a push, and the push after another
 
 
-@pytest.mark.parametrize(
-    "broken", ["PUT /lfs/", "POST .*/lfs/objects/batch", "POST .*/commit/", "POST .*/preupload/", "GET /api/models/"]
-)
+@pytest.mark.parametrize("broken", ["PUT /lfs/", "POST .*/commit/", "POST .*/preupload/", "GET /api/models/"])
 def test_a_push_that_fails_leaves_the_repository_as_it_was(online, base, run, broken, refused):
     push(base, "tester/charts")
-    before = online.repos["models", "tester/charts"].branches.copy(), online.files("tester/charts")
+    before = online.repos["tester/charts"].branches.copy(), online.files("tester/charts")
     online.broken = (broken, 1)
     refused(run.folder, "tester/charts", "--merge")
     online.broken = None
-    assert (online.repos["models", "tester/charts"].branches, online.files("tester/charts")) == before
+    assert (online.repos["tester/charts"].branches, online.files("tester/charts")) == before
     assert not list(Path(tempfile.gettempdir()).glob("shirg-push-*"))
 
 
@@ -432,7 +387,7 @@ def test_a_push_is_one_commit_and_then_the_pin(online, base, refused, monkeypatc
 def test_a_push_replaces_the_model_before_it_and_nothing_else(online, base, run):
     push(base, "tester/base")
     push(base, "tester/charts")
-    repo, notes = online.repos["models", "tester/charts"], Blob(b"notes")
+    repo, notes = online.repos["tester/charts"], Blob(b"notes")
     mine = {"notes.txt": notes, "model/old.safetensors": notes}
     repo.commit("main", {**repo.commits[repo.branches["main"]], **mine})
     of_model, of_adapter = {"model.safetensors", "config.json"}, {WEIGHTS, "adapter_config.json"}
@@ -446,25 +401,10 @@ def test_a_push_replaces_the_model_before_it_and_nothing_else(online, base, run)
 
 def test_a_run_on_a_hub_base_needs_no_flag(online, base, run, tmp_path):
     push(base, "tester/base")
-    head = online.repos["models", "tester/base"].branches["main"]
+    head = online.repos["tester/base"].branches["main"]
     named = {**run.report["base_model"], "name_or_path": "tester/base", "revision": head}
     folder = change_report(run, tmp_path / "run", base_model=named)
     push(copy_folder(base, tmp_path / "new"), "tester/base", "--licence", "mit")
-    assert online.repos["models", "tester/base"].branches["main"] != head
+    assert online.repos["tester/base"].branches["main"] != head
     push(folder, "tester/charts", "--token", os.environ["HF_TOKEN"])
     assert json.loads(online.files("tester/charts")["adapter_config.json"])["revision"] == head
-
-
-def test_what_is_this_machines_own_is_not_told():
-    report = {
-        "command": "torchrun /home/ada/.venv/bin/shirg train --data rows:/data/x.jsonl,images=/data/i.zip --lr 1/2",
-        "data": [{"source": "~/rows/a.json"}, {"source": "https://huggingface.co/datasets/a/b"}, {"source": "a/b"}],
-        "flags": "--hub_token=abc --token abc hf_abcdefgh",
-        "count": 3,
-    }
-    assert publishable(report) == {
-        "command": "torchrun shirg train --data rows:x.jsonl,images=i.zip --lr 1/2",
-        "data": [{"source": "a.json"}, {"source": "https://huggingface.co/datasets/a/b"}, {"source": "a/b"}],
-        "flags": "--hub_token=*** --token *** hf_***",
-        "count": 3,
-    }
