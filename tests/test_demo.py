@@ -315,7 +315,7 @@ def test_ask_watch_and_see(browser, address, loaded):
     assert "245 image tokens · 181 of 256 patches kept · 8 steps" in page.locator("#answer-0 .facts").inner_text()
     captions = page.locator("#gallery-0 .caption-label")
     captions.nth(1).wait_for()
-    assert captions.all_inner_texts() == ["kept patches", "scores, yellow is highest"]
+    assert captions.all_inner_texts() == ["kept patches", "yellow: high score"]
     page.wait_for_function("[...document.querySelectorAll('#gallery-0 img')].every(each => each.naturalWidth > 0)")
     assert not errors
     assert not [url for url in outside if not url.startswith((address, "data:", "blob:"))]

@@ -86,7 +86,7 @@ class DemoPage:
     def _lay_out_panel(self, number: int) -> tuple[gr.Column, gr.HTML, gr.Gallery]:
         with gr.Column(min_width=300, visible=number == 0, elem_id=f"panel-{number}") as column:
             told = gr.HTML(elem_id=f"answer-{number}")
-            shown = {"show_label": False, "visible": False, "columns": 2, "interactive": False}
+            shown = {"show_label": False, "visible": False, "columns": 2, "interactive": False, "height": "auto"}
             gallery = gr.Gallery(**shown, buttons=["fullscreen"], elem_id=f"gallery-{number}", elem_classes="gallery")
         return column, told, gallery
 

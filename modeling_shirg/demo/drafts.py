@@ -133,7 +133,7 @@ def pictures(result: Result) -> list[tuple[Image.Image, str]]:
     shown = [(answer.overlay(result.image), "views" if answer.outputs.kept_indices is None else "kept patches")]
     if scores is not None:
         boxes_N4 = answer.inputs["patch_boxes"][0, -scores.shape[1] :].cpu().numpy()
-        shown.append((draw_scores(result.image, boxes_N4, scores[0].cpu().numpy()), "scores, yellow is highest"))
+        shown.append((draw_scores(result.image, boxes_N4, scores[0].cpu().numpy()), "yellow: high score"))
     return shown
 
 
