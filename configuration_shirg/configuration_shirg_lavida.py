@@ -114,7 +114,7 @@ class ShirgLavidaConfig(PreTrainedConfig):
     merge_threshold: int | float = 0.05  # difference of scores below which fixed merges neighbours
     variance_weight: int | float = 1 / 3  # this and the next: weights of the edge score of mixed
     edge_weight: int | float = 1 / 3
-    selection_temperature: int | float = 0.15  # T of the reported probabilities softmax(score / T)
+    selection_temperature: int | float = 0.15  # T of softmax(score / T), for adaptive and Gumbel noise
     selection_mass: int | float = 0.8  # share of their mass that adaptive keeps
     selection_seed: int = 0  # of random
     coverage: bool = True  # whether fixed and mixed keep a token of every block or region

@@ -118,7 +118,7 @@ class LoopbackHub:
 
     def __enter__(self) -> "LoopbackHub":
         routes = [Route(path, self._endpoint(handler), methods=[method]) for method, path, handler in ROUTES]
-        self.endpoint = self._stack.enter_context(serving(Starlette(routes=routes)))
+        self.endpoint = self._stack.enter_context(serving(_as_models(Starlette(routes=routes))))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,6 +179,18 @@ class LoopbackHub:
         writes = request.method == "POST" and request.url.path != "/api/validate-yaml"
         if not known and (hidden or writes):
             raise HubError(401, "Invalid credentials in Authorization header", "RepoNotFound" if hidden else "")
+
+
+def _as_models(app: Starlette) -> Callable:
+    """The application, with data sets in the same namespace as models."""
+
+    async def served(scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].replace("/api/datasets/", "/api/models/").removeprefix("/datasets")
+            scope = {**scope, "path": path}
+        await app(scope, receive, send)
+
+    return served
 
 
 def repo_of(hub: LoopbackHub, request: Request) -> Repo:

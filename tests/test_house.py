@@ -33,7 +33,7 @@ ABOVE = {
     "configuration_shirg": 1434,
     "modeling_shirg": 3187,
     "modeling_shirg/training": 2313,
-    "tests": 13277,
+    "tests": 13289,
 }
 # Of these folders only the files directly inside are counted: the rest has budgets of its own.
 FLAT = ("configuration_shirg", "modeling_shirg")
